@@ -1,0 +1,97 @@
+"""Checks of arguments: each raises `ValueError` naming the argument and its value.
+
+Every function takes its arguments by keyword so that the message can name them:
+`_check.positive(step_size=step_size)`. Traced values pass unchecked: inside `jit` a value is
+known only when it is too late to raise.
+"""
+
+import jax
+import numpy as np
+
+_SIMPLEX_TOLERANCE = 1e-4
+_ROUNDING = 1e-6
+
+
+def positive(**values):
+    """Raises `ValueError` unless every value holds finite numbers above 0 only."""
+    _require(values, "positive", lambda value: np.all(np.isfinite(value) & (value > 0)))
+
+
+def non_negative(**values):
+    """Raises `ValueError` unless every value holds finite numbers of at least 0 only."""
+    _require(values, "at least 0", lambda value: np.all(np.isfinite(value) & (value >= 0)))
+
+
+def at_least(minimum, **values):
+    """Raises `ValueError` unless every value is a whole number of at least `minimum`."""
+    _require(
+        values,
+        f"a whole number of at least {minimum}",
+        lambda value: value == int(value) and value >= minimum,
+    )
+
+
+def fraction(**values):
+    """Raises `ValueError` unless every value lies in [0, 1)."""
+    _require(values, "in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def one_of(options, **values):
+    """Raises `ValueError` unless every value is one of `options`."""
+    for name, value in values.items():
+        if value not in options:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, options))}, got {value}")
+
+
+def simplex(**values):
+    """Raises `ValueError` unless every value is a vector of probabilities."""
+
+    def is_simplex(value):
+        value = np.asarray(value)
+        on_simplex = np.all(value >= 0) and abs(value.sum() - 1) <= _SIMPLEX_TOLERANCE
+        return value.ndim == 1 and value.size > 0 and on_simplex
+
+    _require(values, "on the simplex (non-negative, summing to 1)", is_simplex)
+
+
+def increasing(**values):
+    """Raises `ValueError` unless every value is a pair of numbers, the first below the second."""
+    _require(values, "a pair (low, high) with low < high", lambda pair: pair[0] < pair[1])
+
+
+def within(low, high, **values):
+    """Raises `ValueError` unless every value holds numbers of [low, high] only; NaN never does."""
+    for name, value in values.items():
+        if not isinstance(value, jax.core.Tracer):
+            lowest, highest = float(np.min(value)), float(np.max(value))
+            if not (low - _ROUNDING <= lowest and highest <= high + _ROUNDING):
+                raise ValueError(
+                    f"{name} must lie in [{low}, {high}], got values from {lowest} to {highest}"
+                )
+
+
+def non_empty(num_axes, **values):
+    """Raises `ValueError` unless every array has `num_axes` axes, none of size 0."""
+    for name, value in values.items():
+        if np.ndim(value) != num_axes or 0 in np.shape(value):
+            raise ValueError(
+                f"{name} must have {num_axes} axes, none empty, got {list(np.shape(value))}"
+            )
+
+
+def shape(expected, **values):
+    """Raises `ValueError` unless every array has the `expected` shape; `None` fits any size."""
+    for name, value in values.items():
+        fits = len(expected) == np.ndim(value) and all(
+            want is None or want == size
+            for want, size in zip(expected, np.shape(value), strict=True)
+        )
+        if not fits:
+            text = ", ".join("any" if size is None else str(size) for size in expected)
+            raise ValueError(f"{name} must have shape [{text}], got {list(np.shape(value))}")
+
+
+def _require(values, description, holds):
+    for name, value in values.items():
+        if not isinstance(value, jax.core.Tracer) and not holds(value):
+            raise ValueError(f"{name} must be {description}, got {value}")

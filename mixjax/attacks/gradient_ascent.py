@@ -1,0 +1,135 @@
+"""Attacks that climb a loss along its gradient inside a ball: FGSM and PGD.
+
+They never ask what the loss is: one network's cross-entropy, the expected loss of a mixture, its
+mean probability or a TRADES divergence are all a `loss_fn`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mixjax import _check
+from mixjax.threats import Threat
+from mixjax.typing import Array, Bounds, Key, LossFn
+
+
+class AttackInfo(NamedTuple):
+    """What an attack on one example saw.
+
+    Attributes:
+      loss: `[]` loss at the returned point.
+      first_loss: `[]` loss at the starting point.
+      num_zero_gradients: `[]` number of steps at which the gradient was exactly zero: where it
+        equals the number of steps, the attack never moved and its verdict is worthless.
+    """
+
+    loss: Array
+    first_loss: Array
+    num_zero_gradients: Array
+
+
+def fgsm(
+    loss_fn: LossFn, x: Array, threat: Threat, *, bounds: Bounds = (0.0, 1.0)
+) -> tuple[Array, AttackInfo]:
+    r"""Fast gradient (sign) method: `x + epsilon * steepest(grad)`, one step to the boundary.
+
+    Args:
+      loss_fn: `[...] -> []`, what the attacker raises.
+      x: `[...]` one input, inside `bounds`.
+      threat: the allowed perturbations, in the units of `x`.
+      bounds: lowest and highest value of an input.
+
+    Returns:
+      The `[...]` attacked input, within `bounds`, and an `AttackInfo`. The step is taken whether
+      or not it raises the loss: that is the method.
+
+    References:
+      Goodfellow et al., Explaining and harnessing adversarial examples, 2015.
+    """
+    _check.increasing(bounds=bounds)
+    first_loss, gradient = _value_and_grad(loss_fn, x)
+    x_adv = _move(x, threat.epsilon * threat.steepest(gradient), threat, bounds)
+    return x_adv, AttackInfo(loss_fn(x_adv), first_loss, _is_zero(gradient))
+
+
+def pgd(
+    key: Key,
+    loss_fn: LossFn,
+    x: Array,
+    threat: Threat,
+    *,
+    num_steps: int,
+    step_size: float | Array,
+    random_start: bool = True,
+    start: Threat | None = None,
+    bounds: Bounds = (0.0, 1.0),
+) -> tuple[Array, AttackInfo]:
+    r"""Projected gradient ascent: `delta <- P(delta + step_size * steepest(grad))`.
+
+    Args:
+      key: random key of the start; consumed.
+      loss_fn: `[...] -> []`, what the attacker raises.
+      x: `[...]` one input, inside `bounds`.
+      threat: the allowed perturbations, in the units of `x`.
+      num_steps: number of gradient steps, static.
+      step_size: length of one step in the threat's norm, units of `x`.
+      random_start: start at a random point instead of at `x`.
+      start: ball in which the random start is uniform; that of `threat` if None. A divergence
+        from the clean output has no gradient at `x`, and TRADES starts just beside it.
+      bounds: lowest and highest value of an input.
+
+    Returns:
+      The `[...]` input of highest loss among the `num_steps + 1` points visited, within `bounds`
+      and within the threat up to rounding, and an `AttackInfo`.
+
+    Raises:
+      ValueError: if `num_steps` or `step_size` is not positive.
+
+    References:
+      Madry et al., Towards deep learning models resistant to adversarial attacks, 2018. There the
+      last point is returned; the best one is never a weaker attack.
+    """
+    _check.at_least(1, num_steps=num_steps)
+    _check.positive(step_size=step_size)
+    _check.increasing(bounds=bounds)
+    first = x
+    if random_start:
+        first = _move(x, (start or threat).sample(key, x.shape), threat, bounds)
+
+    def step(carry, _):
+        point, best, best_loss, num_zero_gradients = carry
+        loss, gradient = _value_and_grad(loss_fn, point)
+        best, best_loss = _keep_higher(best, best_loss, point, loss)
+        delta = point - x + step_size * threat.steepest(gradient)
+        point = _move(x, delta, threat, bounds)
+        return (point, best, best_loss, num_zero_gradients + _is_zero(gradient)), loss
+
+    lowest = jnp.full((), -jnp.inf, jax.eval_shape(loss_fn, x).dtype)
+    carry = (first, first, lowest, jnp.zeros((), jnp.int32))
+    (last, best, best_loss, num_zero_gradients), losses = jax.lax.scan(
+        step, carry, length=num_steps
+    )
+    best, best_loss = _keep_higher(best, best_loss, last, loss_fn(last))
+    return best, AttackInfo(best_loss, losses[0], num_zero_gradients)
+
+
+def _value_and_grad(loss_fn, point):
+    # A step along NaN would leave the inputs altogether; such coordinates stay where they are.
+    loss, gradient = jax.value_and_grad(loss_fn)(point)
+    return loss, jnp.nan_to_num(gradient)
+
+
+def _move(x, delta, threat, bounds):
+    """`x + P(delta)` within `bounds`; clipping towards an `x` inside them stays in the ball."""
+    return jnp.clip(x + threat.project(delta), *bounds)
+
+
+def _keep_higher(best, best_loss, point, loss):
+    # A NaN loss counts as the highest: hiding it would report a broken network as robust.
+    higher = (loss > best_loss) | jnp.isnan(loss)
+    return jnp.where(higher, point, best), jnp.where(higher, loss, best_loss)
+
+
+def _is_zero(gradient):
+    return jnp.all(gradient == 0).astype(jnp.int32)

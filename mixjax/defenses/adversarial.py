@@ -1,0 +1,64 @@
+"""What adversarial training and TRADES minimise, and what their attackers raise.
+
+Both are functions of one member's logits on one example; a mixture takes their expectation over
+members, and a single classifier is the mixture of one.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mixjax import _check, losses
+from mixjax.typing import Array
+
+
+class Objective(NamedTuple):
+    """The two losses of an adversarially trained member, each `[]` from logits `[C]`.
+
+    Attributes:
+      attack_loss: `(clean_logits, logits, label) -> []`, what the attacker raises.
+      train_loss: `(clean_logits, logits, label) -> []`, what the member minimises.
+      uses_clean: whether `train_loss` needs the logits on clean inputs: a second forward pass.
+    """
+
+    attack_loss: Callable[[Array, Array, Array], Array]
+    train_loss: Callable[[Array, Array, Array], Array]
+    uses_clean: bool
+
+
+def adversarial_training() -> Objective:
+    """Cross-entropy on the attacked input, for both players.
+
+    References:
+      Madry et al., Towards deep learning models resistant to adversarial attacks, 2018.
+    """
+
+    def cross_entropy(clean_logits, logits, label):
+        del clean_logits
+        return losses.cross_entropy(logits, label)
+
+    return Objective(cross_entropy, cross_entropy, uses_clean=False)
+
+
+def trades(beta: float = 6.0) -> Objective:
+    """`CE(x) + beta KL(p(x) || p(x'))` against an attacker who raises the divergence.
+
+    Args:
+      beta: weight of the divergence, at least 0.
+
+    Raises:
+      ValueError: if `beta` is negative.
+
+    References:
+      Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019.
+    """
+    _check.non_negative(beta=beta)
+
+    def attack_loss(clean_logits, logits, label):
+        del label
+        return losses.trades(clean_logits, logits)
+
+    def train_loss(clean_logits, logits, label):
+        divergence = losses.trades(clean_logits, logits)
+        return losses.cross_entropy(clean_logits, label) + beta * divergence
+
+    return Objective(attack_loss, train_loss, uses_clean=True)

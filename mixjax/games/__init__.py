@@ -1,0 +1,14 @@
+"""Solvers of the game between a mixture's weights and the attacker's choice of points.
+
+`losses [N, M, L]` hold the loss of each of `L` members on `N` examples at `M` candidate attacks.
+"""
+
+from mixjax.games.weights import (
+    adversarial_risk,
+    entropic,
+    entropic_risk,
+    oracle,
+    projected_subgradient,
+)
+
+__all__ = ["adversarial_risk", "entropic", "entropic_risk", "oracle", "projected_subgradient"]

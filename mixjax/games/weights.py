@@ -1,0 +1,191 @@
+"""The weights of a mixture against an attacker who picks one of `M` candidates per example.
+
+Both algorithms minimise a convex risk over the simplex: `oracle` the adversarial risk itself, by
+projected subgradient steps; `entropic` its smooth relaxation, by accelerated gradient steps.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mixjax import _check
+from mixjax.typing import Array
+
+
+def adversarial_risk(weights: Array, losses: Array) -> Array:
+    """`mean_n max_m sum_k weights_k losses_nmk`, the risk under the best candidate per example.
+
+    Args:
+      weights: `[L]` probabilities of the members.
+      losses: `[N, M, L]` losses of the members at the candidates.
+
+    Returns:
+      `[]` risk, in the units of the losses.
+    """
+    return jnp.mean(jnp.max(losses @ weights, axis=1))
+
+
+def entropic_risk(weights: Array, losses: Array, temperature: float | Array) -> Array:
+    """`mean_n alpha_n log mean_m exp(sum_k weights_k losses_nmk / alpha_n)`.
+
+    Per example it lies between `max_m - alpha log M` and `max_m` of the expected losses.
+
+    Args:
+      weights: `[L]` probabilities of the members.
+      losses: `[N, M, L]` losses of the members at the candidates.
+      temperature: `[]` or `[N]`, the `alpha` above, positive, in the units of the losses.
+
+    Returns:
+      `[]` risk, in the units of the losses: convex and smooth in `weights`.
+
+    Raises:
+      ValueError: if `temperature` is not positive.
+
+    References:
+      Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
+    """
+    _check.positive(temperature=temperature)
+    alpha = jnp.broadcast_to(temperature, losses.shape[:1])
+    scaled = (losses @ weights) / alpha[:, None]
+    log_mean = jax.nn.logsumexp(scaled, axis=1) - np.log(losses.shape[1])
+    return jnp.mean(alpha * log_mean)
+
+
+def oracle(losses: Array, *, num_steps: int, loss_bound: float = 1.0) -> tuple[Array, Array]:
+    """Algorithm 1: `weights <- P(weights - eta g)`, `g` the mean losses under the best response.
+
+    From uniform weights with `eta = 2 / (loss_bound sqrt(L num_steps))`; the adversarial risk of
+    the returned weights is within `2 loss_bound sqrt(L) / sqrt(num_steps)` of the least one.
+
+    Args:
+      losses: `[N, M, L]` losses of the members at the candidates, within [0, `loss_bound`].
+      num_steps: number of best responses, static.
+      loss_bound: largest possible loss.
+
+    Returns:
+      The `[L]` weights of least risk among those visited, and the `[num_steps]` adversarial risks
+      in the order of the visits, the first being that of uniform weights.
+
+    Raises:
+      ValueError: if `losses` is not `[N, M, L]` or leaves its bounds, or a number is not positive.
+
+    References:
+      Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, algorithm 1.
+    """
+    _check_losses(losses, loss_bound)
+
+    def best_response(weights, _):
+        worst = jnp.argmax(losses @ weights, axis=1)
+        return jnp.mean(jnp.take_along_axis(losses, worst[:, None, None], axis=1)[:, 0], axis=0)
+
+    return projected_subgradient(
+        best_response, _uniform(losses), num_steps=num_steps, loss_bound=loss_bound
+    )
+
+
+def projected_subgradient(
+    best_response: Callable[[Array, Array], Array],
+    weights: Array,
+    *,
+    num_steps: int,
+    loss_bound: float = 1.0,
+) -> tuple[Array, Array]:
+    """Algorithm 1 with the attacker as a function: what `oracle` does for a table of losses.
+
+    The guarantee of `oracle` holds from uniform weights, up to twice the gap between
+    `best_response` and a best response.
+
+    Args:
+      best_response: `(weights [L], step []) -> [L]`, the members' mean losses under an attack on
+        the mixture of these weights.
+      weights: `[L]` weights to start from.
+      num_steps: number of best responses, static.
+      loss_bound: largest possible loss.
+
+    Returns:
+      The `[L]` weights of least risk among those visited, and the `[num_steps]` risks found.
+
+    Raises:
+      ValueError: if `num_steps` or `loss_bound` is not positive.
+    """
+    _check.at_least(1, num_steps=num_steps)
+    _check.positive(loss_bound=loss_bound)
+    step_size = 2.0 / (loss_bound * np.sqrt(weights.shape[0] * num_steps))
+
+    def step(weights, index):
+        subgradient = best_response(weights, index)
+        new = optax.projections.projection_simplex(weights - step_size * subgradient)
+        return new, (weights, jnp.dot(weights, subgradient))
+
+    _, (visited, risks) = jax.lax.scan(step, weights, jnp.arange(num_steps))
+    return visited[jnp.argmin(risks)], risks
+
+
+def entropic(
+    losses: Array,
+    temperature: float | Array,
+    *,
+    num_steps: int,
+    loss_bound: float = 1.0,
+    weights: Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[Array, Array]:
+    """Minimises `entropic_risk` over the simplex by accelerated projected gradient (FISTA).
+
+    The gradient is Lipschitz with `beta = L loss_bound^2 / (4 temperature)` (`1 / temperature`
+    averaged over examples); steps of `1 / beta` bring the risk of the returned weights within
+    `2 beta |weights_0 - weights*|^2 / (num_steps + 1)^2` of the least one.
+
+    Args:
+      losses: `[N, M, L]` losses of the members at the candidates, within [0, `loss_bound`].
+      temperature: `[]` or `[N]`, positive, in the units of the losses.
+      num_steps: number of gradient steps, static.
+      loss_bound: largest possible loss.
+      weights: `[L]` weights to start from; uniform if None.
+      axis_name: mapped axis over which the examples are spread; None: all are here.
+
+    Returns:
+      The `[L]` weights after the last step, and the `[num_steps]` entropic risks after each.
+
+    Raises:
+      ValueError: if `losses` is not `[N, M, L]` or leaves its bounds, or a number is not positive.
+
+    References:
+      Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
+      Beck and Teboulle, A fast iterative shrinkage-thresholding algorithm, 2009.
+    """
+    _check_losses(losses, loss_bound)
+    _check.at_least(1, num_steps=num_steps)
+    _check.positive(loss_bound=loss_bound, temperature=temperature)
+    start = _uniform(losses) if weights is None else weights
+
+    def average(tree):
+        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+    beta = losses.shape[2] * loss_bound**2 * average(jnp.mean(1.0 / jnp.asarray(temperature))) / 4
+    gradient_fn = jax.grad(entropic_risk)
+
+    def step(carry, _):
+        weights, look_ahead, momentum = carry
+        gradient = average(gradient_fn(look_ahead, losses, temperature))
+        new = optax.projections.projection_simplex(look_ahead - gradient / beta)
+        new_momentum = (1.0 + jnp.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
+        look_ahead = new + (momentum - 1.0) / new_momentum * (new - weights)
+        return (new, look_ahead, new_momentum), average(entropic_risk(new, losses, temperature))
+
+    (weights, _, _), risks = jax.lax.scan(
+        step, (start, start, jnp.ones((), start.dtype)), length=num_steps
+    )
+    return weights, risks
+
+
+def _uniform(losses):
+    return jnp.full(losses.shape[2], 1.0 / losses.shape[2], losses.dtype)
+
+
+def _check_losses(losses, loss_bound):
+    _check.non_empty(3, losses=losses)
+    _check.within(0.0, loss_bound, losses=losses)

@@ -1,0 +1,91 @@
+"""Threat models: which perturbations `delta` of one input are allowed.
+
+A `Threat` is all that an attack needs to know of a norm: where to start, which way is steepest
+and how to come back. Radii are in the units of the input, [0, 1] for images.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mixjax import _check
+from mixjax.typing import Array
+
+_TINY = float(jnp.finfo(jnp.float32).tiny)
+
+
+class Threat(NamedTuple):
+    """A ball of perturbations around one input.
+
+    Attributes:
+      epsilon: radius of the ball.
+      sample: `(key, shape) -> [*shape]`, uniform in the ball.
+      steepest: `gradient -> direction` of norm 1 along which a linear loss grows fastest.
+      project: `delta -> delta`, the nearest point of the ball.
+      norm: `delta -> []`, the threat's norm.
+      dual_norm: `gradient -> []`, what one step of length 1 along `steepest` gains.
+    """
+
+    epsilon: float | Array
+    sample: Callable[..., Array]
+    steepest: Callable[[Array], Array]
+    project: Callable[[Array], Array]
+    norm: Callable[[Array], Array]
+    dual_norm: Callable[[Array], Array]
+
+
+def linf(epsilon: float | Array) -> Threat:
+    """Every coordinate moves by at most `epsilon`.
+
+    Args:
+      epsilon: radius, at least 0, in the units of the input.
+
+    Raises:
+      ValueError: if `epsilon` is negative or not finite.
+    """
+    _check.non_negative(epsilon=epsilon)
+    return Threat(
+        epsilon=epsilon,
+        sample=lambda key, shape: jax.random.uniform(key, shape, minval=-1.0) * epsilon,
+        steepest=jnp.sign,
+        project=lambda delta: optax.projections.projection_box(delta, -epsilon, epsilon),
+        norm=lambda delta: jnp.max(jnp.abs(delta)),
+        dual_norm=lambda gradient: jnp.sum(jnp.abs(gradient)),
+    )
+
+
+def l2(epsilon: float | Array) -> Threat:
+    """The Euclidean norm of the whole perturbation is at most `epsilon`.
+
+    Args:
+      epsilon: radius, at least 0, in the units of the input.
+
+    Raises:
+      ValueError: if `epsilon` is negative or not finite.
+    """
+    _check.non_negative(epsilon=epsilon)
+
+    def sample(key, shape):
+        direction_key, radius_key = jax.random.split(key)
+        direction = _unit(jax.random.normal(direction_key, shape))
+        dimension = max(direction.size, 1)
+        return direction * epsilon * jax.random.uniform(radius_key) ** (1.0 / dimension)
+
+    def project(delta):
+        return delta * jnp.minimum(1.0, epsilon / jnp.maximum(_l2_norm(delta), _TINY))
+
+    return Threat(epsilon, sample, _unit, project, _l2_norm, _l2_norm)
+
+
+def _unit(x):
+    """`x / |x|`, and 0 for 0; scaled first because squares of tiny gradients underflow."""
+    x = x / jnp.maximum(jnp.max(jnp.abs(x)), _TINY)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2), _TINY))
+
+
+def _l2_norm(x):
+    scale = jnp.maximum(jnp.max(jnp.abs(x)), _TINY)
+    return scale * jnp.sqrt(jnp.sum((x / scale) ** 2))

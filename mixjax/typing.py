@@ -1,0 +1,14 @@
+"""Type aliases; shapes stand in the docstrings of the functions that use them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed key of `jax.random.key`; a function that takes one consumes it
+PyTree = Any
+Bounds = tuple[float, float]  # lowest and highest value of an input
+
+LossFn = Callable[[Array], Array]  # `[...] -> []`: what an attacker raises
+LogitsFn = Callable[[Array], Array]  # `[...] -> [L, C]`: the members' logits

@@ -1,0 +1,26 @@
+"""Set before any test runs: four CPU devices, strict shapes, a compilation cache that persists."""
+
+import os
+import pathlib
+
+import jax
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+
+_CACHE = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def key():
+    """A typed random key, the same in every test."""
+    return jax.random.key(0)
