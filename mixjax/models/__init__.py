@@ -1,0 +1,9 @@
+"""Classifiers as pairs of pure functions; the only package that knows Flax."""
+
+from mixjax.models import conv as conv
+from mixjax.models.linear import linear as linear
+from mixjax.models.model import Model as Model
+from mixjax.models.model import from_linen as from_linen
+from mixjax.models.model import from_nnx as from_nnx
+from mixjax.models.resnet import resnet18 as resnet18
+from mixjax.models.resnet import small_resnet as small_resnet

@@ -1,0 +1,209 @@
+"""A convolution that may be vmapped over its kernels: the member axis without grouped convolutions.
+
+`jax.vmap` turns a convolution with mapped *kernels* into a grouped one, which is slow. Here the
+convolution and its two derivatives are primitives of their own, three bilinear maps that are each
+other's transposes:
+
+    forward(x, w) -> y        input_gradient(y, w) -> x        kernel_gradient(x, y) -> w
+
+Under `jax.vmap` an axis that the kernel does not carry is folded into the batch; any other is
+looped over, one plain convolution per element. Which loop is the caller's choice: `unrolled`
+(Python) or `scanned` (`lax.map`); `grouped` is JAX's own convolution, to compare with. All three
+take the arguments of `lax.conv_general_dilated`, so that Flax takes them as
+`nn.Conv(conv_general_dilated=unrolled)`. Forward and reverse mode work to any order.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+
+from mixjax.typing import Array
+
+_LAYOUT = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC
+_LARGEST_UNROLLED = (
+    16  # mapped axes beyond this are examples rather than members: loop in the device
+)
+
+
+class _Window(NamedTuple):
+    """What a convolution is besides its two arrays; static and hashable."""
+
+    image: tuple[int, int]
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    precision: object
+    loop: str
+
+
+def _convolve(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers=None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision=None,
+    preferred_element_type=None,
+    *,
+    loop: str,
+) -> Array:
+    """`lax.conv_general_dilated`; two-dimensional NHWC / HWIO without groups and dilation is ours."""
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    ours = (
+        numbers == _LAYOUT
+        and all(size == 1 for size in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+        and feature_group_count == batch_group_count == 1
+        and preferred_element_type is None
+        and lhs.dtype == rhs.dtype
+        and 0 not in (*lhs.shape, *rhs.shape)
+    )
+    if not ours:
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            dimension_numbers,
+            feature_group_count,
+            batch_group_count,
+            precision,
+            preferred_element_type,
+        )
+    image, kernel = lhs.shape[1:3], rhs.shape[:2]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(image, kernel, window_strides, padding)
+    padding = tuple((int(low), int(high)) for low, high in padding)
+    window = _Window(image, kernel, tuple(window_strides), padding, precision, loop)
+    return _forward.bind(*_equally_varying(lhs, rhs), window=window)
+
+
+unrolled = functools.partial(_convolve, loop="unrolled")
+scanned = functools.partial(_convolve, loop="scanned")
+grouped = lax.conv_general_dilated
+
+
+def _forward_formula(x, w, *, window):
+    return lax.conv_general_dilated(
+        x, w, window.strides, window.padding, None, None, _LAYOUT, precision=window.precision
+    )
+
+
+def _input_gradient_formula(y, w, *, window):
+    """`y` spread out by the strides, convolved with the flipped kernel."""
+    padding = [
+        (size - 1 - low, image + low - 1 - (out - 1) * stride)
+        for image, size, stride, (low, _), out in zip(
+            window.image, window.kernel, window.strides, window.padding, y.shape[1:3], strict=True
+        )
+    ]
+    w = jnp.flip(w, (0, 1)).swapaxes(2, 3)
+    return lax.conv_general_dilated(
+        y, w, (1, 1), padding, window.strides, None, _LAYOUT, precision=window.precision
+    )
+
+
+def _kernel_gradient_formula(x, y, *, window):
+    """`x` convolved with `y`, the batch in the place of the input channels."""
+    padding = [
+        (low, size - 1 - image - low + (out - 1) * stride + 1)
+        for image, size, stride, (low, _), out in zip(
+            window.image, window.kernel, window.strides, window.padding, y.shape[1:3], strict=True
+        )
+    ]
+    w = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        y.transpose(1, 2, 0, 3),
+        (1, 1),
+        padding,
+        None,
+        window.strides,
+        _LAYOUT,
+        precision=window.precision,
+    )
+    return w.transpose(1, 2, 0, 3)
+
+
+def _primitive(name, formula, *, kernel):
+    """A primitive for `formula`; argument number `kernel`, if any, is the one without a batch."""
+    primitive = core.Primitive(f"mixjax_{name}")
+
+    def batch(arguments, axes, *, window):
+        arguments = [
+            x if axis is None else jnp.moveaxis(x, axis, 0)
+            for x, axis in zip(arguments, axes, strict=True)
+        ]
+        mapped = [axis is not None for axis in axes]
+        bind = functools.partial(primitive.bind, window=window)
+        if kernel is None or mapped[kernel]:
+            return _loop(bind, arguments, mapped, window.loop), 0
+        images = arguments[1 - kernel]
+        arguments[1 - kernel] = images.reshape(-1, *images.shape[2:])
+        folded = bind(*arguments)
+        return folded.reshape(*images.shape[:2], *folded.shape[1:]), 0
+
+    def abstract(*avals, window):
+        return jax.make_jaxpr(functools.partial(formula, window=window))(*avals).out_avals[0]
+
+    primitive.def_impl(jax.jit(formula, static_argnames="window"))
+    primitive.def_abstract_eval(abstract)
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, mlir.lower_fun(formula, multiple_results=False))
+    return primitive
+
+
+def _loop(bind, arguments, mapped, loop):
+    """`bind` on each element of the mapped arguments, results stacked."""
+
+    def one(elements):
+        elements = iter(elements)
+        return bind(*(next(elements) if m else x for x, m in zip(arguments, mapped, strict=True)))
+
+    stacks = [x for x, m in zip(arguments, mapped, strict=True) if m]
+    size = stacks[0].shape[0]
+    if loop == "scanned" or size > _LARGEST_UNROLLED:
+        return lax.map(one, stacks)
+    return jnp.stack([one([stack[i] for stack in stacks]) for i in range(size)])
+
+
+def _equally_varying(*arrays):
+    """The arrays, each typed as varying over all axes of `shard_map` that any of them varies over.
+
+    JAX's own primitives do this by themselves. The transpose of the cast is the sum over devices
+    that the gradient of a shared kernel needs.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    missing = [tuple(frozenset().union(*varying) - own) for own in varying]
+    return [lax.pcast(x, m, to="varying") if m else x for x, m in zip(arrays, missing, strict=True)]
+
+
+_forward = _primitive("conv", _forward_formula, kernel=1)
+_input_gradient = _primitive("conv_input_gradient", _input_gradient_formula, kernel=1)
+_kernel_gradient = _primitive("conv_kernel_gradient", _kernel_gradient_formula, kernel=None)
+
+ad.defbilinear(
+    _forward,
+    lambda y, _, w, *, window: _input_gradient.bind(y, w, window=window),
+    lambda y, x, _, *, window: _kernel_gradient.bind(x, y, window=window),
+)
+ad.defbilinear(
+    _input_gradient,
+    lambda x, _, w, *, window: _forward.bind(x, w, window=window),
+    lambda x, y, _, *, window: _kernel_gradient.bind(x, y, window=window),
+)
+ad.defbilinear(
+    _kernel_gradient,
+    lambda w, _, y, *, window: _input_gradient.bind(y, w, window=window),
+    lambda w, x, _, *, window: _forward.bind(x, w, window=window),
+)

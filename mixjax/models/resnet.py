@@ -1,0 +1,139 @@
+"""Residual networks for small images: ResNet18 for 32 x 32, and a small one for digits."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mixjax import _check
+from mixjax.models import conv as convolutions
+from mixjax.models.initialization import he_normal
+from mixjax.models.model import Model, from_linen
+from mixjax.typing import Array
+
+_MOMENTUM = 0.9  # of the running statistics: new = 0.9 old + 0.1 batch
+_VARIANCE_FLOOR = 1e-5
+CHANNEL_MEAN, CHANNEL_STD = 0.5, 0.25  # roughly those of natural images in [0, 1]
+
+
+def resnet18(
+    num_classes: int = 10,
+    width: int = 64,
+    *,
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    mean: float | Sequence[float] = CHANNEL_MEAN,
+    std: float | Sequence[float] = CHANNEL_STD,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    conv: Callable[..., Array] = convolutions.unrolled,
+) -> Model:
+    """ResNet18 for 32 x 32 images: 3 x 3 stem, four stages of two blocks, no max pooling.
+
+    Args:
+      num_classes: number of classes `C`.
+      width: channels of the first stage; the others have 2, 4 and 8 times as many. At 64, with
+        three channels in and ten classes, there are 11,173,962 parameters.
+      input_shape: `(H, W, channels)` of one example.
+      mean: subtracted from the input, per channel or for all.
+      std: divides the input after that.
+      dtype: of the convolutions; parameters, statistics and logits are float32.
+      axis_name: mapped axis over which BatchNorm averages its statistics in training.
+      conv: the convolution, one of `conv.unrolled`, `conv.scanned`, `conv.grouped`.
+
+    Returns:
+      The `Model`.
+
+    Raises:
+      ValueError: if a size is below 1 or a `std` is not positive.
+
+    References:
+      He et al., Deep residual learning for image recognition, 2016, table 1 and section 4.2.
+    """
+    return _residual(
+        num_classes, input_shape, (2, 2, 2, 2), width, mean, std, dtype, axis_name, conv
+    )
+
+
+def small_resnet(
+    num_classes: int = 10,
+    width: int = 16,
+    *,
+    input_shape: tuple[int, int, int] = (8, 8, 1),
+    mean: float | Sequence[float] = CHANNEL_MEAN,
+    std: float | Sequence[float] = CHANNEL_STD,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    conv: Callable[..., Array] = convolutions.unrolled,
+) -> Model:
+    """ResNet of two blocks for 8 x 8 and 28 x 28 images; 19,706 parameters by default.
+
+    Arguments, result and errors are those of `resnet18`.
+    """
+    return _residual(num_classes, input_shape, (1, 1), width, mean, std, dtype, axis_name, conv)
+
+
+def _residual(num_classes, input_shape, stages, width, mean, std, dtype, axis_name, conv) -> Model:
+    _check.at_least(1, num_classes=num_classes, width=width)
+    for value in std if isinstance(std, Sequence) else (std,):
+        _check.positive(std=value)
+    module = _ResNet(num_classes, stages, width, mean, std, dtype, axis_name, conv)
+    return from_linen(module, input_shape, draw=he_normal)
+
+
+class _ResNet(nn.Module):
+    """`[B, H, W, channels] -> [B, num_classes]`; stage `i` has `width * 2**i` channels."""
+
+    num_classes: int
+    stages: tuple[int, ...]
+    width: int
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+    dtype: Any
+    axis_name: str | None
+    conv: Callable[..., Array]
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, conv_general_dilated=self.conv)
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=_MOMENTUM,
+            epsilon=_VARIANCE_FLOOR,
+            dtype=self.dtype,
+            axis_name=self.axis_name if train else None,
+        )
+        mean, std = (
+            jnp.broadcast_to(jnp.asarray(value, x.dtype), (1, 1, 1, x.shape[-1]))
+            for value in (self.mean, self.std)
+        )
+        x = ((x - mean) / std).astype(self.dtype)
+        x = nn.relu(norm()(conv(self.width, (3, 3))(x)))
+        for stage, num_blocks in enumerate(self.stages):
+            for block in range(num_blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                x = _Block(self.width * 2**stage, stride, conv, norm)(x)
+        x = x.astype(jnp.float32).mean((1, 2))
+        return nn.Dense(self.num_classes)(x)
+
+
+class _Block(nn.Module):
+    """Two 3 x 3 convolutions beside the identity, or a projection where the shape changes."""
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x):
+        strides = (self.stride, self.stride)
+        padding = ((1, 1), (1, 1))
+        y = self.conv(self.features, (3, 3), strides, padding=padding)(x)
+        y = nn.relu(self.norm()(y))
+        y = self.norm()(self.conv(self.features, (3, 3))(y))
+        if self.stride > 1 or x.shape[-1] != self.features:
+            x = self.norm()(self.conv(self.features, (1, 1), strides)(x))
+        return nn.relu(x + y)
