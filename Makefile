@@ -1,0 +1,57 @@
+# Every target makes its own environment first: `make PYTHON=python3.12 test` chooses the interpreter.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_FLAGS ?= -n 2 --dist loadfile
+LOCK_FLAGS ?=
+
+bin := $(VENV)/bin
+installed := $(VENV)/installed
+
+.PHONY: demo test lint check format bench lock clean
+
+# A robust mixture on the embedded digits, from training to table and figures: runs/demo/report.md
+demo: $(installed)
+	rm -rf runs/demo
+	$(bin)/python -m experiments.cifar10_mixture --preset demo --run-dir runs/demo
+
+# The tests run on forced CPU devices, whatever accelerator there is.
+test: export JAX_PLATFORMS ?= cpu
+test: $(installed)
+	$(bin)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(installed)
+	$(bin)/ruff format --check
+	$(bin)/ruff check
+	$(bin)/basedpyright
+
+# What the continuous integration runs.
+check: lint test
+
+format: $(installed)
+	$(bin)/ruff format
+	$(bin)/ruff check --fix
+
+# Needs PyTorch: `pip install --constraint requirements.lock --editable '.[bench]'`
+bench: $(installed)
+	$(bin)/python -m benchmarks.training_step
+	$(bin)/python -m benchmarks.attack_throughput
+
+# `make lock LOCK_FLAGS=--upgrade` moves to the newest versions.
+lock: $(bin)/python
+	$(bin)/python -m pip install --quiet uv
+	$(bin)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+	    --no-annotate --custom-compile-command "make lock" \
+	    --output-file requirements.lock $(LOCK_FLAGS)
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache
+
+$(bin)/python:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("mixjax needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(installed): pyproject.toml requirements.lock | $(bin)/python
+	$(bin)/python -m pip install --quiet --requirement requirements.lock
+	$(bin)/python -m pip install --quiet --no-deps --editable .
+	touch $@
