@@ -1,0 +1,50 @@
+"""The adversarial game between a mixture of classifiers and its attacker, as pure JAX functions.
+
+Bottom to top, the way data flows: `data`, `models` -> `ensemble` (members' logits `[L, C]`) ->
+`threats`, `mixture`, `losses` -> `attacks`, `games` (the mixture's weights `[L]`) -> `defenses`,
+`evaluation` -> `checkpoint`, `reporting`, `parallel`.
+
+A submodule is imported when it is first used: `mixjax.threats` needs neither Flax nor Orbax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mixjax import attacks as attacks
+    from mixjax import checkpoint as checkpoint
+    from mixjax import data as data
+    from mixjax import defenses as defenses
+    from mixjax import ensemble as ensemble
+    from mixjax import evaluation as evaluation
+    from mixjax import games as games
+    from mixjax import losses as losses
+    from mixjax import mixture as mixture
+    from mixjax import models as models
+    from mixjax import parallel as parallel
+    from mixjax import reporting as reporting
+    from mixjax import threats as threats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "attacks",
+    "checkpoint",
+    "data",
+    "defenses",
+    "ensemble",
+    "evaluation",
+    "games",
+    "losses",
+    "mixture",
+    "models",
+    "parallel",
+    "reporting",
+    "threats",
+]
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        return importlib.import_module(f"mixjax.{name}")
+    raise AttributeError(f"module 'mixjax' has no attribute '{name}'")
