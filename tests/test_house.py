@@ -1,0 +1,227 @@
+"""What keeps the house: one style in the library, a lock that fits, links that lead somewhere."""
+
+import ast
+import importlib
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import mixjax
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LIBRARY = sorted((ROOT / "mixjax").rglob("*.py"))
+PYTHONS = ("3.11", "3.12")  # the oldest, and the first with the newest JAX
+
+# Imports and calls that the library leaves to its caller, by the attribute's last name.
+FORBIDDEN_MODULES = ("logging", "pickle", "cloudpickle", "dill", "joblib")
+FORBIDDEN_CALLS = ("print", "warn", "breakpoint")
+
+# A step over several devices, and what a primitive does outside of any compiled program.
+MAY_COMPILE = ("mixjax/parallel.py", "mixjax/models/conv.py")
+
+
+def forbidden_uses(source):
+    """Lines of `source` that print, warn, log, unpickle or stop for a debugger."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            bad = any(alias.name.split(".")[0] in FORBIDDEN_MODULES for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            bad = (node.module or "").split(".")[0] in FORBIDDEN_MODULES
+        elif isinstance(node, ast.Call):
+            function = node.func
+            name = function.attr if isinstance(function, ast.Attribute) else None
+            bad = (function.id if isinstance(function, ast.Name) else name) in FORBIDDEN_CALLS
+        else:
+            bad = False
+        if bad:
+            lines.append(node.lineno)
+    return lines
+
+
+def jit_uses(source):
+    """Lines of `source` that compile: `jax.jit`, `jit`, `pmap`, as a call or as a decorator."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if (isinstance(node, ast.Attribute) and node.attr in ("jit", "pmap"))
+        or (isinstance(node, ast.Name) and node.id in ("jit", "pmap"))
+    ]
+
+
+def undocumented(source):
+    """Names of `source`'s public functions, classes and methods that have no docstring."""
+    tree = ast.parse(source)
+    names = [] if ast.get_docstring(tree) else ["the module"]
+
+    def visit(body, prefix):
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                if node.name.startswith("_"):
+                    continue
+                if not ast.get_docstring(node):
+                    names.append(prefix + node.name)
+                if isinstance(node, ast.ClassDef):
+                    visit(node.body, f"{prefix}{node.name}.")
+
+    visit(tree.body, "")
+    return names
+
+
+def broken_links(text, folder):
+    """Relative targets of Markdown links and images in `text` that do not exist in `folder`."""
+    targets = re.findall(r"\]\(([^)\s]+)[^)]*\)", text)
+    paths = [target.split("#")[0] for target in targets if "://" not in target]
+    return [path for path in paths if path and not (folder / path).exists()]
+
+
+def locked(text, python):
+    """The lock's exact version of each package for one version of Python on Linux."""
+    environment = {"python_version": python, "python_full_version": f"{python}.0"}
+    environment |= {"sys_platform": "linux", "platform_system": "Linux"}
+    pins = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            pin = Requirement(line)
+            ((operator, version),) = [(s.operator, s.version) for s in pin.specifier]
+            assert operator == "==" and pin.url is None, line
+            if pin.marker is None or pin.marker.evaluate(environment):
+                assert pin.name not in pins, f"two versions of {pin.name} on Python {python}"
+                pins[canonicalize_name(pin.name)] = version
+    return pins
+
+
+def unlocked(requirements, pins):
+    """Requirements that no version in `pins` meets."""
+    wanted = [Requirement(requirement) for requirement in requirements]
+    return [
+        str(want)
+        for want in wanted
+        if not want.specifier.contains(pins.get(canonicalize_name(want.name), "0"), True)
+        or canonicalize_name(want.name) not in pins
+    ]
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=relative)
+def test_everything_public_is_documented(path):
+    assert undocumented(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=relative)
+def test_the_library_does_not_print_warn_log_or_pickle(path):
+    assert forbidden_uses(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=relative)
+def test_the_caller_compiles(path):
+    assert relative(path) in MAY_COMPILE or jit_uses(path.read_text()) == []
+
+
+def test_what_the_library_must_not_do_is_found_in_a_planted_text():
+    assert forbidden_uses("x = 1\nprint(x)") == [2]
+    assert forbidden_uses("import warnings\nwarnings.warn('x')") == [2]
+    assert forbidden_uses("from warnings import warn\nwarn('x')") == [2]
+    assert forbidden_uses("def f():\n    import pickle") == [2]
+    assert forbidden_uses("from logging import getLogger") == [1]
+    assert forbidden_uses("jax.debug.print('{}', x)") == [1]
+    assert forbidden_uses("import warnings\nfingerprint(1)\nblueprint.x") == []
+    assert jit_uses("@jax.jit\ndef f(x): ...") == [1]
+    assert jit_uses("g = functools.partial(jit, f)") == [1]
+    assert jit_uses("jitter(x)\n'jit'") == []
+
+
+def test_what_is_undocumented_is_found_in_a_planted_text():
+    source = '''"""Text."""
+def f(): "Text."
+def g(): ...
+def _h(): ...
+class A:
+    """Text."""
+    def method(self): ...
+    def _private(self): ...
+'''
+    assert undocumented(source) == ["g", "A.method"]
+    assert undocumented("x = 1") == ["the module"]
+
+
+def test_importing_mixjax_imports_nothing_heavy_and_its_parts_only_when_used():
+    program = """if True:
+        import sys, mixjax
+        assert not {"jax", "flax", "orbax", "matplotlib"} & {*sys.modules}, "import mixjax"
+        import mixjax.data, mixjax.attacks, mixjax.losses
+        assert not {"tensorflow_datasets", "tensorflow", "matplotlib"} & {*sys.modules}, "data"
+        assert not {"flax", "orbax"} & {*sys.modules}, "attacks"
+    """
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
+    assert result.returncode == 0, result.stderr.decode()
+
+
+@pytest.mark.parametrize("name", mixjax.__all__)
+def test_a_submodule_is_an_attribute_of_mixjax(name):
+    assert getattr(mixjax, name) is importlib.import_module(f"mixjax.{name}")
+
+
+def test_every_public_submodule_is_listed():
+    names = {path.relative_to(ROOT / "mixjax").parts[0].removesuffix(".py") for path in LIBRARY}
+    assert {name for name in names if not name.startswith("_")} == {*mixjax.__all__, "typing"}
+
+
+def test_an_unknown_attribute_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'mixjax' has no attribute 'unheard_of'"):
+        _ = mixjax.unheard_of
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_meets_every_requirement(python):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = locked((ROOT / "requirements.lock").read_text(), python)
+    requirements = project["dependencies"] + project["optional-dependencies"]["test"]
+    assert unlocked(requirements, pins) == []
+
+
+def test_an_unmet_requirement_is_found_in_a_planted_lock():
+    pins = locked("# comment\njax==0.10.2 ; python_full_version < '3.12'\noptax==0.2.8", "3.11")
+    assert pins == {"jax": "0.10.2", "optax": "0.2.8"}
+    assert unlocked(["jax>=0.10", "optax>=0.3", "flax"], pins) == ["optax>=0.3", "flax"]
+    with pytest.raises(AssertionError, match="jax>=1"):
+        locked("jax>=1", "3.11")
+    with pytest.raises(AssertionError, match="two versions of jax"):
+        locked("jax==1\njax==2", "3.11")
+
+
+def test_the_base_dependencies_install_without_an_accelerator():
+    for python in PYTHONS:
+        names = locked((ROOT / "requirements.lock").read_text(), python)
+        assert not [name for name in names if re.search("cuda|nvidia|tensorflow$|torch", name)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_every_relative_link_leads_somewhere(page):
+    assert broken_links((ROOT / page).read_text(), ROOT) == []
+
+
+def test_a_broken_link_is_found_in_a_planted_page():
+    text = "[a](LICENSE) [b](gone.md#part) ![c](x/y.png 'title') [d](https://a.b/c) [e](#part)"
+    assert broken_links(text, ROOT) == ["gone.md", "x/y.png"]
+
+
+def test_every_make_command_in_the_pages_is_a_target():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    pages = [(ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md")]
+    commands = re.findall(r"(?:^|`)make ([a-z]+)", "\n".join(pages), re.MULTILINE)
+    assert {"demo", "test"} <= {*commands} <= {*targets}
+
+
+def test_the_changelog_begins_with_the_version_of_the_package():
+    heading = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert heading and heading[1] == mixjax.__version__
