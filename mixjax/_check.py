@@ -27,7 +27,7 @@ def at_least(minimum, **values):
     _require(
         values,
         f"a whole number of at least {minimum}",
-        lambda value: value == int(value) and value >= minimum,
+        lambda value: np.isfinite(value) and value == np.floor(value) and value >= minimum,
     )
 
 
@@ -47,7 +47,6 @@ def simplex(**values):
     """Raises `ValueError` unless every value is a vector of probabilities."""
 
     def is_simplex(value):
-        value = np.asarray(value)
         on_simplex = np.all(value >= 0) and abs(value.sum() - 1) <= _SIMPLEX_TOLERANCE
         return value.ndim == 1 and value.size > 0 and on_simplex
 
@@ -56,13 +55,15 @@ def simplex(**values):
 
 def increasing(**values):
     """Raises `ValueError` unless every value is a pair of numbers, the first below the second."""
-    _require(values, "a pair (low, high) with low < high", lambda pair: pair[0] < pair[1])
+    for name, pair in values.items():
+        if not _is_traced(*pair) and not (len(pair) == 2 and pair[0] < pair[1]):
+            raise ValueError(f"{name} must be a pair (low, high) with low < high, got {pair}")
 
 
 def within(low, high, **values):
     """Raises `ValueError` unless every value holds numbers of [low, high] only; NaN never does."""
     for name, value in values.items():
-        if not isinstance(value, jax.core.Tracer):
+        if not _is_traced(value, low, high):
             lowest, highest = float(np.min(value)), float(np.max(value))
             if not (low - _ROUNDING <= lowest and highest <= high + _ROUNDING):
                 raise ValueError(
@@ -93,5 +94,10 @@ def shape(expected, **values):
 
 def _require(values, description, holds):
     for name, value in values.items():
-        if not isinstance(value, jax.core.Tracer) and not holds(value):
+        # NumPy, because inside `jit` even an operation of JAX on a known value is traced.
+        if not _is_traced(value) and not holds(np.asarray(value)):
             raise ValueError(f"{name} must be {description}, got {value}")
+
+
+def _is_traced(*values):
+    return any(isinstance(value, jax.core.Tracer) for value in values)

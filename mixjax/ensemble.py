@@ -5,6 +5,7 @@ This module alone knows where that axis lies. On one device all members are ther
 logits of all `L` on every device: what stands above never notices.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -43,12 +44,13 @@ def apply(apply_fn: Callable, variables: PyTree, x: Array, *, axis_name: str | N
       axis_name: mapped mesh axis over which the members are spread; None: all are here.
 
     Returns:
-      `[L, ..., C]` logits. With `axis_name` they, and their derivatives in `x` and in the local
-      variables, are those of the whole ensemble on every device.
+      `[L, ..., C]` logits. With `axis_name` they, and their derivatives of any order in `x` and in
+      the local variables, are those of the whole ensemble on every device. `shard_map` needs
+      `check_vma=False` for that: its checker would sum the gradients once more.
     """
     if axis_name is None:
         return jax.vmap(apply_fn, in_axes=(0, None))(variables, x)
-    logits = jax.vmap(apply_fn, in_axes=(0, None))(variables, _share_input(axis_name, x))
+    logits = jax.vmap(apply_fn, in_axes=(0, None))(variables, _share(axis_name, x))
     return _collect(axis_name, logits)
 
 
@@ -93,34 +95,36 @@ def _locate(members, index, axis_name):
     return jnp.clip(index - first, 0, num_local - 1), is_here
 
 
-# The pair below is each other's transpose: what one device computes downstream of `_collect` is
-# the same on all, so its cotangent must not be summed, while the cotangents of the shared input
-# are each device's own part and must be.
-
-
-def _share_input(axis_name, x):
-    share = jax.custom_vjp(lambda x: x)
-    share.defvjp(lambda x: (x, None), lambda _, cotangent: (_sum(axis_name, cotangent),))
-    return share(x)
-
-
 def _collect(axis_name, local):
-    @jax.custom_vjp
-    def collect(local):
-        whole = jnp.zeros(
-            (local.shape[0] * jax.lax.axis_size(axis_name), *local.shape[1:]), local.dtype
-        )
-        return _sum(axis_name, jax.lax.dynamic_update_slice_in_dim(whole, local, first(), 0))
-
-    def first():
-        return jax.lax.axis_index(axis_name) * local.shape[0]
-
-    def backward(_, cotangent):
-        return (jax.lax.dynamic_slice_in_dim(cotangent, first(), local.shape[0], 0),)
-
-    collect.defvjp(lambda local: (collect(local), None), backward)
-    return collect(local)
+    """All members' `[L, ...]` from each device's own."""
+    num_local = local.shape[0]
+    whole = jnp.zeros((num_local * jax.lax.axis_size(axis_name), *local.shape[1:]), local.dtype)
+    first = jax.lax.axis_index(axis_name) * num_local
+    return _sum(axis_name, jax.lax.dynamic_update_slice_in_dim(whole, local, first, 0))
 
 
-def _sum(axis_name, x):
-    return jax.lax.psum(x, axis_name)
+# The pair below is each other's transpose, to any order: what one device computes downstream of
+# `_sum` is the same on all, so its cotangent must not be summed, while the cotangents of the
+# shared input are each device's own part and must be. `psum` alone would sum both.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _share(axis_name, x):
+    del axis_name
+    return x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum(axis_name, parts):
+    return jax.lax.psum(parts, axis_name)
+
+
+# Each forward rule calls its own function again so that a second derivative finds this rule too.
+_share.defvjp(
+    lambda axis_name, x: (_share(axis_name, x), None),
+    lambda axis_name, _, parts: (_sum(axis_name, parts),),
+)
+_sum.defvjp(
+    lambda axis_name, parts: (_sum(axis_name, parts), None),
+    lambda axis_name, _, cotangent: (_share(axis_name, cotangent),),
+)

@@ -11,6 +11,8 @@ import optax
 from mixjax import mixture
 from mixjax.typing import Array
 
+_SMALLEST_SPREAD = 1e-12  # of logits that differ; far below the spacing of float32 around 1
+
 
 def cross_entropy(logits: Array, label: Array) -> Array:
     """`-log p(label)`: `[C], [] -> []`, in nats."""
@@ -38,6 +40,27 @@ def margin(logits: Array, label: Array) -> Array:
     """`logits[label] - max of the others`: `[C], [] -> []`; positive means correct."""
     others = jnp.where(jnp.arange(logits.shape[-1]) == label, -jnp.inf, logits)
     return logits[label] - jnp.max(others)
+
+
+def dlr(logits: Array, label: Array) -> Array:
+    """`-(z_label - max of the others) / (z_1st - z_3rd)`, logits sorted downwards: `[C], [] -> []`.
+
+    Unlike the cross-entropy it does not change when the logits are shifted or multiplied by a
+    positive number, so that overconfident networks do not hide their gradients. It lies in
+    [-1, 0] where the label is ahead and is positive where it is behind.
+
+    With three classes the denominator is the whole spread. With two the quotient could only be
+    -1 or 1, useless to an attacker: there it is the plain `-margin`. Where the three highest logits
+    tie the denominator is 1e-12, so that value and gradient stay finite.
+
+    References:
+      Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
+      parameter-free attacks, 2020, equation 6.
+    """
+    if logits.shape[-1] < 3:
+        return -margin(logits, label)
+    highest, _ = jax.lax.top_k(logits, 3)
+    return -margin(logits, label) / jnp.maximum(highest[0] - highest[2], _SMALLEST_SPREAD)
 
 
 def zero_one(logits: Array, label: Array) -> Array:

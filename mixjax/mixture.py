@@ -1,7 +1,8 @@
 """A mixture of classifiers: one of `L` members is drawn with probabilities `weights` per question.
 
 Everything here is about one example and exact: the risk of a mixture at a point is a finite sum,
-so nothing is ever estimated by drawing members.
+so nothing is ever estimated by drawing members; and written as one, because a matrix product would
+round its factors to a few digits on accelerators.
 """
 
 import jax
@@ -24,7 +25,7 @@ def expected_loss(losses_of_members: Array, weights: Array) -> Array:
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 2.
     """
-    return jnp.dot(weights, losses_of_members)
+    return jnp.sum(weights * losses_of_members)
 
 
 def accuracy(logits: Array, label: Array, weights: Array) -> Array:
@@ -42,7 +43,7 @@ def accuracy(logits: Array, label: Array, weights: Array) -> Array:
       ValueError: if `weights` is not on the simplex.
     """
     _check.simplex(weights=weights)
-    return jnp.dot(weights, correct(logits, label).astype(weights.dtype))
+    return jnp.sum(weights * correct(logits, label))
 
 
 def correct(logits: Array, label: Array) -> Array:
@@ -60,7 +61,8 @@ def log_probs(logits: Array, weights: Array) -> Array:
 
     Args:
       logits: `[L, C]` logits of the members on one example.
-      weights: `[L]` probabilities of the members; members of weight 0 do not count.
+      weights: `[L]` probabilities of the members; those of weight 0 do not count, and
+        the derivative in their weight is 0.
 
     Returns:
       `[C]` log-probabilities of the answer of a drawn member, and of the averaged ensemble.

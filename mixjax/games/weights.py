@@ -4,11 +4,11 @@ Both algorithms minimise a convex risk over the simplex: `oracle` the adversaria
 projected subgradient steps; `entropic` its smooth relaxation, by accelerated gradient steps.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mixjax import _check
@@ -25,7 +25,7 @@ def adversarial_risk(weights: Array, losses: Array) -> Array:
     Returns:
       `[]` risk, in the units of the losses.
     """
-    return jnp.mean(jnp.max(losses @ weights, axis=1))
+    return jnp.mean(jnp.max(_expected(losses, weights), axis=1))
 
 
 def entropic_risk(weights: Array, losses: Array, temperature: float | Array) -> Array:
@@ -49,8 +49,8 @@ def entropic_risk(weights: Array, losses: Array, temperature: float | Array) -> 
     """
     _check.positive(temperature=temperature)
     alpha = jnp.broadcast_to(temperature, losses.shape[:1])
-    scaled = (losses @ weights) / alpha[:, None]
-    log_mean = jax.nn.logsumexp(scaled, axis=1) - np.log(losses.shape[1])
+    scaled = _expected(losses, weights) / alpha[:, None]
+    log_mean = jax.nn.logsumexp(scaled, axis=1) - math.log(losses.shape[1])
     return jnp.mean(alpha * log_mean)
 
 
@@ -75,10 +75,10 @@ def oracle(losses: Array, *, num_steps: int, loss_bound: float = 1.0) -> tuple[A
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, algorithm 1.
     """
-    _check_losses(losses, loss_bound)
+    losses = _checked(losses, loss_bound)
 
     def best_response(weights, _):
-        worst = jnp.argmax(losses @ weights, axis=1)
+        worst = jnp.argmax(_expected(losses, weights), axis=1)
         return jnp.mean(jnp.take_along_axis(losses, worst[:, None, None], axis=1)[:, 0], axis=0)
 
     return projected_subgradient(
@@ -109,16 +109,17 @@ def projected_subgradient(
       The `[L]` weights of least risk among those visited, and the `[num_steps]` risks found.
 
     Raises:
-      ValueError: if `num_steps` or `loss_bound` is not positive.
+      ValueError: if `num_steps` or `loss_bound` is not positive, or `weights` not on the simplex.
     """
     _check.at_least(1, num_steps=num_steps)
     _check.positive(loss_bound=loss_bound)
-    step_size = 2.0 / (loss_bound * np.sqrt(weights.shape[0] * num_steps))
+    _check.simplex(weights=weights)
+    step_size = 2.0 / (loss_bound * math.sqrt(weights.shape[0] * num_steps))
 
     def step(weights, index):
         subgradient = best_response(weights, index)
         new = optax.projections.projection_simplex(weights - step_size * subgradient)
-        return new, (weights, jnp.dot(weights, subgradient))
+        return new, (weights, jnp.sum(weights * subgradient))
 
     _, (visited, risks) = jax.lax.scan(step, weights, jnp.arange(num_steps))
     return visited[jnp.argmin(risks)], risks
@@ -151,30 +152,37 @@ def entropic(
       The `[L]` weights after the last step, and the `[num_steps]` entropic risks after each.
 
     Raises:
-      ValueError: if `losses` is not `[N, M, L]` or leaves its bounds, or a number is not positive.
+      ValueError: if `losses` is not `[N, M, L]` or leaves its bounds, a number is not positive, or
+        `weights` is not `[L]` on the simplex.
 
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
       Beck and Teboulle, A fast iterative shrinkage-thresholding algorithm, 2009.
     """
-    _check_losses(losses, loss_bound)
+    losses = _checked(losses, loss_bound)
     _check.at_least(1, num_steps=num_steps)
-    _check.positive(loss_bound=loss_bound, temperature=temperature)
+    _check.positive(temperature=temperature)
     start = _uniform(losses) if weights is None else weights
+    _check.shape(losses.shape[2:], weights=start)
+    _check.simplex(weights=start)
 
     def average(tree):
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
     beta = losses.shape[2] * loss_bound**2 * average(jnp.mean(1.0 / jnp.asarray(temperature))) / 4
-    gradient_fn = jax.grad(entropic_risk)
+
+    def risk(weights):
+        return average(entropic_risk(weights, losses, temperature))
 
     def step(carry, _):
         weights, look_ahead, momentum = carry
-        gradient = average(gradient_fn(look_ahead, losses, temperature))
+        # The average of the gradient of the average: right whether or not `shard_map` sums
+        # gradients by itself (`check_vma`).
+        gradient = average(jax.grad(risk)(look_ahead))
         new = optax.projections.projection_simplex(look_ahead - gradient / beta)
         new_momentum = (1.0 + jnp.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
         look_ahead = new + (momentum - 1.0) / new_momentum * (new - weights)
-        return (new, look_ahead, new_momentum), average(entropic_risk(new, losses, temperature))
+        return (new, look_ahead, new_momentum), risk(new)
 
     (weights, _, _), risks = jax.lax.scan(
         step, (start, start, jnp.ones((), start.dtype)), length=num_steps
@@ -182,10 +190,19 @@ def entropic(
     return weights, risks
 
 
+def _expected(losses, weights):
+    # Full precision: accelerators would round the factors of a product to a few digits.
+    return jnp.matmul(losses, weights, precision="highest")
+
+
 def _uniform(losses):
     return jnp.full(losses.shape[2], 1.0 / losses.shape[2], losses.dtype)
 
 
-def _check_losses(losses, loss_bound):
+def _checked(losses, loss_bound):
+    """The losses as floating-point numbers of at least 32 bits, once they are known to be sound."""
+    _check.positive(loss_bound=loss_bound)
     _check.non_empty(3, losses=losses)
     _check.within(0.0, loss_bound, losses=losses)
+    losses = jnp.asarray(losses)
+    return losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
