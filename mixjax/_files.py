@@ -1,0 +1,128 @@
+"""Files that are written whole or not at all, strict JSON, and folders that know their config.
+
+A file is written under a temporary name in its own folder and renamed: a reader, and a run that
+is killed at any moment, sees the old content or the new one. JSON is strict: no NaN, no infinity.
+"""
+
+import json
+import math
+import os
+import pathlib
+import secrets
+
+import numpy as np
+
+CONFIG = "config.json"
+_TEMPORARY = ".tmp"
+_ABSENT = "(absent)"
+
+
+def plain(value, name="value"):
+    """`value` as JSON knows it: dicts with string keys, lists, strings, finite numbers, None.
+
+    Args:
+      value: mappings, sequences, arrays of any library, paths, numbers, strings, None.
+      name: what to call `value` in an error.
+
+    Raises:
+      ValueError: naming the entry that is not finite or that JSON has no form for.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+        return float(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, dict):
+        return {str(key): plain(entry, f"{name}.{key}") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry, f"{name}[{i}]") for i, entry in enumerate(value)]
+    if hasattr(value, "__array__"):
+        return plain(np.asarray(value).tolist(), name)
+    raise ValueError(f"{name} must be something JSON can hold, got {value!r}")
+
+
+def write_text(path, text):
+    """Writes `text` to the file `path`, whole or not at all."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value, name="value"):
+    """Writes `value` as strict JSON to the file `path`, whole or not at all.
+
+    Raises:
+      ValueError: naming the entry that JSON cannot hold; nothing is written then.
+    """
+    write_text(path, json.dumps(plain(value, name), indent=2) + "\n")
+
+
+def read_json(path):
+    """The content of the JSON file `path`.
+
+    Raises:
+      ValueError: if the file is not JSON.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from error
+
+
+def differences(old, new, name=""):
+    """Sentences `name: old -> new` for each entry in which two plain values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            sentence
+            for key in sorted(old.keys() | new.keys())
+            for sentence in differences(
+                old.get(key, _ABSENT), new.get(key, _ABSENT), f"{name}.{key}".lstrip(".")
+            )
+        ]
+    return [] if old == new else [f"{name}: {old} -> {new}"]
+
+
+def claim(directory, config, *, argument):
+    """Makes `directory` the folder of `config`, or confirms that it is.
+
+    Args:
+      directory: a folder that is missing, empty, or claimed before with the same config.
+      config: dict that JSON can hold; stored as `config.json`.
+      argument: what to call the folder in an error.
+
+    Returns:
+      True if the folder is new, False if it had been claimed before.
+
+    Raises:
+      ValueError: if the folder cannot be written, holds foreign files, or has another config.
+    """
+    directory = pathlib.Path(directory)
+    config = plain(config, "config")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if (directory / CONFIG).exists():
+            changed = differences(read_json(directory / CONFIG), config)
+            if changed:
+                raise ValueError(
+                    f"{argument} {directory} holds a run with another config: {'; '.join(changed)}"
+                )
+            if not os.access(directory, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+            return False
+        # A process that was killed while claiming the folder leaves a temporary file at most.
+        names = [entry.name for entry in directory.iterdir() if entry.suffix != _TEMPORARY]
+        if foreign := [name for name in names if name != CONFIG]:
+            raise ValueError(
+                f"{argument} {directory} is not empty and has no {CONFIG}: it holds {min(foreign)}"
+            )
+        write_json(directory / CONFIG, config)
+    except OSError as error:
+        raise ValueError(f"{argument} {directory} cannot be written: {error.strerror}") from error
+    return True
