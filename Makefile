@@ -20,6 +20,7 @@ test: export JAX_PLATFORMS ?= cpu
 test: $(installed)
 	$(bin)/python -m pytest $(PYTEST_FLAGS)
 
+# Needs no network once installed.
 lint: $(installed)
 	$(bin)/ruff format --check
 	$(bin)/ruff check
