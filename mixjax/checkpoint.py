@@ -200,8 +200,8 @@ def _read(manager, step, template):
 def _remove_leftovers(directory):
     """Removes what killed processes were writing; not in `open`, which may only want to read."""
     if jax.process_index() == 0:
-        for name in ocp.utils.tmp_checkpoints(directory):
-            shutil.rmtree(directory / name)
+        for leftover in pathlib.Path(directory).glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover)
 
 
 def _stored_record(manager, step):
