@@ -50,7 +50,7 @@ clean:
 
 $(bin)/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("mixjax needs Python 3.11 or newer: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(installed): pyproject.toml requirements.lock | $(bin)/python
 	$(bin)/python -m pip install --quiet --requirement requirements.lock
