@@ -1,0 +1,144 @@
+"""Who is right at which point: the one table that every figure of an evaluation is read off.
+
+Everything here is a pure function of a batch, to be compiled and spread over devices by the
+caller. An example's randomness hangs on its number in the data set alone, so its outcome depends
+neither on the batch it is in nor on the order of the batches.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mixjax import losses, mixture
+from mixjax.attacks import pgd
+from mixjax.evaluation.suite import Attack
+from mixjax.threats import Threat
+from mixjax.typing import Array, Key, LogitsFn
+
+
+class Outcomes(NamedTuple):
+    """Answers on `N` examples, each at `R + 1` points: the clean one, then one per attack run.
+
+    Attributes:
+      members: `[N, R + 1, L]` whether each member is right.
+      averaged: `[N, R + 1]` whether the class of highest mean probability is right.
+    """
+
+    members: Array
+    averaged: Array
+
+
+class Validation(NamedTuple):
+    """Exact expected accuracies per example, `[N]` each; their means are the scores.
+
+    Attributes:
+      clean: at the example itself.
+      robust: the lower one of the example and its attacked version.
+    """
+
+    clean: Array
+    robust: Array
+
+
+def evaluate_batch(
+    key: Key,
+    logits_fn: LogitsFn,
+    weights: Array,
+    images: Array,
+    labels: Array,
+    indices: Array,
+    *,
+    attacks: Sequence[Attack],
+) -> Outcomes:
+    """Attacks a batch with every run of `attacks` and notes who is right at the points found.
+
+    Args:
+      key: random key of the data set; the example of number `n` uses `fold_in(key, n)`.
+      logits_fn: `x -> [L, C]`, the members' logits on one input.
+      weights: `[L]` probabilities of the members.
+      images: `[B, ...]` inputs, floats in [0, 1] or uint8 in [0, 255].
+      labels: `[B]` integer classes.
+      indices: `[B]` numbers of the examples in the data set.
+      attacks: static; see `pgd_attacks`.
+
+    Returns:
+      The `Outcomes` of the batch, `R` being the number of runs of all attacks.
+    """
+
+    def one(key, x, label):
+        def outcome(point):
+            logits = logits_fn(point)
+            mean_log_probs = mixture.log_probs(logits, weights)
+            return Outcomes(mixture.correct(logits, label), mixture.correct(mean_log_probs, label))
+
+        def under(place, attack):
+            attack_key = jax.random.fold_in(key, place)
+
+            def under_run(run):
+                run_key = jax.random.fold_in(attack_key, run)
+                return outcome(attack.run(run_key, run, logits_fn, weights, x, label))
+
+            return jax.lax.map(under_run, jnp.arange(len(attack.names)))
+
+        clean = jax.tree.map(lambda value: value[None], outcome(x))
+        attacked = [under(place, attack) for place, attack in enumerate(attacks)]
+        return jax.tree.map(lambda *points: jnp.concatenate(points), clean, *attacked)
+
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+    return jax.vmap(one)(keys, _to_float(images), labels)
+
+
+def validate(
+    key: Key,
+    logits_fn: LogitsFn,
+    weights: Array,
+    images: Array,
+    labels: Array,
+    indices: Array,
+    *,
+    threat: Threat,
+    num_steps: int = 20,
+    step_size: float,
+) -> Validation:
+    """Exact expected accuracy, clean and under one run of PGD on the expected loss.
+
+    An upper bound to choose checkpoints by, at a twelfth of the cost of the suite. The attacker
+    keeps the clean example where PGD found nothing worse.
+
+    Args:
+      key: random key of the data set; the example of number `n` uses `fold_in(key, n)`.
+      logits_fn: `x -> [L, C]`, the members' logits on one input.
+      weights: `[L]` probabilities of the members.
+      images: `[B, ...]` inputs, floats in [0, 1] or uint8 in [0, 255].
+      labels: `[B]` integer classes.
+      indices: `[B]` numbers of the examples in the data set.
+      threat: the allowed perturbations, in the units of [0, 1].
+      num_steps: gradient steps.
+      step_size: length of one step in the threat's norm.
+
+    Returns:
+      `Validation` of the batch.
+
+    Raises:
+      ValueError: if `num_steps` or `step_size` is not positive.
+    """
+
+    def run(key, _, logits_fn, weights, x, label):
+        def loss_fn(x):
+            member_losses = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits_fn(x), label)
+            return mixture.expected_loss(member_losses, weights)
+
+        return pgd(key, loss_fn, x, threat, num_steps=num_steps, step_size=step_size)[0]
+
+    attack = Attack(("pgd_expected_loss",), num_steps, run)
+    outcomes = evaluate_batch(key, logits_fn, weights, images, labels, indices, attacks=(attack,))
+    accuracy = outcomes.members.astype(weights.dtype) @ weights
+    return Validation(accuracy[:, 0], jnp.min(accuracy, axis=1))
+
+
+def _to_float(images):
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        return images.astype(jnp.float32) / 255
+    return images.astype(jnp.float32)

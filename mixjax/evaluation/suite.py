@@ -1,0 +1,98 @@
+"""The attacks that a mixture has to survive, as a list that anybody may extend.
+
+No single attack suffices: ascent on the expected loss stalls where the members' gradients cancel
+or spends itself on a steep member of little weight, and a member's own attack does not know the
+others. So several run, and per example the worst counts. More runs lower a score by themselves:
+their number belongs to the suite and not to the mixture, and is the same for every `L`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mixjax import _check, losses, mixture
+from mixjax.attacks import pgd
+from mixjax.threats import Threat
+from mixjax.typing import Array, Bounds, Key, LogitsFn
+
+
+class Attack(NamedTuple):
+    """Attack runs on one example that share a compiled loop.
+
+    Attributes:
+      names: for each run, the line of the report on which it counts.
+      num_steps: gradient steps of one run.
+      run: `(key, run, logits_fn, weights, x, label) -> x_adv`; `run` is the `[]` number of the
+        run, from 0 to `len(names) - 1`, traced; `logits_fn: x -> [L, C]`.
+    """
+
+    names: tuple[str, ...]
+    num_steps: int
+    run: Callable[[Key, Array, LogitsFn, Array, Array, Array], Array]
+
+
+def pgd_attacks(
+    threat: Threat,
+    *,
+    num_runs: int = 12,
+    num_steps: int = 20,
+    step_size: float,
+    bounds: Bounds = (0.0, 1.0),
+) -> tuple[Attack, ...]:
+    """PGD on what a mixture answers and on what each of its members answers.
+
+    A third of the runs climbs the expected cross-entropy, a third `-log` of the mean probability
+    of the label, and the rest one member's cross-entropy each, the members taking turns. Every
+    run starts at a random point of its own: for `L = 1`, where the three losses are the same one,
+    these are `num_runs` different restarts of one attack and none is wasted.
+
+    Args:
+      threat: the allowed perturbations, in the units of the inputs.
+      num_runs: number of runs in all, whatever `L`; at least 3, and a third of it at least `L`
+        (known, and checked, when the attack meets a mixture).
+      num_steps: gradient steps of a run.
+      step_size: length of one step in the threat's norm, units of the inputs.
+      bounds: lowest and highest value of an input.
+
+    Returns:
+      A list of attacks, here of one: all runs share one compiled loop.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    _check.at_least(3, num_runs=num_runs)
+    _check.at_least(1, num_steps=num_steps)
+    _check.positive(step_size=step_size)
+    _check.increasing(bounds=bounds)
+    share = num_runs // 3
+    num_member_runs = num_runs - 2 * share
+
+    def run(key, run, logits_fn, weights, x, label):
+        def loss_fn(x):
+            logits = logits_fn(x)
+            _check_share(num_runs, num_member_runs, num_members=logits.shape[0])
+            member_losses = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits, label)
+            choices = (
+                mixture.expected_loss(member_losses, weights),
+                -mixture.log_probs(logits, weights)[label],
+                member_losses[(run - 2 * share) % logits.shape[0]],
+            )
+            return jnp.stack(choices)[jnp.minimum(run // share, 2)]
+
+        x_adv, _ = pgd(
+            key, loss_fn, x, threat, num_steps=num_steps, step_size=step_size, bounds=bounds
+        )
+        return x_adv
+
+    names = ("pgd_expected_loss",) * share + ("pgd_mean_probability",) * share
+    return (Attack(names + ("pgd_members",) * num_member_runs, num_steps, run),)
+
+
+def _check_share(num_runs, num_member_runs, *, num_members):
+    if num_member_runs < num_members:
+        raise ValueError(
+            f"num_runs must be at least {3 * num_members} for {num_members} members, "
+            f"a third of them for the members in turn, got {num_runs}"
+        )

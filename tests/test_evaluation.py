@@ -1,0 +1,437 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mixjax import attacks, evaluation, threats
+
+SIZE = 16
+EPSILON = 0.1
+LINF = threats.linf(EPSILON)
+PGD = {"num_steps": 20, "step_size": EPSILON / 4}
+
+
+def linear_logits(vectors, x):
+    """Member k scores class 0 by `vectors[k] . (x - 1/2)` and class 1 by 0."""
+    scores = vectors @ (x.ravel() - 0.5)
+    return jnp.stack([scores, jnp.zeros_like(scores)], axis=-1)
+
+
+def network_logits(variables, x):
+    """Members that are small networks with three classes."""
+    hidden = jnp.tanh(jnp.einsum("ldh,d->lh", variables["hidden"], x.ravel()))
+    return jnp.einsum("lhc,lh->lc", variables["out"], hidden)
+
+
+def network(key, num_members):
+    hidden_key, out_key = jax.random.split(key)
+    variables = {
+        "hidden": jax.random.normal(hidden_key, (num_members, SIZE, 5)),
+        "out": jax.random.normal(out_key, (num_members, 5, 3)),
+    }
+    return jax.tree_util.Partial(network_logits, variables)
+
+
+def on_different_pixels(key):
+    """Two linear members, each with six pixels of its own."""
+    vectors = np.zeros((2, SIZE), np.float32)
+    vectors[0, :6], vectors[1, 6:12] = jax.random.normal(key, (2, 6))
+    return vectors
+
+
+def examples(key, num_examples, num_classes=2):
+    """Inputs so far inside [0, 1] that an attack never meets the bounds, and labels."""
+    images_key, labels_key = jax.random.split(key)
+    images = jax.random.uniform(images_key, (num_examples, 4, 4, 1), minval=0.3, maxval=0.7)
+    return images, jax.random.randint(labels_key, (num_examples,), 0, num_classes)
+
+
+def evaluate(key, logits_fn, weights, images, labels, runs=None, **settings):
+    runs = evaluation.pgd_attacks(LINF, **PGD) if runs is None else runs
+    outcomes = evaluation.evaluate_mixture(
+        key, logits_fn, weights, images, labels, runs, batch_size=16, **settings
+    )
+    return outcomes, evaluation.report(outcomes, weights, runs)
+
+
+def signed_margins(vectors, images, labels):
+    """`[N, L]` distance of each score from the boundary, positive where the member is right."""
+    flat = np.asarray(images).reshape(len(images), -1) - 0.5
+    return (flat @ np.asarray(vectors).T) * np.where(np.asarray(labels) == 0, 1, -1)[:, None]
+
+
+# Closed forms.
+
+
+def test_a_linear_member_is_robust_iff_its_margin_exceeds_epsilon_times_the_dual_norm(key):
+    vectors = np.asarray(jax.random.normal(key, (2, SIZE))) * 0.5 ** np.arange(SIZE)
+    images, labels = examples(key, 40)
+    margins = signed_margins(vectors, images, labels)
+    robust = margins > EPSILON * np.abs(vectors).sum(axis=1)
+    assert 0.05 < robust.mean() < (margins > 0).mean() - 0.2  # both sides of the claim occur
+    _, found = evaluate(key, functools.partial(linear_logits, vectors), [0.3, 0.7], images, labels)
+    for member in range(2):
+        assert found["members"][member] == {
+            "clean_accuracy": np.mean(margins[:, member] > 0),
+            "robust_accuracy": np.mean(robust[:, member]),
+        }
+
+
+def test_members_that_look_at_different_pixels_make_the_sandwich_tight(key):
+    """One attack fools everybody who can be fooled: the optimum is `sum_k weights_k rob_k`."""
+    vectors = on_different_pixels(key)
+    weights = np.array([0.3, 0.7])
+    images, labels = examples(key, 40)
+    robust = signed_margins(vectors, images, labels) > EPSILON * np.abs(vectors).sum(axis=1)
+    optimum = robust @ weights
+    logits_fn = functools.partial(linear_logits, vectors)
+    outcomes, found = evaluate(key, logits_fn, weights, images, labels)
+    np.testing.assert_allclose(evaluation.worst_case(outcomes, weights), optimum, atol=1e-12)
+    assert found["robust_accuracy"]["worst"] == pytest.approx(optimum.mean(), abs=1e-12)
+    assert found["sandwich"]["lower"] == pytest.approx(optimum.mean(), abs=1e-12)
+    assert found["robust_accuracy"]["pgd_expected_loss"] == pytest.approx(optimum.mean())
+
+
+def blind_logits(x):
+    """Losses `c + u - u^2` and `c - u - u^2` for label 0: their mean is highest in the middle."""
+    u = jnp.mean(x) - 0.5
+    member_losses = jnp.log(2.0) - 0.08 + jnp.stack([u, -u]) - u**2
+    margins = -jnp.log(jnp.expm1(member_losses))
+    return jnp.stack([margins, jnp.zeros(2)], axis=-1)
+
+
+def test_only_the_members_own_attacks_see_through_a_symmetric_mixture(key):
+    """Each member is fooled from its own side only: the true robust accuracy is 1/2.
+
+    The expected loss and the mean probability draw the attacker away from both sides.
+    """
+    images = jnp.full((20, 4, 4, 1), 0.5)
+    labels = jnp.zeros(20, jnp.int32)
+    _, found = evaluate(key, blind_logits, [0.5, 0.5], images, labels)
+    assert found["clean_accuracy"] == 1.0
+    assert found["robust_accuracy"] == {
+        "pgd_expected_loss": 1.0,
+        "pgd_mean_probability": 1.0,
+        "pgd_members": 0.5,
+        "worst": 0.5,
+    }
+    assert found["sandwich"] == {"lower": 0.0, "upper": 0.5}
+    assert [member["robust_accuracy"] for member in found["members"]] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("prob", "right"), [(0.92, False), (0.97, True)])
+def test_the_averaged_ensemble_answers_by_mean_probability_and_not_by_mean_logits(key, prob, right):
+    """Weights .4, .3, .3 and probabilities p, .2, .2 of the label.
+
+    The mean probability `.4 p + .12` exceeds 1/2 iff p > .95; the mean logit exceeds 0 iff p > .89.
+    """
+    probs = np.array([prob, 0.2, 0.2])
+    logits = jnp.asarray(np.log(np.stack([probs, 1 - probs], axis=-1)), jnp.float32)
+    images, labels = jnp.full((1, 4, 4, 1), 0.5), jnp.zeros(1, jnp.int32)
+    _, found = evaluate(key, lambda x: logits, [0.4, 0.3, 0.3], images, labels, runs=())
+    assert found["averaged"]["clean_accuracy"] == right
+    assert found["clean_accuracy"] == pytest.approx(0.4)
+
+
+# Two routes to one table.
+
+
+def test_outcomes_equal_a_loop_over_examples_runs_and_members(key):
+    weights = jnp.array([0.2, 0.3, 0.5])
+    logits_fn = network(key, 3)
+    images, labels = examples(key, 7, num_classes=3)
+    nothing = evaluation.Attack(("nothing",) * 2, 0, lambda key, run, f, w, x, label: x)
+    runs = (nothing, *evaluation.pgd_attacks(LINF, num_runs=9, num_steps=3, step_size=0.04))
+    outcomes, _ = evaluate(key, logits_fn, weights, images, labels, runs)
+
+    compiled = [attack._replace(run=jax.jit(attack.run)) for attack in runs]
+    members = np.zeros((7, 12, 3), bool)
+    averaged = np.zeros((7, 12), bool)
+    for n in range(7):
+        points = [images[n]]
+        for place, attack in enumerate(compiled):
+            attack_key = jax.random.fold_in(jax.random.fold_in(key, n), place)
+            for run in range(len(attack.names)):
+                run_key = jax.random.fold_in(attack_key, run)
+                points.append(
+                    attack.run(run_key, jnp.int32(run), logits_fn, weights, images[n], labels[n])
+                )
+        for r, point in enumerate(points):
+            logits = np.asarray(logits_fn(point), np.float64)
+            probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+            members[n, r] = logits.argmax(axis=1) == labels[n]
+            averaged[n, r] = (np.asarray(weights) @ probs).argmax() == labels[n]
+    assert 0.1 < members.mean() < 0.9
+    np.testing.assert_array_equal(outcomes.members, members)
+    np.testing.assert_array_equal(outcomes.averaged, averaged)
+
+
+@pytest.mark.parametrize("num_members", [1, 3])
+def test_the_runs_climb_the_losses_that_their_names_say(key, num_members):
+    """Against plain PGD on a directly written loss, from the same key."""
+    weights = jnp.array([0.6, 0.3, 0.1])[:num_members] / sum([0.6, 0.3, 0.1][:num_members])
+    logits_fn = network(key, num_members)
+    (x,), _ = examples(key, 1)
+    label = jnp.int32(1)
+    settings = {"num_steps": 5, "step_size": 0.05}
+    (attack,) = evaluation.pgd_attacks(LINF, num_runs=10, **settings)
+    attacked = jax.jit(attack.run)
+    assert attack.names == (
+        *("pgd_expected_loss",) * 3,
+        *("pgd_mean_probability",) * 3,
+        *("pgd_members",) * 4,
+    )
+
+    def expected_loss(x):
+        return -jnp.dot(weights, jax.nn.log_softmax(logits_fn(x))[:, label])
+
+    def minus_log_mean_probability(x):
+        return -jnp.log(jnp.dot(weights, jax.nn.softmax(logits_fn(x))[:, label]))
+
+    def loss_of_member(member, x):
+        return -jax.nn.log_softmax(logits_fn(x)[member])[label]
+
+    members = [functools.partial(loss_of_member, member) for member in range(num_members)]
+    runs_of = {expected_loss: (0, 2), minus_log_mean_probability: (3, 5)}
+    runs_of |= {
+        loss_fn: [run for run in range(6, 10) if (run - 6) % num_members == member]
+        for member, loss_fn in enumerate(members)
+    }
+    for loss_fn, runs in runs_of.items():
+        plain = jax.jit(lambda key, x, f=loss_fn: attacks.pgd(key, f, x, LINF, **settings)[0])
+        for run in runs:
+            run_key = jax.random.fold_in(key, run)
+            x_adv = attacked(run_key, jnp.int32(run), logits_fn, weights, x, label)
+            np.testing.assert_allclose(x_adv, plain(run_key, x), atol=1e-5)
+    # One member: the losses agree, so from one key they lead to one point.
+    same_key = [attacked(key, jnp.int32(run), logits_fn, weights, x, label) for run in (0, 3, 6, 7)]
+    distances = [float(jnp.max(jnp.abs(x_adv - same_key[0]))) for x_adv in same_key[1:]]
+    assert (max(distances) < 1e-5) == (num_members == 1)
+
+
+def test_members_of_weight_zero_are_attacked_but_do_not_count(key):
+    vectors = jax.random.normal(key, (2, SIZE))
+    images, labels = examples(key, 24)
+    logits_fn = functools.partial(linear_logits, vectors)
+    _, both = evaluate(key, logits_fn, [1.0, 0.0], images, labels)
+    alone_fn = functools.partial(linear_logits, vectors[:1])
+    _, alone = evaluate(key, alone_fn, [1.0], images, labels)
+    assert both["robust_accuracy"] == {
+        **alone["robust_accuracy"],
+        "pgd_members": both["robust_accuracy"]["pgd_members"],
+    }
+    assert both["sandwich"] == alone["sandwich"]
+    assert both["members"][0] == alone["members"][0]
+    robust = signed_margins(vectors, images, labels) > EPSILON * np.abs(vectors).sum(axis=1)
+    assert both["members"][1]["robust_accuracy"] == robust[:, 1].mean()
+
+
+# Budget, batches, devices.
+
+
+@pytest.mark.parametrize("num_members", [1, 2, 4])
+def test_every_number_of_members_meets_the_same_number_of_runs(key, num_members):
+    images, labels = examples(key, 3, num_classes=3)
+    weights = np.full(num_members, 1 / num_members)
+    runs = evaluation.pgd_attacks(LINF, num_runs=12, num_steps=2, step_size=0.05)
+    outcomes, found = evaluate(key, network(key, num_members), weights, images, labels, runs)
+    assert outcomes.members.shape == (3, 13, num_members)
+    assert found["num_attack_runs"] == 12
+    assert found["attacks"] == {
+        name: {"num_runs": 4, "num_steps": 2}
+        for name in ("pgd_expected_loss", "pgd_mean_probability", "pgd_members")
+    }
+
+
+def test_results_depend_neither_on_the_batch_size_nor_on_the_devices(key):
+    weights = jnp.array([0.2, 0.3, 0.5])
+    logits_fn = network(key, 3)
+    images, labels = examples(key, 11, num_classes=3)
+    runs = evaluation.pgd_attacks(LINF, num_runs=9, num_steps=2, step_size=0.05)
+
+    def split_over_devices(batch_fn):
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        specs = (P(), P(), P(), P("data"), P("data"), P("data"))
+        return jax.jit(
+            jax.shard_map(batch_fn, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)
+        )
+
+    found = [
+        evaluation.evaluate_mixture(key, logits_fn, weights, images, labels, runs, **settings)
+        for settings in (
+            {"batch_size": 11},
+            {"batch_size": 4},
+            {"batch_size": 8, "transform": split_over_devices},
+        )
+    ]
+    assert 0.1 < found[0].members.mean() < 0.9
+    assert len({outcome.tobytes() for outcome in found[0].members}) > 3
+    for outcomes in found[1:]:
+        np.testing.assert_array_equal(outcomes.members, found[0].members)
+        np.testing.assert_array_equal(outcomes.averaged, found[0].averaged)
+
+
+def test_padding_is_neither_counted_nor_returned():
+    seen = []
+
+    def batch_fn(images, labels, indices):
+        seen.append((images.shape, indices.tolist()))
+        return {"label": jnp.asarray(labels), "pixel": jnp.asarray(images[:, 0])}
+
+    images = np.linspace(0, 1, 7, dtype=np.float32)[:, None]
+    labels = np.arange(7)
+    steps = []
+
+    def progress(batches):
+        for batch in batches:
+            steps.append((batch, len(batches)))
+            yield batch
+
+    found = evaluation.over_batches(batch_fn, images, labels, batch_size=3, progress=progress)
+    np.testing.assert_array_equal(found["label"], labels)
+    np.testing.assert_array_equal(found["pixel"], images[:, 0])
+    assert seen == [((3, 1), [0, 1, 2]), ((3, 1), [3, 4, 5]), ((3, 1), [6, 6, 6])]
+    assert steps == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_variables_of_a_partial_are_arguments_of_the_compiled_function(key):
+    logits_fn = network(key, 2)
+    images, labels = examples(key, 2, num_classes=3)
+    runs = evaluation.pgd_attacks(LINF, num_runs=6, num_steps=1, step_size=0.05)
+    texts = []
+
+    def transform(batch_fn):
+        def spy(*args):
+            texts.append(str(jax.make_jaxpr(batch_fn)(*args)))
+            return jax.jit(batch_fn)(*args)
+
+        return spy
+
+    evaluation.evaluate_mixture(
+        key, logits_fn, [0.5, 0.5], images, labels, runs, batch_size=2, transform=transform
+    )
+    assert "lambda ; " in texts[0]  # no constants before the semicolon
+
+
+def test_uint8_images_are_the_same_as_their_values_over_255(key):
+    images, labels = examples(key, 12, num_classes=3)
+    images = np.asarray(images * 255).astype(np.uint8)
+    logits_fn = network(key, 2)
+    runs = evaluation.pgd_attacks(LINF, num_runs=6, num_steps=2, step_size=0.05)
+    outcomes, _ = evaluate(key, logits_fn, [0.5, 0.5], images, labels, runs)
+    floats, _ = evaluate(key, logits_fn, [0.5, 0.5], images / np.float32(255), labels, runs)
+    np.testing.assert_array_equal(outcomes.members, floats.members)
+
+
+def test_nan_logits_are_errors(key):
+    vectors = jnp.stack([jnp.full(SIZE, jnp.nan), jnp.full(SIZE, 1.0)])
+    images = jnp.full((3, 4, 4, 1), 0.9)
+    _, found = evaluate(
+        key, functools.partial(linear_logits, vectors), [0.4, 0.6], images, jnp.zeros(3, jnp.int32)
+    )
+    assert found["members"][0] == {"clean_accuracy": 0.0, "robust_accuracy": 0.0}
+    assert found["averaged"] == {"clean_accuracy": 0.0, "robust_accuracy": 0.0}
+    assert found["clean_accuracy"] == pytest.approx(0.6)
+
+
+# Validation.
+
+
+def test_validation_is_exact_clean_and_under_attack(key):
+    """Members on different pixels: the expected loss alone finds the optimum."""
+    vectors = on_different_pixels(key)
+    weights = jnp.array([0.3, 0.7])
+    images, labels = examples(key, 30)
+    margins = signed_margins(vectors, images, labels)
+    robust = margins > EPSILON * np.abs(vectors).sum(axis=1)
+    validate = jax.jit(functools.partial(evaluation.validate, threat=LINF, **PGD))
+    logits_fn = jax.tree_util.Partial(linear_logits, vectors)
+    found = evaluation.over_batches(
+        functools.partial(validate, key, logits_fn, weights), images, labels, batch_size=16
+    )
+    np.testing.assert_allclose(found.clean, (margins > 0) @ np.asarray(weights), atol=1e-6)
+    np.testing.assert_allclose(found.robust, robust @ np.asarray(weights), atol=1e-6)
+
+
+def test_validation_takes_the_steps_that_it_is_asked_for(key):
+    """One tiny step from a random start does no harm, one long one or many short ones do."""
+    vectors = jnp.ones((1, SIZE))
+    images = jnp.full((50, 4, 4, 1), 0.5 + EPSILON / 2)
+    labels = jnp.zeros(50, jnp.int32)
+
+    def robust(**settings):
+        validate = jax.jit(functools.partial(evaluation.validate, threat=LINF, **settings))
+        logits_fn = jax.tree_util.Partial(linear_logits, vectors)
+        return validate(key, logits_fn, jnp.ones(1), images, labels, jnp.arange(50)).robust.mean()
+
+    assert robust(num_steps=1, step_size=1e-4) > 0.9
+    assert robust(num_steps=1, step_size=2 * EPSILON) == 0.0
+    assert robust(num_steps=20, step_size=EPSILON / 8) == 0.0
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.full((4, 4, 4, 1), np.nan)}, r"images must lie in \[0, 1\], got .* nan"),
+        ({"images": np.full((4, 4, 4, 1), 1.5)}, r"images must lie in \[0, 1\], got .* 1.5"),
+        ({"images": np.ones((4, 4, 4, 1), int)}, "images must be uint8 or floats .* got int64"),
+        ({"images": np.zeros((0, 4, 4, 1))}, "images must be .* not empty, got"),
+        ({"labels": np.array([0, 1, 2, 3])}, r"labels must lie in \[0, 2\], got .* 3.0"),
+        ({"labels": np.array([0, 1, -1, 2])}, "labels must be at least 0, got -1"),
+        ({"labels": np.array([0.0, 1.0, 1.0, 2.0])}, "labels must be integers, got float64"),
+        ({"labels": np.array([0, 1, 1])}, r"labels must have shape \[4\], got \[3\]"),
+        ({"weights": np.array([0.5, 0.6])}, r"weights must be on the simplex .* 0.6"),
+        ({"weights": np.array([0.5, np.nan])}, "weights must be on the simplex .* nan"),
+        ({"weights": np.array([0.2, 0.3, 0.5])}, r"weights must have shape \[2\], got \[3\]"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"logits_fn": lambda x: x.ravel()}, r"logits_fn must return .* got shape \[16\]"),
+    ],
+)
+def test_bad_input_is_named_with_its_value(key, change, message):
+    settings = {
+        "logits_fn": network(key, 2),
+        "weights": np.array([0.5, 0.5]),
+        "images": np.full((4, 4, 4, 1), 0.5),
+        "labels": np.array([0, 1, 2, 0]),
+        "attacks": evaluation.pgd_attacks(LINF, **PGD),
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        evaluation.evaluate_mixture(key, transform=_never, **settings)
+
+
+def _never(batch_fn):
+    raise AssertionError("something was compiled before the arguments were checked")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_runs": 2}, "num_runs must be a whole number of at least 3, got 2"),
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
+        ({"step_size": -0.1}, "step_size must be positive, got -0.1"),
+        ({"bounds": (1, 0)}, r"bounds must be .* got \(1, 0\)"),
+    ],
+)
+def test_a_suite_that_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation.pgd_attacks(LINF, **{**PGD, **change})
+
+
+@pytest.mark.parametrize(("num_runs", "num_members"), [(9, 3), (9, 4), (11, 5)])
+def test_too_few_runs_for_the_members_are_refused(key, num_runs, num_members):
+    """Nine runs leave three for the members; of eleven, five are left."""
+    (attack,) = evaluation.pgd_attacks(LINF, num_runs=num_runs, num_steps=1, step_size=0.1)
+    weights = jnp.full(num_members, 1 / num_members)
+    arguments = (key, jnp.int32(0), network(key, num_members), weights, jnp.ones((4, 4, 1)), 0)
+    if (num_runs, num_members) != (9, 4):
+        assert jax.eval_shape(attack.run, *arguments).shape == (4, 4, 1)
+    else:
+        with pytest.raises(ValueError, match="num_runs must be at least 12 for 4 .* got 9"):
+            jax.eval_shape(attack.run, *arguments)

@@ -1,0 +1,131 @@
+import json
+
+import numpy as np
+import pytest
+
+from mixjax import evaluation
+
+ATTACKS = (
+    evaluation.Attack(("one",) * 2, 20, lambda *args: args[-2]),
+    evaluation.Attack(("two", "one", "three"), 7, lambda *args: args[-2]),
+)
+WEIGHTS = np.array([0.5, 0.3, 0.2])
+NAMES = ("one", "one", "two", "one", "three")
+
+
+def table(num_examples=60, num_members=3):
+    """A random table in which a right answer is likely at the clean point and less so elsewhere."""
+    generator = np.random.default_rng(3)
+    chance = np.array([0.95, 0.7, 0.8, 0.6, 0.85, 0.9])[:, None]
+    members = generator.random((num_examples, 6, num_members)) < chance
+    averaged = generator.random((num_examples, 6)) < chance[:, 0]
+    return evaluation.Outcomes(members, averaged)
+
+
+def test_every_figure_equals_a_loop_over_examples_points_and_members():
+    outcomes = table()
+    found = evaluation.report(outcomes, WEIGHTS, ATTACKS)
+    sums = {"clean": 0.0, "one": 0.0, "two": 0.0, "three": 0.0, "worst": 0.0, "lower": 0.0}
+    for n in range(60):
+        lowest = dict.fromkeys(sums, 1.0)
+        for point in range(6):
+            accuracy = sum(WEIGHTS[k] for k in range(3) if outcomes.members[n, point, k])
+            lines = ("clean", "one", "two", "three") if point == 0 else (NAMES[point - 1],)
+            for line in (*lines, "worst"):
+                lowest[line] = min(lowest[line], accuracy)
+        lowest["lower"] = sum(
+            WEIGHTS[k] for k in range(3) if all(outcomes.members[n, point, k] for point in range(6))
+        )
+        for line in sums:
+            sums[line] += lowest[line] / 60
+    assert found["clean_accuracy"] == pytest.approx(sums["clean"], abs=1e-12)
+    assert found["robust_accuracy"] == {
+        line: pytest.approx(sums[line], abs=1e-12) for line in ("one", "two", "three", "worst")
+    }
+    assert found["sandwich"]["lower"] == pytest.approx(sums["lower"], abs=1e-12)
+    assert found["sandwich"]["upper"] == found["robust_accuracy"]["worst"]
+    for member in range(3):
+        right = outcomes.members[:, :, member]
+        assert found["members"][member] == {
+            "clean_accuracy": sum(row[0] for row in right) / 60,
+            "robust_accuracy": sum(all(row) for row in right) / 60,
+        }
+    assert found["averaged"] == {
+        "clean_accuracy": sum(row[0] for row in outcomes.averaged) / 60,
+        "robust_accuracy": sum(all(row) for row in outcomes.averaged) / 60,
+    }
+
+
+def test_the_report_is_json_and_counts_the_runs():
+    found = evaluation.report(table(), WEIGHTS, ATTACKS)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert (found["num_members"], found["num_examples"], found["num_attack_runs"]) == (3, 60, 5)
+    assert found["weights"] == [0.5, 0.3, 0.2]
+    assert found["attacks"]["two"] == {"num_runs": 1, "num_steps": 7}
+    assert list(found["error_bar"]) == ["clean", "one", "two", "three", "worst"]
+
+
+def test_the_sandwich_holds_for_each_example_whatever_the_table():
+    generator = np.random.default_rng(0)
+    for num_members in (1, 2, 3, 7):
+        outcomes = table(200, num_members)
+        weights = generator.dirichlet(np.full(num_members, 0.5)).astype(np.float32)
+        lower, upper = evaluation.sandwich(outcomes, weights)
+        assert np.all(lower <= upper)
+        assert np.all(upper <= evaluation.expected_accuracy(outcomes, weights)[:, 0])
+        assert num_members == 1 or np.any(lower < upper)
+
+
+def test_nobody_is_right_with_a_probability_above_one():
+    right = evaluation.Outcomes(np.ones((5, 2, 3), bool), np.ones((5, 2), bool))
+    weights = np.array([0.33334, 0.33334, 0.33334], np.float32)
+    assert evaluation.worst_case(right, weights).max() <= 1.0
+    assert evaluation.worst_case(right, weights) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_the_error_bar_of_a_proportion_is_the_textbook_one():
+    values = np.repeat([1.0, 0.0], [30, 70])
+    assert evaluation.mean_and_error_bar(values) == pytest.approx((0.3, np.sqrt(0.3 * 0.7 / 100)))
+    assert evaluation.mean_and_error_bar([0.25]) == (0.25, 0.0)
+
+
+def test_the_error_bars_of_the_report_are_those_of_its_accuracies():
+    outcomes = table()
+    found = evaluation.report(outcomes, WEIGHTS, ATTACKS)
+    values = evaluation.worst_case(outcomes, WEIGHTS)
+    assert found["error_bar"]["worst"] == pytest.approx(values.std() / np.sqrt(60))
+    clean = evaluation.expected_accuracy(outcomes, WEIGHTS)[:, 0]
+    assert found["error_bar"]["clean"] == pytest.approx(clean.std() / np.sqrt(60))
+
+
+def test_a_paired_difference_knows_that_hard_examples_are_hard_for_both():
+    """The second is right wherever the first is, and on 4 examples of 100 more."""
+    first = np.repeat([1.0, 0.0], [50, 50])
+    second = np.repeat([1.0, 0.0], [54, 46])
+    difference, error_bar = evaluation.paired_difference(second, first)
+    assert difference == pytest.approx(0.04)
+    assert error_bar == pytest.approx(np.sqrt(0.04 * 0.96 / 100))
+    assert error_bar < evaluation.mean_and_error_bar(first)[1] / 2
+    assert evaluation.paired_difference(first, second)[0] == pytest.approx(-0.04)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((table(), np.array([0.5, 0.5]), ATTACKS), r"weights must have shape \[3\], got \[2\]"),
+        ((table(), np.array([0.5, 0.3, 0.3]), ATTACKS), "weights must be on the simplex"),
+        ((table(), WEIGHTS, ATTACKS[:1]), "attacks must have the 5 runs of outcomes, got 2"),
+        (
+            (table(), WEIGHTS, (ATTACKS[0], ATTACKS[1]._replace(names=("a", "b", "worst")))),
+            "attacks must not be named clean or worst, got one, one, a, b, worst",
+        ),
+    ],
+)
+def test_a_report_of_something_else_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation.report(*arguments)
+
+
+def test_a_difference_of_different_examples_is_refused():
+    with pytest.raises(ValueError, match=r"others must have shape \[3\], got \[2\]"):
+        evaluation.paired_difference(np.ones(3), np.ones(2))
