@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import secrets
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ _TEMPORARY = ".tmp"
 _ABSENT = "(absent)"
 
 
-def plain(value, name="value"):
+def plain(value, name="value") -> Any:
     """`value` as JSON knows it: dicts with string keys, lists, strings, finite numbers, None.
 
     Args:
@@ -44,12 +45,12 @@ def plain(value, name="value"):
     raise ValueError(f"{name} must be something JSON can hold, got {value!r}")
 
 
-def write_text(path, text):
-    """Writes `text` to the file `path`, whole or not at all."""
+def write(path, content):
+    """Writes `content`, text or bytes, to the file `path`, whole or not at all."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -61,7 +62,7 @@ def write_json(path, value, name="value"):
     Raises:
       ValueError: naming the entry that JSON cannot hold; nothing is written then.
     """
-    write_text(path, json.dumps(plain(value, name), indent=2) + "\n")
+    write(path, json.dumps(plain(value, name), indent=2) + "\n")
 
 
 def read_json(path):

@@ -1,0 +1,32 @@
+"""A run's folder: what was asked, what happened, what came out, and from which code and machine.
+
+`open_run` makes the folder with `config.json`; `append_metrics` adds a line to `metrics.jsonl`
+while the run trains; `write_result` writes `result.json` with its `provenance`; `plot_curves`,
+`plot_weights`, `plot_attacks` and `write_report` make the pictures and the page that show it.
+JSON is strict and every file but the growing `metrics.jsonl` is written whole or not at all.
+"""
+
+from mixjax.reporting.figures import plot_attacks, plot_curves, plot_weights
+from mixjax.reporting.origin import provenance
+from mixjax.reporting.page import write_report
+from mixjax.reporting.result import check_result, read_result, write_result
+from mixjax.reporting.run_folder import append_metrics, open_run, read_metrics, truncate_metrics
+from mixjax.reporting.tables import attack_table, members_table, results_table
+
+__all__ = [
+    "append_metrics",
+    "attack_table",
+    "check_result",
+    "members_table",
+    "open_run",
+    "plot_attacks",
+    "plot_curves",
+    "plot_weights",
+    "provenance",
+    "read_metrics",
+    "read_result",
+    "results_table",
+    "truncate_metrics",
+    "write_report",
+    "write_result",
+]

@@ -1,0 +1,176 @@
+"""Figures of a run. Colours that colour-blind readers can tell apart, and never colour alone."""
+
+import io
+
+import numpy as np
+
+from mixjax import _files
+
+# Okabe and Ito, Color universal design, 2008: blue, vermilion, green, orange, purple, sky, black.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+_STYLES = ("-", "--", "-.", ":")
+_MARKERS = "os^DvPX"
+_RIGHT, _WRONG = _COLORS[0], _COLORS[1]
+_DOTS_PER_INCH = 150
+
+
+def plot_curves(path, runs):
+    """Standard and robust accuracy against epochs per classifier, one line for each run.
+
+    Args:
+      path: file to write, as PNG.
+      runs: `name -> entries` of `read_metrics`; those without `epoch`, `clean_accuracy` or
+        `robust_accuracy` are left out.
+
+    Raises:
+      ValueError: if a run has no such entry.
+
+    References:
+      Meunier et al., Mixed Nash Equilibria in the Adversarial Examples Game, 2021, figure 3.
+    """
+    fields = ("epoch", "clean_accuracy", "robust_accuracy")
+    selected = _select(runs, fields)
+    figure, axes = _figure(8.0, 3.2, 2)
+    titles = ("standard accuracy", "robust accuracy")
+    for axis, field, title in zip(axes, fields[1:], titles, strict=True):
+        for number, (name, entries) in enumerate(selected.items()):
+            _line(axis, number, name, entries, [100 * entry[field] for entry in entries])
+        axis.set(title=title, xlabel="epochs per classifier", ylabel="accuracy (%)")
+    axes[0].legend(frameon=False)
+    _write(figure, path)
+
+
+def plot_weights(path, runs):
+    """The weights of each run's mixture against epochs per classifier, one panel for each run.
+
+    Args:
+      path: file to write, as PNG.
+      runs: `name -> entries` of `read_metrics`; those without `epoch` or `weights` are left out.
+
+    Raises:
+      ValueError: if a run has no such entry.
+    """
+    selected = _select(runs, ("epoch", "weights"))
+    figure, axes = _figure(4.0 * len(runs), 3.2, len(runs))
+    for axis, (name, entries) in zip(axes, selected.items(), strict=True):
+        weights = np.array([entry["weights"] for entry in entries])
+        for k, weight in enumerate(weights.T):
+            _line(axis, k, f"member {k + 1}", entries, weight)
+        uniform = 1 / weights.shape[1]
+        axis.axhline(uniform, color="0.6", linewidth=0.8, zorder=0, label="uniform")
+        axis.set(title=name, xlabel="epochs per classifier", ylabel="weight (probability)")
+        axis.set_ylim(-0.03, 1.03)
+        axis.legend(frameon=False, ncols=1 + weights.shape[1] // 5)
+    _write(figure, path)
+
+
+def plot_attacks(
+    path, images, attacked, labels, clean_predictions, attacked_predictions, class_names
+):
+    """Rows: clean, attacked, difference; under each image what the members make of it.
+
+    Args:
+      path: file to write, as PNG.
+      images: `[N, H, W, C]` clean examples in [0, 1], C = 1 or 3; a handful.
+      attacked: `[N, H, W, C]` the same under attack.
+      labels: `[N]` true classes.
+      clean_predictions: `[N, L]` each member's class on the clean example.
+      attacked_predictions: `[N, L]` each member's class under attack.
+      class_names: names of the classes.
+
+    Raises:
+      ValueError: if the shapes do not belong together.
+    """
+    images, attacked = np.asarray(images, np.float32), np.asarray(attacked, np.float32)
+    clean_predictions = np.asarray(clean_predictions)
+    attacked_predictions = np.asarray(attacked_predictions)
+    num_examples = len(images)
+    _check_shapes(images, attacked, labels, clean_predictions, attacked_predictions)
+    difference = attacked - images
+    scale = float(np.abs(difference).max()) or 1.0
+    shifted = 0.5 + 0.5 * difference / scale
+    below = f"below: members\n1 to {clean_predictions.shape[1]}"
+    rows = (
+        (f"clean\n\n{below}", images, clean_predictions),
+        (f"attacked\n\n{below}", attacked, attacked_predictions),
+        (f"difference\ngrey: 0\nrange: ±{scale:.3f}", shifted, None),
+    )
+    figure, axes = _figure(1.3 + 1.15 * num_examples, 4.6, (3, num_examples))
+    axes = np.reshape(axes, (3, num_examples))
+    for row, (name, pictures, predictions) in zip(axes, rows, strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        for n, axis in enumerate(row):
+            axis.imshow(np.broadcast_to(pictures[n], (*pictures[n].shape[:2], 3)).clip(0, 1))
+            axis.set(xticks=[], yticks=[])
+            if predictions is not None:
+                _caption(axis, labels[n], predictions[n], class_names)
+    for n, axis in enumerate(axes[0]):
+        axis.set_title(f"true: {class_names[int(labels[n])]}", fontsize=9)
+    _write(figure, path)
+
+
+def _caption(axis, label, predictions, class_names):
+    """Each member's class and, for those who cannot see the colour, a mark where it is wrong."""
+    words = [
+        f"{class_names[int(prediction)]} {'✓' if prediction == label else '✗'}"
+        for prediction in predictions
+    ]
+    right = bool(np.all(predictions == label))
+    axis.set_xlabel("\n".join(words), fontsize=7, color=_RIGHT if right else _WRONG)
+
+
+def _check_shapes(images, attacked, labels, clean_predictions, attacked_predictions):
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) == 0:
+        raise ValueError(f"images must be [N, H, W, 1 or 3], got {list(images.shape)}")
+    expected = {
+        "attacked": (attacked, images.shape),
+        "labels": (labels, images.shape[:1]),
+        "attacked_predictions": (attacked_predictions, clean_predictions.shape),
+        "clean_predictions": (clean_predictions, (len(images), clean_predictions.shape[-1])),
+    }
+    for name, (array, shape) in expected.items():
+        if np.shape(array) != shape:
+            raise ValueError(f"{name} must have shape {list(shape)}, got {list(np.shape(array))}")
+
+
+def _select(runs, fields):
+    """Of each run the entries that have all fields."""
+    if not runs:
+        raise ValueError("runs must hold at least one run, got none")
+    selected = {}
+    for name, entries in runs.items():
+        selected[name] = [entry for entry in entries if all(field in entry for field in fields)]
+        if not selected[name]:
+            raise ValueError(f"metrics of {name} must hold an entry with {', '.join(fields)}")
+    return selected
+
+
+def _figure(width, height, panels):
+    """A figure without pyplot, which keeps a global state and may want a screen."""
+    from matplotlib.figure import Figure
+
+    rows, columns = panels if isinstance(panels, tuple) else (1, panels)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, axes.ravel()
+
+
+def _line(axis, number, name, entries, values):
+    few = len(entries) <= 20
+    axis.plot(
+        [entry["epoch"] for entry in entries],
+        values,
+        label=name,
+        color=_COLORS[number % len(_COLORS)],
+        linestyle=_STYLES[number % len(_STYLES)],
+        marker=_MARKERS[number % len(_MARKERS)],
+        markersize=4 if few else 0,
+    )
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _write(figure, path):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
+    _files.write(path, buffer.getvalue())

@@ -1,0 +1,84 @@
+"""The folder of a run: `config.json`, written once, and `metrics.jsonl`, which grows."""
+
+import json
+import math
+import pathlib
+
+from mixjax import _files
+
+METRICS = "metrics.jsonl"
+
+
+def open_run(run_dir, config, *, resume=False):
+    """Makes the folder of a new run, or confirms that it holds this run.
+
+    Args:
+      run_dir: the folder; missing, empty, or, with `resume`, one of the same config.
+      config: dict that JSON can hold; stored as `config.json` and compared.
+      resume: whether to continue a run that is there. Without one a new run begins, so that one
+        command may be given again and again until a run is finished.
+
+    Returns:
+      The folder as a path.
+
+    Raises:
+      ValueError: if the folder cannot be written, holds foreign files, holds a run and `resume`
+        is false, or belongs to another config (the message names the differing fields).
+    """
+    run_dir = pathlib.Path(run_dir)
+    if not resume and (run_dir / _files.CONFIG).exists():
+        raise ValueError(
+            f"run_dir {run_dir} holds a run already: continue it with --resume "
+            "or choose another --run-dir"
+        )
+    new = _files.claim(run_dir, config, argument="run_dir")
+    if not new:
+        truncate_metrics(run_dir, math.inf)  # A line that a kill has torn would swallow the next.
+    return run_dir
+
+
+def append_metrics(run_dir, entry):
+    """Adds one line to `metrics.jsonl`.
+
+    Args:
+      run_dir: folder of the run.
+      entry: dict with the integer `step`, the training steps done, and whatever was measured
+        then. The figures read `epoch` (epochs per classifier), `clean_accuracy`,
+        `robust_accuracy` and `weights`.
+
+    Raises:
+      ValueError: if `step` is missing or an entry is not finite; nothing is written then.
+    """
+    entry = _files.plain(entry, "metrics")
+    if not isinstance(entry.get("step"), int):
+        raise ValueError(f"metrics must hold the integer step, got {entry.get('step')}")
+    with (pathlib.Path(run_dir) / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def read_metrics(run_dir):
+    """All entries of `metrics.jsonl` in order; a torn last line counts as never written.
+
+    Raises:
+      ValueError: if another line is not JSON.
+    """
+    path = pathlib.Path(run_dir) / METRICS
+    if not path.exists():
+        return []
+    # A character that a kill has cut in half may stand in the torn line only.
+    *lines, _torn = path.read_bytes().decode(errors="replace").split("\n")
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path} line {number} is not JSON: {error}") from error
+    return entries
+
+
+def truncate_metrics(run_dir, step):
+    """Drops the entries after `step`, the step of the checkpoint from which a run continues."""
+    path = pathlib.Path(run_dir) / METRICS
+    if path.exists():
+        kept = [entry for entry in read_metrics(run_dir) if entry["step"] <= step]
+        _files.write(path, "".join(json.dumps(entry) + "\n" for entry in kept))

@@ -1,0 +1,90 @@
+"""Results as Markdown tables; accuracies in percent with one standard error."""
+
+
+def results_table(results, labels=None):
+    """One row for each result, to be read from left to right: what, how good, how sure.
+
+    Args:
+      results: dicts as in `check_result`.
+      labels: names of the rows, as a column of its own; None for no such column.
+
+    Returns:
+      Markdown text.
+    """
+    head = ["data", "L", "weights", "clean %", "robust %", "lower bound %"]
+    head += ["members alone %", "averaged %", "examples", "attack runs", "minutes", "device"]
+    rows = [_row(result) for result in results]
+    if labels is not None:
+        head = ["", *head]
+        rows = [[label, *row] for label, row in zip(labels, rows, strict=True)]
+    return _markdown(head, rows)
+
+
+def attack_table(results):
+    """One row for each attack, one column for each result: `name -> result`, as Markdown."""
+    attacks = dict.fromkeys(
+        attack for result in results.values() for attack in result["robust_accuracy"]
+    )
+    attacks = [attack for attack in attacks if attack != "worst"] + ["worst"]
+    rows = [["no attack", *(_clean(result) for result in results.values())]]
+    for attack in attacks:
+        rows.append([attack, *(_robust(result, attack) for result in results.values())])
+    return _markdown(["attack", *(f"{name} %" for name in results)], rows)
+
+
+def members_table(result):
+    """The members of one result, each alone, and their averaged ensemble, as Markdown."""
+    rows = [
+        [f"member {k}", f"{weight:.3f}", *_alone(member)]
+        for k, (weight, member) in enumerate(
+            zip(result["weights"], result["members"], strict=True), 1
+        )
+    ]
+    rows.append(["averaged", "", *_alone(result["averaged"])])
+    rows.append(["mixture", "1.000", _clean(result), _robust(result, "worst")])
+    return _markdown(["classifier", "weight", "clean %", "robust %"], rows)
+
+
+def _row(result):
+    lower = _percent(result["sandwich"]["lower"])
+    alone = ", ".join(_percent(member["robust_accuracy"]) for member in result["members"])
+    device = result["provenance"]["device"]
+    return [
+        result["dataset"],
+        str(result["num_members"]),
+        ", ".join(f"{weight:.2f}" for weight in result["weights"]),
+        _clean(result),
+        _robust(result, "worst"),
+        lower,
+        alone,
+        _percent(result["averaged"]["robust_accuracy"]),
+        str(result["num_examples"]),
+        str(result.get("num_attack_runs", "")),
+        f"{result['provenance']['seconds'] / 60:.1f}",
+        f"{device['number']} x {device['kind']}",
+    ]
+
+
+def _clean(result):
+    return f"{_percent(result['clean_accuracy'])} ± {_percent(result['error_bar']['clean'])}"
+
+
+def _robust(result, attack):
+    if attack not in result["robust_accuracy"]:
+        return ""
+    accuracy, error_bar = result["robust_accuracy"][attack], result["error_bar"][attack]
+    return f"{_percent(accuracy)} ± {_percent(error_bar)}"
+
+
+def _alone(accuracies):
+    return [_percent(accuracies["clean_accuracy"]), _percent(accuracies["robust_accuracy"])]
+
+
+def _percent(value):
+    return f"{100 * value:.1f}"
+
+
+def _markdown(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)

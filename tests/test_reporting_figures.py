@@ -1,0 +1,208 @@
+"""The figures draw the numbers they are given, with labels, and read well without colour."""
+
+import itertools
+import subprocess
+import sys
+
+import matplotlib.colors
+import matplotlib.figure
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixjax import reporting
+from mixjax.reporting import figures
+
+ENTRIES = [
+    {"step": 5, "loss": 0.3},
+    {
+        "step": 10,
+        "epoch": 0.5,
+        "clean_accuracy": 0.6,
+        "robust_accuracy": 0.2,
+        "weights": [0.5, 0.5],
+    },
+    {
+        "step": 20,
+        "epoch": 1.0,
+        "clean_accuracy": 0.9,
+        "robust_accuracy": 0.5,
+        "weights": [0.3, 0.7],
+    },
+]
+NAMES = ("cat", "dog", "ship")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved."""
+    saved = []
+    save = matplotlib.figure.Figure.savefig
+
+    def spy(figure, *args, **kwargs):
+        saved.append(figure)
+        return save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", spy)
+    return saved
+
+
+def picture(axis):
+    return np.asarray(axis.get_images()[0].get_array())
+
+
+def lines(axis):
+    return {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in axis.get_lines()
+    }
+
+
+def examples(num_channels=1, num_members=2):
+    generator = np.random.default_rng(0)
+    images = generator.uniform(0.3, 0.7, (3, 4, 4, num_channels)).astype(np.float32)
+    attacked = images.copy()
+    attacked[0, 1, 2] += 0.1
+    attacked[2, 0, 0] -= 0.05
+    clean = np.tile(np.arange(3)[:, None], (1, num_members))
+    fooled = clean.copy()
+    fooled[1, -1] = 2
+    return images, attacked, np.arange(3), clean, fooled
+
+
+def test_curves_draw_percent_against_epochs_for_each_run(tmp_path, drawn):
+    other = [ENTRIES[2] | {"epoch": 3.0, "clean_accuracy": 0.95}]
+    reporting.plot_curves(tmp_path / "curves.png", {"single": ENTRIES, "mixture": other})
+    standard, robust = drawn[0].axes
+    assert lines(standard) == {
+        "single": ([0.5, 1.0], pytest.approx([60, 90])),
+        "mixture": ([3.0], pytest.approx([95])),
+    }
+    assert lines(robust)["single"] == ([0.5, 1.0], pytest.approx([20, 50]))
+    for axis, title in ((standard, "standard accuracy"), (robust, "robust accuracy")):
+        assert axis.get_title() == title
+        assert axis.get_xlabel() == "epochs per classifier"
+        assert axis.get_ylabel() == "accuracy (%)"
+    assert {text.get_text() for text in standard.get_legend().get_texts()} == {"single", "mixture"}
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_weights_draw_one_panel_for_each_run_and_one_line_for_each_member(tmp_path, drawn):
+    reporting.plot_weights(tmp_path / "weights.png", {"mixture": ENTRIES})
+    (axis,) = drawn[0].axes
+    assert lines(axis)["member 1"] == ([0.5, 1.0], [0.5, 0.3])
+    assert lines(axis)["member 2"] == ([0.5, 1.0], [0.5, 0.7])
+    assert lines(axis)["uniform"][1] == [0.5, 0.5]
+    assert (axis.get_title(), axis.get_ylabel()) == ("mixture", "weight (probability)")
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_attacks_show_clean_attacked_and_the_scaled_difference(tmp_path, drawn, num_channels):
+    images, attacked, *rest = examples(num_channels)
+    reporting.plot_attacks(tmp_path / "attacks.png", images, attacked, *rest, NAMES)
+    axes = np.reshape(drawn[0].axes, (3, 3))
+    for n in range(3):
+        np.testing.assert_allclose(picture(axes[0, n])[..., :1], images[n][..., :1], atol=1e-6)
+        np.testing.assert_allclose(picture(axes[1, n])[..., :1], attacked[n][..., :1], atol=1e-6)
+        assert axes[0, n].get_title() == f"true: {NAMES[n]}"
+    difference = np.full((3, 4, 4), 0.5)
+    difference[0, 1, 2] = 1.0
+    difference[2, 0, 0] = 0.25
+    for n in range(3):
+        np.testing.assert_allclose(picture(axes[2, n])[..., 0], difference[n], atol=1e-6)
+    assert "±0.100" in axes[2, 0].get_ylabel()
+    assert [axis.get_ylabel().split("\n")[0] for axis in axes[:, 0]] == [
+        "clean",
+        "attacked",
+        "difference",
+    ]
+
+
+def test_under_each_image_stands_what_the_members_say_with_a_mark_for_errors(tmp_path, drawn):
+    reporting.plot_attacks(tmp_path / "attacks.png", *examples(), NAMES)
+    axes = np.reshape(drawn[0].axes, (3, 3))
+    assert [axis.get_xlabel() for axis in axes[0]] == [
+        "cat ✓\ncat ✓",
+        "dog ✓\ndog ✓",
+        "ship ✓\nship ✓",
+    ]
+    assert axes[1, 1].get_xlabel() == "dog ✓\nship ✗"
+    assert [axis.get_xlabel() for axis in axes[2]] == ["", "", ""]
+
+
+def test_an_attack_that_changes_nothing_is_grey(tmp_path, drawn):
+    images, _, *rest = examples()
+    reporting.plot_attacks(tmp_path / "attacks.png", images, images, *rest, NAMES)
+    assert np.all(np.asarray(drawn[0].axes[6].get_images()[0].get_array()) == 0.5)
+
+
+def test_one_example_is_enough(tmp_path):
+    one = [value[:1] for value in examples()]
+    reporting.plot_attacks(tmp_path / "attacks.png", *one, NAMES)
+
+
+def test_the_files_are_png_of_readme_size(tmp_path):
+    reporting.plot_curves(tmp_path / "curves.png", {"single": ENTRIES})
+    with Image.open(tmp_path / "curves.png") as image:
+        image.verify()
+        assert image.format == "PNG" and 1000 <= image.width <= 1600
+
+
+def test_lines_differ_in_lightness_or_style_so_that_colour_is_not_needed():
+    def lightness(color):
+        return np.dot(matplotlib.colors.to_rgb(color), [0.2126, 0.7152, 0.0722])
+
+    for first, second in itertools.combinations(range(6), 2):
+        same_style = figures._STYLES[first % 4] == figures._STYLES[second % 4]
+        gap = abs(lightness(figures._COLORS[first]) - lightness(figures._COLORS[second]))
+        assert not same_style or gap > 0.1
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (
+            lambda path: reporting.plot_curves(path, {"single": ENTRIES[:1]}),
+            "metrics of single must hold an entry with epoch, clean_accuracy, robust_accuracy",
+        ),
+        (
+            lambda path: reporting.plot_weights(path, {"single": []}),
+            "metrics of single must hold an entry with epoch, weights",
+        ),
+        (lambda path: reporting.plot_curves(path, {}), "runs must hold at least one run"),
+        (lambda path: reporting.plot_weights(path, {}), "runs must hold at least one run"),
+        (
+            lambda path: reporting.plot_attacks(path, *examples(2), NAMES),
+            r"images must be \[N, H, W, 1 or 3\], got \[3, 4, 4, 2\]",
+        ),
+        (
+            lambda path: reporting.plot_attacks(
+                path, examples()[0], examples()[1][:2], *examples()[2:], NAMES
+            ),
+            r"attacked must have shape \[3, 4, 4, 1\], got \[2, 4, 4, 1\]",
+        ),
+        (
+            lambda path: reporting.plot_attacks(
+                path, *examples()[:3], examples()[3][:, :1], examples()[4], NAMES
+            ),
+            r"attacked_predictions must have shape \[3, 1\], got \[3, 2\]",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_named_and_nothing_is_written(tmp_path, draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw(tmp_path / "figure.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_matplotlib_is_imported_by_the_first_figure_and_pyplot_never(tmp_path):
+    code = """
+import sys
+from mixjax import reporting
+assert "matplotlib" not in sys.modules
+run = [{"epoch": 1, "clean_accuracy": 1.0, "robust_accuracy": 0.5}]
+reporting.plot_curves(sys.argv[1], {"one": run})
+assert "matplotlib.figure" in sys.modules
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "curves.png")], check=True)
