@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mixjax import ensemble as ensemble
     from mixjax import evaluation as evaluation
     from mixjax import games as games
+    from mixjax import interrupt as interrupt
     from mixjax import losses as losses
     from mixjax import mixture as mixture
     from mixjax import models as models
@@ -35,6 +36,7 @@ __all__ = [
     "ensemble",
     "evaluation",
     "games",
+    "interrupt",
     "losses",
     "mixture",
     "models",

@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import hypothesis
 import jax
 import matplotlib
 import pytest
@@ -18,6 +19,10 @@ jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+# The same examples in every run; the first one compiles and takes as long as it takes.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fixed")
 
 
 @pytest.fixture
