@@ -1,0 +1,81 @@
+"""Command lines of the experiments: every field of a frozen dataclass is a flag with help."""
+
+import argparse
+import dataclasses
+import fractions
+import sys
+from typing import Any, NoReturn
+
+
+def flag(default: Any, help: str, *, options: tuple | None = None) -> Any:
+    """A dataclass field that is also a command-line flag.
+
+    Args:
+      default: value without preset and flag; its type is that of the flag.
+      help: what the value means, with its unit.
+      options: the values allowed; None allows all of the type.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "options": options})
+
+
+def parse(argv, presets: dict, *, default: str, program: str, description: str):
+    """The preset named in `argv`, changed by the flags that follow.
+
+    Args:
+      argv: arguments without the program's name; None for those of the process.
+      presets: name to config, all of one dataclass made with `flag`.
+      default: name of the preset used when none is named.
+      program: name of the program in messages.
+      description: what `--help` shows above the flags.
+
+    Returns:
+      `(name of the preset, config)`. Bad input ends the process: one line, exit code 2.
+    """
+    parser = _Parser(
+        prog=program,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--preset", choices=presets, default=default, help="default: %(default)s")
+    for field in dataclasses.fields(presets[default]):
+        name = "--" + field.name.replace("_", "-")
+        text = field.metadata["help"].replace("%", "%%")
+        if isinstance(field.default, bool):
+            kind: dict = {"action": argparse.BooleanOptionalAction}
+        else:
+            kind = {"type": _READERS[type(field.default)], "choices": field.metadata["options"]}
+            kind["metavar"] = None if kind["choices"] else type(field.default).__name__.upper()
+        parser.add_argument(name, default=argparse.SUPPRESS, help=text, **kind)
+    flags = vars(parser.parse_args(argv))
+    preset = flags.pop("preset")
+    return preset, dataclasses.replace(presets[preset], **flags)
+
+
+def fail(program: str, error: Exception | str) -> NoReturn:
+    """Ends the process: one line on stderr, exit code 2."""
+    print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        fail(self.prog, message)
+
+
+def _real(text):
+    """A number, also as a fraction: `8/255`."""
+    try:
+        return float(fractions.Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"not a number: {text!r}") from error
+
+
+def _whole(text):
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not a whole number: {text!r}") from error
+
+
+_READERS = {float: _real, int: _whole, str: str}

@@ -1,0 +1,185 @@
+"""What is trained: a config and the pure functions that it stands for."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from experiments._config import flag
+from mixjax import attacks, data, defenses, models, threats
+from mixjax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every field is a flag; distances are in units of pixels within [0, 1]."""
+
+    # What is trained on what.
+    dataset: str = flag("cifar10", "name of the data set", options=data.NAMES)
+    data_dir: str = flag("", "folder of prepared data sets; empty: the user's cache")
+    manual_dir: str = flag("", "folder with the official archives, to prepare data offline")
+    model: str = flag("resnet18", "architecture", options=("resnet18", "small_resnet", "linear"))
+    width: int = flag(64, "channels of the network's first stage")
+    dtype: str = flag("bfloat16", "of the convolutions", options=("bfloat16", "float32"))
+    members: int = flag(2, "number of classifiers L in the mixture")
+    single: bool = flag(False, "first train one classifier at the same cost, to compare with")
+    # The game.
+    norm: str = flag("linf", "norm of the perturbations", options=("linf", "l2"))
+    epsilon: float = flag(8 / 255, "radius of the perturbations, also as a fraction: 8/255")
+    ramp: float = flag(0.0, "part of the training over which the radius grows from 0, below 1")
+    loss: str = flag("at", "adversarial training or TRADES", options=("at", "trades"))
+    beta: float = flag(6.0, "weight of TRADES' divergence")
+    attack_steps: int = flag(10, "PGD steps of the training attack")
+    attack_step_size: float = flag(2 / 255, "length of one PGD step")
+    update: str = flag(
+        "one", "members updated per step: one drawn at random, or all", options=("one", "all")
+    )
+    model_steps: int = flag(100, "T_theta: model steps per member between two weight steps")
+    weights: str = flag(
+        "oracle", "how the weights are found", options=("oracle", "entropic", "uniform")
+    )
+    weight_steps: int = flag(5, "T_lambda: iterations of one weight step")
+    temperature: float = flag(0.01, "alpha of the entropic relaxation, in errors")
+    samples: int = flag(4, "points per ball in the entropic relaxation, besides the attacked one")
+    # The optimiser.
+    epochs: int = flag(30, "epochs per member")
+    batch_size: int = flag(512, "examples per step, over all devices")
+    optimizer: str = flag("sgd", "gradient transformation", options=("sgd", "adam"))
+    learning_rate: float = flag(0.2, "highest learning rate")
+    schedule: str = flag(
+        "one_cycle",
+        "up and down to 0, or a tenth at 1/2 and 3/4",
+        options=("one_cycle", "piecewise"),
+    )
+    momentum: float = flag(0.9, "of SGD")
+    weight_decay: float = flag(5e-4, "L2 penalty of SGD, decoupled decay of Adam")
+    average_decay: float = flag(0.995, "of the parameters' moving average, used for evaluation")
+    augment: bool = flag(True, "random crops and flips")
+    # The evaluation.
+    validation_examples: int = flag(1000, "validation examples scored each epoch")
+    validation_steps: int = flag(20, "PGD steps on validation data")
+    test_examples: int = flag(10_000, "test examples of the final evaluation, at most")
+    test_runs: int = flag(12, "attack runs of the final evaluation, the same for every L")
+    test_steps: int = flag(20, "PGD steps of each run")
+    test_batch_size: int = flag(500, "examples per batch of both evaluations")
+    # The run.
+    seed: int = flag(0, "root of all randomness")
+    run_dir: str = flag("", "folder of the run; empty: runs/<preset>")
+    resume: bool = flag(False, "continue the run in this folder")
+    devices: int = flag(0, "number of devices; 0: all")
+    member_devices: int = flag(1, "devices over which the members are spread")
+    dispatch_steps: int = flag(30, "training steps per dispatch, at most")
+    cpu: bool = flag(False, "insist on a CPU for a preset that is made for accelerators")
+    debug: bool = flag(False, "show the traceback of an error")
+
+
+# Fields that may change between a run and its continuation.
+PLACES = (
+    "data_dir",
+    "manual_dir",
+    "run_dir",
+    "resume",
+    "devices",
+    "member_devices",
+    "cpu",
+    "debug",
+)
+
+
+class Game(NamedTuple):
+    """What a config stands for: pure functions only."""
+
+    model: models.Model
+    defense: defenses.Defense
+    threat: threats.Threat
+    learning_rate: Callable[[Array], Array]
+    num_epochs: int
+    steps_per_epoch: int
+
+
+def build(config: Config, dataset: data.Dataset, data_axis=None, member_axis=None) -> Game:
+    """The game of a config; raises `ValueError` for a number out of its range."""
+    shape, num_classes = dataset.image_shape, dataset.num_classes
+    if config.model == "linear":
+        model = models.linear(num_classes, input_shape=shape)
+    else:
+        model = getattr(models, config.model)(
+            num_classes,
+            config.width,
+            input_shape=shape,
+            dtype=jnp.dtype(config.dtype),
+            axis_name=data_axis,
+        )
+    num_epochs = config.epochs * (config.members if config.update == "one" else 1)
+    steps_per_epoch = len(dataset.train.labels) // config.batch_size
+    num_steps = num_epochs * steps_per_epoch
+
+    ball = getattr(threats, config.norm)
+    if config.ramp:
+        threat = lambda step: ball(  # noqa: E731
+            config.epsilon * jnp.minimum(1.0, (step + 1) / (config.ramp * num_steps))
+        )
+    else:
+        threat = ball(config.epsilon)
+
+    def attack(key, loss_fn, x, threat):
+        step_size = config.attack_step_size / config.epsilon * threat.epsilon
+        start = ball(1e-3) if config.loss == "trades" else threat
+        return attacks.pgd(
+            key, loss_fn, x, threat, num_steps=config.attack_steps, step_size=step_size, start=start
+        )
+
+    weighing = {
+        "oracle": partial(defenses.oracle, num_steps=config.weight_steps),
+        "entropic": partial(
+            defenses.entropic,
+            num_steps=config.weight_steps,
+            temperature=config.temperature,
+            num_samples=config.samples,
+        ),
+        "uniform": lambda: None,
+    }[config.weights]()
+    learning_rate = schedule(config, num_steps)
+    defense = defenses.mixture(
+        model,
+        optimizer(config),
+        learning_rate,
+        threat,
+        attack,
+        num_members=config.members,
+        objective=(
+            defenses.trades(config.beta)
+            if config.loss == "trades"
+            else defenses.adversarial_training()
+        ),
+        weighing=weighing,
+        num_model_steps=config.model_steps,
+        update=config.update,
+        average_decay=config.average_decay,
+        data_axis=data_axis,
+        member_axis=member_axis,
+    )
+    return Game(model, defense, ball(config.epsilon), learning_rate, num_epochs, steps_per_epoch)
+
+
+def schedule(config: Config, num_steps: int):
+    """Learning rate as a function of the step."""
+    if config.schedule == "piecewise":
+        drops = {num_steps // 2: 0.1, 3 * num_steps // 4: 0.1}
+        return optax.piecewise_constant_schedule(config.learning_rate, drops)
+    peak = 0.3 * num_steps
+    return lambda step: (
+        config.learning_rate
+        * jnp.interp(step, jnp.array([0.0, peak, num_steps]), jnp.array([0.0, 1.0, 0.0]))
+    )
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """The optimiser at learning rate 1."""
+    decay = optax.add_decayed_weights(config.weight_decay)
+    if config.optimizer == "adam":
+        return optax.chain(optax.scale_by_adam(), decay, optax.scale(-1.0))
+    return optax.chain(decay, optax.trace(config.momentum), optax.scale(-1.0))
