@@ -5,8 +5,8 @@ Every function takes its arguments by keyword so that the message can name them:
 known only when it is too late to raise.
 """
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 _SIMPLEX_TOLERANCE = 1e-4
 _ROUNDING = 1e-6
@@ -27,7 +27,7 @@ def at_least(minimum, **values):
     _require(
         values,
         f"a whole number of at least {minimum}",
-        lambda value: np.isfinite(value) and value == np.floor(value) and value >= minimum,
+        lambda value: value.ndim == 0 and np.isfinite(value) and value == value // 1 >= minimum,
     )
 
 
@@ -64,7 +64,7 @@ def within(low, high, **values):
     """Raises `ValueError` unless every value holds numbers of [low, high] only; NaN never does."""
     for name, value in values.items():
         if not _is_traced(value, low, high):
-            lowest, highest = float(np.min(value)), float(np.max(value))
+            lowest, highest = float(np.min(np.asarray(value))), float(np.max(np.asarray(value)))
             if not (low - _ROUNDING <= lowest and highest <= high + _ROUNDING):
                 raise ValueError(
                     f"{name} must lie in [{low}, {high}], got values from {lowest} to {highest}"
@@ -100,4 +100,4 @@ def _require(values, description, holds):
 
 
 def _is_traced(*values):
-    return any(isinstance(value, jax.core.Tracer) for value in values)
+    return any(isinstance(value, Tracer) for value in values)

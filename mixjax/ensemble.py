@@ -46,7 +46,7 @@ def apply(apply_fn: Callable, variables: PyTree, x: Array, *, axis_name: str | N
     Returns:
       `[L, ..., C]` logits. With `axis_name` they, and their derivatives of any order in `x` and in
       the local variables, are those of the whole ensemble on every device. `shard_map` needs
-      `check_vma=False` for that: its checker would sum the gradients once more.
+      `check_vma=False`: its checker has no notion of these derivatives and refuses them.
     """
     if axis_name is None:
         return jax.vmap(apply_fn, in_axes=(0, None))(variables, x)

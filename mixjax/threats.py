@@ -15,6 +15,7 @@ from mixjax import _check
 from mixjax.typing import Array
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
+_HUGE = 1e37  # its inverse is still a normal number: a division may be a product with the inverse
 
 
 class Threat(NamedTuple):
@@ -81,11 +82,16 @@ def l2(epsilon: float | Array) -> Threat:
 
 
 def _unit(x):
-    """`x / |x|`, and 0 for 0; scaled first because squares of tiny gradients underflow."""
-    x = x / jnp.maximum(jnp.max(jnp.abs(x)), _TINY)
+    """`x / |x|`, and 0 for 0."""
+    x = x / _scale(x)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2), _TINY))
 
 
 def _l2_norm(x):
-    scale = jnp.maximum(jnp.max(jnp.abs(x)), _TINY)
+    scale = _scale(x)
     return scale * jnp.sqrt(jnp.sum((x / scale) ** 2))
+
+
+def _scale(x):
+    """The size of `x`, to divide by: squares of tiny gradients underflow, of huge ones overflow."""
+    return jnp.clip(jnp.max(jnp.abs(x)), _TINY, _HUGE)

@@ -1,0 +1,395 @@
+"""FGSM and PGD against losses whose highest point is known."""
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from mixjax import attacks, losses, mixture, threats
+
+BOTH = [threats.linf, threats.l2]
+WIDE = (-10.0, 10.0)
+SHAPE = (2, 3)
+X = np.array([[0.5, 0.2, 0.9], [0.0, 1.0, 0.4]], np.float32)  # two coordinates at the bounds
+SLOPE = np.array([[1.0, -2.0, 0.5], [-0.3, 4.0, -1.0]], np.float32)
+EPSILON = 0.25
+few = hypothesis.settings(max_examples=20, deadline=None)
+inputs = hnp.arrays(np.float32, SHAPE, elements=st.sampled_from([0.0, 0.05, 0.5, 0.9, 1.0]))
+slopes = hnp.arrays(np.float32, SHAPE, elements=st.sampled_from([-3.0, -0.1, 0.0, 0.2, 5.0]))
+
+
+def linear(x):
+    return jnp.sum(SLOPE * x)
+
+
+def dual_norm(make, gradient):
+    return np.abs(gradient).sum() if make is threats.linf else np.linalg.norm(gradient)
+
+
+def norm(make, delta):
+    return np.abs(delta).max() if make is threats.linf else np.linalg.norm(delta)
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_fgsm_on_a_linear_loss_gains_epsilon_times_the_dual_norm(make):
+    x_adv, info = attacks.fgsm(linear, X, make(EPSILON), bounds=WIDE)
+    gain = linear(x_adv) - linear(X)
+    np.testing.assert_allclose(gain, EPSILON * dual_norm(make, SLOPE), rtol=1e-5)
+    np.testing.assert_allclose(info.loss - info.first_loss, gain, rtol=1e-6)
+    np.testing.assert_allclose(info.first_loss, linear(X), rtol=1e-6)
+    assert info.num_zero_gradients == 0
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_one_step_on_a_linear_loss_gains_its_length_times_the_dual_norm(make, key):
+    """The step is shorter than epsilon: no projection repairs a wrong length."""
+    x_adv, info = attacks.pgd(
+        key, linear, X, make(1.0), num_steps=1, step_size=0.1, random_start=False, bounds=WIDE
+    )
+    np.testing.assert_allclose(norm(make, x_adv - X), 0.1, rtol=1e-5)
+    np.testing.assert_allclose(linear(x_adv) - linear(X), 0.1 * dual_norm(make, SLOPE), rtol=1e-5)
+    np.testing.assert_allclose(info.first_loss, linear(X), rtol=1e-6)
+    np.testing.assert_allclose(info.loss, linear(x_adv), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_steps_add_up_until_they_reach_the_sphere(make, key):
+    for num_steps, length in [(2, 0.2), (3, 0.25), (9, 0.25)]:
+        x_adv, _ = attacks.pgd(
+            key,
+            linear,
+            X,
+            make(0.25),
+            num_steps=num_steps,
+            step_size=0.1,
+            random_start=False,
+            bounds=WIDE,
+        )
+        np.testing.assert_allclose(norm(make, x_adv - X), length, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize("random_start", [False, True])
+def test_pgd_finds_the_highest_point_of_a_linear_loss(make, random_start, key):
+    attack = jax.jit(
+        lambda key: attacks.pgd(
+            key,
+            linear,
+            X,
+            make(EPSILON),
+            num_steps=40,
+            step_size=0.1,
+            random_start=random_start,
+            bounds=WIDE,
+        )
+    )
+    x_adv, info = attack(key)
+    best = linear(X) + EPSILON * dual_norm(make, SLOPE)
+    np.testing.assert_allclose(linear(x_adv), best, rtol=1e-5)
+    np.testing.assert_allclose(info.loss, best, rtol=1e-5)
+
+
+def test_pgd_finds_the_highest_corner_of_the_box_cut_by_the_bounds(key):
+    x_adv, _ = attacks.pgd(key, linear, X, threats.linf(EPSILON), num_steps=10, step_size=0.1)
+    want = np.clip(X + EPSILON * np.sign(SLOPE), 0.0, 1.0)
+    np.testing.assert_allclose(x_adv, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", BOTH)
+@few
+@hypothesis.given(inputs, slopes, st.sampled_from([0.0, 0.1, 0.7]), st.integers(0, 9))
+def test_every_point_visited_lies_in_the_ball_and_in_the_bounds(make, x, slope, epsilon, seed):
+    """The loss turns NaN elsewhere, and PGD reports a NaN if it meets one."""
+    fgsm_point, fgsm_info, pgd_point, pgd_info = run_inside(make)(
+        jax.random.key(seed), x, slope, epsilon
+    )
+    for point, info in [(fgsm_point, fgsm_info), (pgd_point, pgd_info)]:
+        assert norm(make, np.float64(point) - x) <= epsilon + 1e-6
+        assert np.all((point >= 0) & (point <= 1))
+        assert np.isfinite(info.loss) and np.isfinite(info.first_loss)
+    assert pgd_info.loss >= pgd_info.first_loss
+
+
+_RUN_INSIDE = {}
+
+
+def run_inside(make):
+    def run(key, x, slope, epsilon):
+        threat = make(epsilon)
+
+        def loss_fn(point):
+            left = (threat.norm(point - x) > epsilon + 1e-6) | jnp.any((point < 0) | (point > 1))
+            return jnp.sum(slope * point) + jnp.where(left, jnp.nan, 0.0)
+
+        fgsm = attacks.fgsm(loss_fn, x, threat)
+        return *fgsm, *attacks.pgd(key, loss_fn, x, threat, num_steps=5, step_size=0.4)
+
+    return _RUN_INSIDE.setdefault(make, jax.jit(run))
+
+
+def peak_at(top):
+    return lambda x: -jnp.sum((x - top) ** 2)
+
+
+def test_the_best_point_is_returned_not_the_last(key):
+    """With steps of .1 from .5 the points are .5, .6, .7, .6, .7, .6; the peak is at .68."""
+    x_adv, info = attacks.pgd(
+        key,
+        peak_at(0.68),
+        jnp.array([0.5]),
+        threats.linf(0.4),
+        num_steps=5,
+        step_size=0.1,
+        random_start=False,
+    )
+    np.testing.assert_allclose(x_adv, [0.7], rtol=1e-6)
+    np.testing.assert_allclose(info.loss, -(0.02**2), rtol=1e-3)
+
+
+def test_the_start_is_one_of_the_points_visited(key):
+    x = jnp.array([0.5])
+    x_adv, info = attacks.pgd(
+        key, peak_at(0.51), x, threats.l2(0.4), num_steps=3, step_size=0.3, random_start=False
+    )
+    assert x_adv == x and info.loss == info.first_loss
+
+
+def test_fgsm_takes_its_step_even_where_the_loss_falls():
+    x_adv, info = attacks.fgsm(peak_at(0.51), jnp.array([0.5]), threats.linf(0.4))
+    np.testing.assert_allclose(x_adv, [0.9], rtol=1e-6)
+    assert info.loss < info.first_loss
+    np.testing.assert_allclose(info.loss, -(0.39**2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_without_a_random_start_the_key_does_not_matter(make):
+    points = [
+        attacks.pgd(
+            jax.random.key(seed),
+            peak_at(0.9),
+            X,
+            make(0.2),
+            num_steps=2,
+            step_size=0.05,
+            random_start=False,
+        )[0]
+        for seed in (0, 1)
+    ]
+    np.testing.assert_array_equal(*points)
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_random_starts_are_spread_over_the_ball(make, key):
+    """On a flat loss PGD stays where it started."""
+    epsilon, x = 0.2, jnp.full(3, 0.5)
+
+    def start(key):
+        flat = lambda x: 0.0 * jnp.sum(x)  # noqa: E731
+        return attacks.pgd(key, flat, x, make(epsilon), num_steps=1, step_size=1e-3)
+
+    points, info = jax.jit(jax.vmap(start))(jax.random.split(key, 2000))
+    radii = np.sort([norm(make, point - 0.5) for point in np.asarray(points)]) / epsilon
+    assert np.max(np.abs(np.arange(1, 2001) / 2000 - radii**3)) < 1.95 / np.sqrt(2000)
+    np.testing.assert_array_equal(info.num_zero_gradients, 1)
+
+
+def test_ascent_on_the_expected_loss_is_blind_to_a_symmetric_mixture(key):
+    """Two members, each fooled from its own side only: the true robust accuracy is 1/2.
+
+    Their gradients cancel at x, so PGD does not move and reports 1; its info must say so.
+    """
+    x, threat = jnp.zeros(1), threats.linf(0.5)
+    weights = jnp.array([0.5, 0.5])
+
+    def logits_fn(x):  # margins 0.3 - x and 0.3 + x
+        margins = 0.3 + jnp.array([-1.0, 1.0]) * x
+        return jnp.stack([margins, jnp.zeros(2)], axis=1)
+
+    def loss_fn(x, weights=weights):
+        members = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits_fn(x), 0)
+        return mixture.expected_loss(members, weights)
+
+    settings = dict(num_steps=7, step_size=0.1, random_start=False, bounds=(-1.0, 1.0))
+    x_adv, info = attacks.pgd(key, loss_fn, x, threat, **settings)
+    assert info.num_zero_gradients == 7
+    assert x_adv == x and mixture.accuracy(logits_fn(x_adv), 0, weights) == 1.0
+    for side in (-0.5, 0.5):
+        assert mixture.accuracy(logits_fn(jnp.full(1, side)), 0, weights) == 0.5
+    assert attacks.fgsm(loss_fn, x, threat, bounds=(-1.0, 1.0))[1].num_zero_gradients == 1
+
+    # Other weights break the symmetry: the heavier member is attacked, nothing is zero.
+    x_adv, info = attacks.pgd(
+        key, lambda x: loss_fn(x, jnp.array([0.4, 0.6])), x, threat, **settings
+    )
+    assert info.num_zero_gradients == 0
+    np.testing.assert_allclose(x_adv, [-0.5], rtol=1e-6)
+
+
+def test_ascent_on_averaged_logits_misses_what_the_expected_loss_finds(key):
+    """Member 1 is loud and never fooled; member 2 is quiet and fooled from 0.3 on.
+
+    The average of their logits follows the loud one, away from the only point that fools any.
+    """
+    weights = jnp.array([0.5, 0.5])
+
+    def logits_fn(x):
+        margins = jnp.concatenate([10.0 * (1.0 + x), 0.3 - x])
+        return jnp.stack([margins, jnp.zeros(2)], axis=1)
+
+    def expected_loss(x):
+        members = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits_fn(x), 0)
+        return mixture.expected_loss(members, weights)
+
+    def loss_of_averaged_logits(x):
+        return losses.cross_entropy(weights @ logits_fn(x), 0)
+
+    def attack(loss_fn):
+        return attacks.pgd(
+            key,
+            loss_fn,
+            jnp.zeros(1),
+            threats.linf(0.5),
+            num_steps=10,
+            step_size=0.1,
+            bounds=(-1.0, 1.0),
+        )[0]
+
+    right, wrong = attack(expected_loss), attack(loss_of_averaged_logits)
+    np.testing.assert_allclose(right, [0.5], rtol=1e-6)
+    np.testing.assert_allclose(wrong, [-0.5], rtol=1e-6)
+    assert mixture.accuracy(logits_fn(right), 0, weights) == 0.5
+    assert mixture.accuracy(logits_fn(wrong), 0, weights) == 1.0
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_a_nan_in_the_gradient_stops_only_its_own_coordinate(make, key):
+    x = jnp.array([0.5, 0.5, 0.5])
+
+    def loss_fn(x):  # the root's derivative at 0.5 is 0 * inf
+        return 2.0 * x[0] - x[2] + 0.0 * jnp.sqrt(x[1] - 0.5)
+
+    assert np.isnan(jax.grad(loss_fn)(x)[1])
+    x_adv, info = attacks.pgd(
+        key, loss_fn, x, make(0.2), num_steps=3, step_size=0.1, random_start=False
+    )
+    best = loss_fn(x) + 0.2 * dual_norm(make, np.array([2.0, -1.0]))
+    np.testing.assert_allclose(info.loss, best, rtol=1e-5)
+    np.testing.assert_allclose(x_adv[1], 0.5)
+    assert info.num_zero_gradients == 0
+    one_step, _ = attacks.fgsm(loss_fn, x, make(0.2))
+    np.testing.assert_allclose(one_step, x_adv, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_a_gradient_of_nan_alone_counts_as_none(make, key):
+    x = jnp.array([0.5])
+    x_adv, info = attacks.pgd(
+        key,
+        lambda x: jnp.sum(0.0 * jnp.sqrt(x - 0.5)),
+        x,
+        make(0.2),
+        num_steps=4,
+        step_size=0.1,
+        random_start=False,
+    )
+    assert x_adv == x and info.num_zero_gradients == 4
+
+
+def test_a_nan_loss_is_reported_with_its_point(key):
+    def loss_fn(x):
+        return jnp.where(x[0] > 0.65, jnp.nan, x[0])
+
+    x_adv, info = attacks.pgd(
+        key,
+        loss_fn,
+        jnp.array([0.5]),
+        threats.linf(0.4),
+        num_steps=4,
+        step_size=0.1,
+        random_start=False,
+    )
+    assert np.isnan(info.loss) and np.isnan(loss_fn(x_adv))
+    assert 0.65 < x_adv[0] <= 0.9
+
+
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_tiny_and_huge_gradients_move_as_far_as_any(make, scale, key):
+    x_adv, info = attacks.pgd(
+        key,
+        lambda x: scale * linear(x),
+        X,
+        make(1.0),
+        num_steps=1,
+        step_size=0.1,
+        random_start=False,
+        bounds=WIDE,
+    )
+    ordinary = attacks.fgsm(linear, X, make(0.1), bounds=WIDE)[0]
+    np.testing.assert_allclose(x_adv, ordinary, rtol=1e-5)
+    assert info.num_zero_gradients == 0
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_an_infinite_gradient_is_followed(make, key):
+    x_adv, _ = attacks.pgd(
+        key,
+        lambda x: jnp.sqrt(x[0]) + x[1],
+        jnp.array([0.0, 0.5]),
+        make(0.2),
+        num_steps=1,
+        step_size=0.1,
+        random_start=False,
+    )
+    np.testing.assert_allclose(x_adv[0], 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_a_batch_is_a_vmap_of_single_attacks_in_and_out_of_jit(make, key):
+    xs = jax.random.uniform(jax.random.fold_in(key, 1), (4, 3))
+    tops = jnp.array([0.1, 0.4, 0.6, 0.95])
+    keys = jax.random.split(key, 4)
+
+    def attack(key, x, top):
+        return attacks.pgd(key, peak_at(top), x, make(0.2), num_steps=4, step_size=0.07)
+
+    batch = jax.jit(jax.vmap(attack))(keys, xs, tops)
+    for k in range(4):
+        one = attack(keys[k], xs[k], tops[k])
+        for got, want in zip(jax.tree.leaves(batch), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(got[k], want, rtol=1e-4, atol=1e-6)
+
+
+def test_radius_and_step_size_may_be_traced(key):
+    @jax.jit
+    def attack(epsilon):
+        threat = threats.linf(epsilon)
+        return attacks.pgd(key, linear, X, threat, num_steps=9, step_size=epsilon / 4)[0]
+
+    want = np.clip(X + 0.2 * np.sign(SLOPE), 0.0, 1.0)
+    np.testing.assert_allclose(attack(0.2), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
+        ({"num_steps": 2.5}, "num_steps must be a whole number of at least 1, got 2.5"),
+        ({"step_size": -0.1}, "step_size must be positive, got -0.1"),
+        ({"step_size": 0.0}, "step_size must be positive, got 0.0"),
+        ({"step_size": float("nan")}, "step_size must be positive, got nan"),
+        ({"bounds": (1.0, 0.0)}, r"bounds must be .* low < high, got \(1.0, 0.0\)"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_by_name(setting, message, key):
+    settings = {"num_steps": 3, "step_size": 0.1} | setting
+    with pytest.raises(ValueError, match=message):
+        attacks.pgd(key, linear, X, threats.linf(0.1), **settings)
+
+
+def test_fgsm_refuses_bounds_the_wrong_way_round():
+    with pytest.raises(ValueError, match="bounds must be"):
+        attacks.fgsm(linear, X, threats.linf(0.1), bounds=(1.0, 1.0))

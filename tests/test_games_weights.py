@@ -1,0 +1,461 @@
+"""The weights of a mixture: guarantees against independent solvers, steps against slow loops."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+from mixjax import games
+
+P = jax.sharding.PartitionSpec
+SLOW_WEIGHTS = np.array([0.2, 0.5, 0.3])
+
+
+@functools.cache
+def table(seed=0, shape=(6, 5, 3), bound=1.0):
+    """Losses `[N, M, L]` whose members are worth different amounts."""
+    losses = np.random.default_rng(seed).uniform(size=shape) ** 2
+    losses *= np.linspace(0.7, 1.0, shape[2])
+    return np.float32(losses * bound)
+
+
+MEUNIER = np.zeros((4, 3, 2), np.float32)
+"""Meunier 2021, section 2.1: four equally likely cases, moves by -1, 0, +1, members f1 and f2.
+
+`f1(x) = x - 1/2`, `f2(x) = -x - 1/2`, an error where `f(x) y <= 0`.
+"""
+for case, (start, y) in enumerate([(0.0, -1), (0.0, -1), (-1.0, 1), (1.0, 1)]):
+    for candidate, move in enumerate([-1.0, 0.0, 1.0]):
+        for member, f in enumerate([lambda x: x - 0.5, lambda x: -x - 0.5]):
+            MEUNIER[case, candidate, member] = f(start + move) * y <= 0
+
+
+def slow_adversarial_risk(weights, losses):
+    total = 0.0
+    for example in losses:
+        total += max(sum(weights[k] * row[k] for k in range(len(row))) for row in example)
+    return total / len(losses)
+
+
+def slow_entropic_risk(weights, losses, temperature):
+    alphas = np.broadcast_to(temperature, len(losses))
+    total = 0.0
+    for alpha, example in zip(alphas, np.float64(losses), strict=True):
+        total += alpha * np.log(np.mean([np.exp(row @ weights / alpha) for row in example]))
+    return total / len(losses)
+
+
+def slow_entropic_gradient(weights, losses, temperature):
+    alphas = np.broadcast_to(temperature, len(losses))
+    gradient = np.zeros(losses.shape[2])
+    for alpha, example in zip(alphas, np.float64(losses), strict=True):
+        p = np.exp(example @ weights / alpha)
+        gradient += p / p.sum() @ example / len(losses)
+    return gradient
+
+
+def slow_projection(v):
+    """Bisection for the shift `s` at which `max(v - s, 0)` sums to one."""
+    low, high = np.min(v) - 1.0, np.max(v)
+    for _ in range(100):
+        shift = (low + high) / 2
+        low, high = (shift, high) if np.maximum(v - shift, 0).sum() > 1 else (low, shift)
+    return np.maximum(v - low, 0)
+
+
+def slow_oracle(losses, num_steps, loss_bound):
+    losses, num_members = np.float64(losses), losses.shape[2]
+    weights, visited, risks = np.full(num_members, 1 / num_members), [], []
+    for _ in range(num_steps):
+        worst = [example[np.argmax(example @ weights)] for example in losses]
+        gradient = np.mean(worst, axis=0)
+        visited.append(weights)
+        risks.append(weights @ gradient)
+        eta = 2 / (loss_bound * np.sqrt(num_members * num_steps))
+        weights = slow_projection(weights - eta * gradient)
+    return visited[int(np.argmin(risks))], np.array(risks)
+
+
+def slow_entropic(losses, temperature, num_steps, loss_bound, weights):
+    beta = losses.shape[2] * loss_bound**2 * np.mean(1 / np.asarray(temperature)) / 4
+    look_ahead, t, risks = weights, 1.0, []
+    for _ in range(num_steps):
+        gradient = slow_entropic_gradient(look_ahead, losses, temperature)
+        new = slow_projection(look_ahead - gradient / beta)
+        t_next = (1 + np.sqrt(1 + 4 * t**2)) / 2
+        look_ahead = new + (t - 1) / t_next * (new - weights)
+        weights, t = new, t_next
+        risks.append(slow_entropic_risk(weights, losses, temperature))
+    return weights, np.array(risks)
+
+
+def least_adversarial_risk(losses):
+    """The value of the game as a linear program in the weights and one height per example."""
+    num_examples, num_candidates, num_members = losses.shape
+    cost = np.concatenate([np.zeros(num_members), np.full(num_examples, 1 / num_examples)])
+    heights = -np.repeat(np.eye(num_examples), num_candidates, axis=0)
+    above = np.concatenate([losses.reshape(-1, num_members), heights], axis=1)
+    sums = np.concatenate([np.ones(num_members), np.zeros(num_examples)])[None]
+    result = scipy.optimize.linprog(cost, above, np.zeros(len(above)), sums, [1.0])
+    assert result.status == 0
+    return result.fun
+
+
+def least_entropic_risk(losses, temperature):
+    """Value and weights of the smooth problem by sequential quadratic programming."""
+    num_members = losses.shape[2]
+    result = scipy.optimize.minimize(
+        slow_entropic_risk,
+        np.full(num_members, 1 / num_members),
+        args=(losses, temperature),
+        jac=slow_entropic_gradient,
+        bounds=[(0, 1)] * num_members,
+        constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    assert result.success
+    return result.fun, result.x
+
+
+def assert_on_simplex(weights):
+    assert np.all(np.asarray(weights) >= 0)
+    np.testing.assert_allclose(np.sum(weights), 1.0, atol=1e-5)
+
+
+# The risks.
+
+
+def test_adversarial_risk_is_the_mean_over_examples_of_the_worst_candidate():
+    want = slow_adversarial_risk(SLOW_WEIGHTS, table())
+    np.testing.assert_allclose(
+        games.adversarial_risk(jnp.float32(SLOW_WEIGHTS), table()), want, rtol=1e-6
+    )
+
+
+TEMPERATURES = [0.03, 0.5, np.float32([0.05, 0.1, 0.2, 0.5, 1.0, 3.0])]
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES, ids=["cold", "warm", "mixed"])
+def test_entropic_risk_and_its_gradient_are_those_of_the_slow_loops(temperature):
+    value, gradient = jax.value_and_grad(games.entropic_risk)(
+        jnp.float32(SLOW_WEIGHTS), table(), temperature
+    )
+    want = slow_entropic_risk(SLOW_WEIGHTS, table(), temperature)
+    np.testing.assert_allclose(value, want, rtol=1e-4)
+    want = slow_entropic_gradient(SLOW_WEIGHTS, table(), temperature)
+    np.testing.assert_allclose(gradient, want, rtol=1e-4)
+
+
+def test_entropic_risk_lies_below_the_maximum_by_at_most_alpha_log_m():
+    weights, losses = jnp.float32(SLOW_WEIGHTS), table()
+    highest = games.adversarial_risk(weights, losses)
+    for alpha in (1e-4, 0.01, 0.3, 10.0):
+        risk = games.entropic_risk(weights, losses, alpha)
+        assert highest - alpha * np.log(5) - 1e-6 <= risk <= highest + 1e-6
+
+
+def test_entropic_risk_goes_from_the_maximum_to_the_mean():
+    weights, losses = jnp.float32(SLOW_WEIGHTS), table()
+    highest, mean = games.adversarial_risk(weights, losses), np.mean(losses @ SLOW_WEIGHTS)
+    np.testing.assert_allclose(games.entropic_risk(weights, losses, 1e-5), highest, atol=1e-4)
+    np.testing.assert_allclose(games.entropic_risk(weights, losses, 100.0), mean, atol=1e-3)
+    assert highest - mean > 0.1
+
+
+def test_one_candidate_leaves_nothing_to_the_attacker():
+    weights, losses = jnp.float32(SLOW_WEIGHTS), table(shape=(6, 1, 3))
+    mean = np.mean(losses @ SLOW_WEIGHTS)
+    np.testing.assert_allclose(games.adversarial_risk(weights, losses), mean, rtol=1e-5)
+    np.testing.assert_allclose(games.entropic_risk(weights, losses, 0.2), mean, rtol=1e-5)
+
+
+# The oracle algorithm.
+
+
+@pytest.mark.parametrize(("num_steps", "bound"), [(1, 1.0), (20, 1.0), (150, 0.2), (150, 7.0)])
+def test_oracle_takes_the_steps_of_algorithm_1(num_steps, bound):
+    losses = table(bound=bound)
+    weights, risks = games.oracle(losses, num_steps=num_steps, loss_bound=bound)
+    want_weights, want_risks = slow_oracle(losses, num_steps, bound)
+    np.testing.assert_allclose(risks, want_risks, rtol=1e-4)
+    np.testing.assert_allclose(weights, want_weights, atol=1e-3)
+
+
+@pytest.mark.parametrize(("num_steps", "bound"), [(1, 5.0), (10, 1.0), (100, 5.0), (1000, 0.5)])
+def test_oracle_comes_as_close_to_the_value_as_it_promises(num_steps, bound):
+    losses = table(seed=3, shape=(4, 7, 5), bound=bound)
+    weights, _ = games.oracle(losses, num_steps=num_steps, loss_bound=bound)
+    gap = slow_adversarial_risk(np.float64(weights), losses) - least_adversarial_risk(losses)
+    assert -1e-4 * bound <= gap <= 2 * bound * np.sqrt(5 / num_steps)
+    if num_steps == 1000:
+        assert gap < 0.02 * bound  # what it does in fact
+    assert_on_simplex(weights)
+
+
+def test_oracle_returns_the_best_weights_visited_not_the_last():
+    """Two members, rows (1, 0) and (0, 1/2): the steps pass the optimum and come back."""
+    losses = np.array([[[1.0, 0.0], [0.0, 0.5]]])
+    weights, risks = games.oracle(losses, num_steps=7)
+    own = games.adversarial_risk(weights, losses)
+    np.testing.assert_allclose(own, np.min(risks), rtol=1e-6)
+    assert np.argmin(risks) < 6 and risks[-1] > own + 0.05
+
+
+def test_oracle_starts_from_uniform_weights():
+    _, risks = games.oracle(table(), num_steps=3)
+    uniform = games.adversarial_risk(jnp.full(3, 1 / 3), table())
+    np.testing.assert_allclose(risks[0], uniform, rtol=1e-6)
+
+
+def test_oracle_solves_the_motivating_example_of_the_paper():
+    weights, risks = games.oracle(MEUNIER, num_steps=50)
+    np.testing.assert_allclose(weights, [0.5, 0.5], atol=1e-6)
+    np.testing.assert_allclose(np.min(risks), 0.75, rtol=1e-6)
+    np.testing.assert_allclose(least_adversarial_risk(MEUNIER), 0.75, rtol=1e-6)
+    for member in (0, 1):  # each classifier alone is helpless
+        assert games.adversarial_risk(jnp.eye(2)[member], MEUNIER) == 1.0
+        np.testing.assert_allclose(np.mean(MEUNIER[:, 1, member]), 0.25)  # without attack
+
+
+def test_an_asymmetric_game_has_its_own_weights():
+    """One example, rows (1, 0) and (0, 1/2): weights (w, 1 - w) cost max(w, (1 - w) / 2)."""
+    losses = jnp.array([[[1.0, 0.0], [0.0, 0.5]]])
+    weights, risks = games.oracle(losses, num_steps=4000)
+    np.testing.assert_allclose(weights, [1 / 3, 2 / 3], atol=0.02)
+    np.testing.assert_allclose(np.min(risks), 1 / 3, atol=0.02)
+    weights, _ = games.entropic(losses, 0.005, num_steps=1500)
+    np.testing.assert_allclose(weights, [1 / 3, 2 / 3], atol=0.01)
+
+
+def solvers():
+    oracle = functools.partial(games.oracle, num_steps=400)
+    entropic = functools.partial(games.entropic, temperature=0.1, num_steps=100)
+    return [pytest.param(oracle, id="oracle"), pytest.param(entropic, id="entropic")]
+
+
+@pytest.mark.parametrize("solver", solvers())
+def test_a_dominated_member_gets_no_weight(solver):
+    losses = table(shape=(6, 5, 2))
+    losses = np.concatenate([losses, losses.max(axis=2, keepdims=True)], axis=2)
+    losses[..., 2] = (1.0 + losses[..., 2]) / 2
+    weights, _ = solver(losses)
+    assert weights[2] < 0.01
+    assert_on_simplex(weights)
+
+
+@pytest.mark.parametrize("solver", solvers())
+def test_the_better_of_two_members_gets_all_the_weight(solver):
+    better = table(shape=(6, 5, 1))
+    weights, _ = solver(np.concatenate([(1 + better) / 2, better / 2], axis=2))
+    np.testing.assert_allclose(weights, [0.0, 1.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", solvers())
+def test_equal_members_keep_equal_weights(solver):
+    losses = np.repeat(table(shape=(6, 5, 1)), 4, axis=2)
+    np.testing.assert_allclose(solver(losses)[0], 0.25, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", solvers())
+def test_a_single_member_has_all_the_weight(solver):
+    losses = table(shape=(6, 5, 1))
+    weights, risks = solver(losses)
+    np.testing.assert_array_equal(weights, [1.0])
+    assert np.ptp(risks) < 1e-6
+
+
+@pytest.mark.parametrize("solver", solvers())
+def test_members_carry_their_weights_along_when_they_change_places(solver):
+    losses, order = table(), np.array([2, 0, 1])
+    np.testing.assert_allclose(solver(losses[..., order])[0], solver(losses)[0][order], atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", solvers())
+def test_whole_numbers_and_doubles_are_losses_too(solver):
+    errors = np.array([[[0, 1], [1, 0]], [[1, 0], [0, 0]], [[1, 0], [0, 0]]])
+    want, _ = solver(np.float32(errors))
+    for kind in (np.int32, np.float64, bool):
+        weights, _ = solver(errors.astype(kind))
+        np.testing.assert_array_equal(weights, want)
+        assert weights.dtype == jnp.float32
+    assert want[1] > want[0]
+
+
+@pytest.mark.parametrize("solver", solvers())
+def test_solvers_work_in_jit_and_vmap(solver):
+    tables = np.stack([table(seed) for seed in range(3)])
+    batch, risks = jax.jit(jax.vmap(solver))(tables)
+    for k in range(3):
+        weights, one_risks = solver(tables[k])
+        np.testing.assert_allclose(batch[k], weights, atol=1e-3)
+        np.testing.assert_allclose(risks[k], one_risks, atol=1e-3)
+
+
+def test_the_attacker_of_algorithm_1_may_be_any_function():
+    losses, seen = jnp.asarray(table()), []
+
+    def best_response(weights, step):
+        jax.debug.callback(lambda step: seen.append(int(step)), step)
+        worst = losses[jnp.arange(6), jnp.argmax(losses @ weights, axis=1)]
+        return jnp.mean(worst, axis=0)
+
+    weights, risks = games.projected_subgradient(best_response, jnp.full(3, 1 / 3), num_steps=12)
+    want_weights, want_risks = games.oracle(losses, num_steps=12)
+    jax.effects_barrier()
+    np.testing.assert_allclose(risks, want_risks, rtol=1e-5)
+    np.testing.assert_allclose(weights, want_weights, atol=1e-5)
+    assert sorted(seen) == list(range(12))
+
+
+def test_a_sloppy_attacker_costs_at_most_twice_its_gap():
+    losses, delta, num_steps = jnp.asarray(table()), 0.1, 400
+
+    def sloppy_response(weights, step):
+        """The cheapest candidate within `delta` of the worst one."""
+        expected = losses @ weights
+        allowed = expected >= jnp.max(expected, axis=1, keepdims=True) - delta
+        chosen = jnp.argmin(jnp.where(allowed, expected, jnp.inf), axis=1)
+        return jnp.mean(losses[jnp.arange(6), chosen], axis=0)
+
+    start = jnp.full(3, 1 / 3)
+    weights, _ = games.projected_subgradient(sloppy_response, start, num_steps=num_steps)
+    gap = slow_adversarial_risk(np.float64(weights), table()) - least_adversarial_risk(table())
+    assert gap <= 2 * delta + 2 * np.sqrt(3 / num_steps)
+
+
+def test_algorithm_1_starts_from_the_weights_it_is_given():
+    losses = jnp.array([0.25, 0.5, 1.0])
+    start = jnp.array([0.0, 0.1, 0.9])
+    weights, risks = games.projected_subgradient(lambda w, _: losses, start, num_steps=1)
+    np.testing.assert_allclose(risks, [0.95], rtol=1e-6)
+    np.testing.assert_array_equal(weights, start)
+
+
+# The entropic algorithm.
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES, ids=["cold", "warm", "mixed"])
+@pytest.mark.parametrize("bound", [1.0, 4.0])
+def test_entropic_takes_the_steps_of_accelerated_projected_gradient(temperature, bound):
+    losses, start = table(bound=bound), np.array([0.7, 0.0, 0.3])
+    weights, risks = games.entropic(
+        losses, temperature, num_steps=30, loss_bound=bound, weights=jnp.float32(start)
+    )
+    want_weights, want_risks = slow_entropic(losses, temperature, 30, bound, start)
+    np.testing.assert_allclose(risks, want_risks, rtol=1e-4)
+    np.testing.assert_allclose(weights, want_weights, atol=1e-3)
+    np.testing.assert_allclose(
+        risks[-1], games.entropic_risk(weights, losses, temperature), rtol=1e-5
+    )
+    assert_on_simplex(weights)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES, ids=["cold", "warm", "mixed"])
+@pytest.mark.parametrize("num_steps", [1, 10, 100])
+def test_entropic_comes_as_close_to_the_minimum_as_it_promises(temperature, num_steps):
+    losses = table()
+    weights, _ = games.entropic(losses, temperature, num_steps=num_steps)
+    least, best_weights = least_entropic_risk(losses, temperature)
+    gap = slow_entropic_risk(np.float64(weights), losses, temperature) - least
+    beta = 3 * np.mean(1 / np.asarray(temperature)) / 4
+    distance = np.sum((1 / 3 - best_weights) ** 2)
+    assert -1e-6 <= gap <= 2 * beta * distance / (num_steps + 1) ** 2 + 1e-6
+
+
+def test_entropic_keeps_its_promise_where_unaccelerated_steps_would_break_it():
+    """One candidate, losses (c, 0): a slope so gentle that T plain steps leave a gap of beta / 8T.
+
+    The promise is beta / (T + 1)^2, a fifth of that.
+    """
+    temperature, num_steps = 0.1, 40
+    beta = 2 / (4 * temperature)
+    slope = beta / (2 * num_steps)
+    losses = jnp.array([[[slope, 0.0]]])
+    weights, _ = games.entropic(losses, temperature, num_steps=num_steps)
+    gap = slope * weights[0]
+    assert gap <= beta / (num_steps + 1) ** 2
+
+    plain = np.array([0.5, 0.5])
+    for _ in range(num_steps):
+        plain = slow_projection(plain - np.array([slope, 0.0]) / beta)
+    assert slope * plain[0] > 4 * beta / (num_steps + 1) ** 2
+
+
+def test_the_entropic_value_approaches_the_games_value_as_it_cools():
+    losses, value = table(), least_adversarial_risk(table())
+    distances = []
+    for temperature in (1.0, 0.1, 0.01):
+        weights, _ = games.entropic(losses, temperature, num_steps=1000)
+        distances.append(float(games.adversarial_risk(weights, losses)) - value)
+    assert distances[0] > distances[1] > distances[2] > -1e-6
+    assert distances[2] < 0.01
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_examples_spread_over_devices_give_the_weights_of_all(check_vma):
+    losses = table(seed=1, shape=(8, 5, 3))
+    temperature = jnp.linspace(0.05, 1.0, 8)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    spread = jax.shard_map(
+        lambda losses, temperature: games.entropic(
+            losses, temperature, num_steps=20, axis_name="data"
+        ),
+        mesh=mesh,
+        in_specs=(P("data"), P("data")),
+        out_specs=P(),
+        check_vma=check_vma,
+    )
+    weights, risks = jax.jit(spread)(losses, temperature)
+    want_weights, want_risks = games.entropic(losses, temperature, num_steps=20)
+    np.testing.assert_allclose(weights, want_weights, atol=1e-5)
+    np.testing.assert_allclose(risks, want_risks, atol=1e-5)
+
+
+# What is refused, and what may be traced.
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("losses", "setting", "message"),
+    [
+        (np.ones((2, 3)), {}, r"losses must have 3 axes, none empty, got \[2, 3\]"),
+        (np.ones((2, 0, 3)), {}, r"losses must have 3 axes, none empty, got \[2, 0, 3\]"),
+        (np.full((1, 1, 2), 1.5), {}, r"losses must lie in \[0.0, 1.0\], got values from 1.5"),
+        (np.full((1, 1, 2), -0.5), {}, r"losses must lie in \[0.0, 1.0\], got values from -0.5"),
+        (np.full((1, 1, 2), NAN), {}, r"losses must lie in \[0.0, 1.0\], got values from nan"),
+        (np.ones((1, 1, 2)), {"num_steps": 0}, "num_steps must be .* at least 1, got 0"),
+        (np.ones((1, 1, 2)), {"loss_bound": -2.0}, "loss_bound must be positive, got -2.0"),
+        (np.ones((1, 1, 2)), {"loss_bound": NAN}, "loss_bound must be positive, got nan"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(losses, setting, message):
+    settings = {"num_steps": 3} | setting
+    with pytest.raises(ValueError, match=message):
+        games.oracle(losses, **settings)
+    with pytest.raises(ValueError, match=message):
+        games.entropic(losses, 0.1, **settings)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, NAN, np.array([1.0, 0.0])])
+def test_a_temperature_that_is_not_positive_is_refused(temperature):
+    losses = np.ones((2, 1, 2))
+    with pytest.raises(ValueError, match="temperature must be positive, got"):
+        games.entropic(losses, temperature, num_steps=3)
+    with pytest.raises(ValueError, match="temperature must be positive, got"):
+        games.entropic_risk(jnp.ones(2) / 2, losses, temperature)
+
+
+def test_starting_weights_off_the_simplex_are_refused():
+    losses = np.ones((2, 1, 2))
+    for weights in (jnp.array([0.5, 0.6]), jnp.array([-0.5, 1.5])):
+        with pytest.raises(ValueError, match="weights must be on the simplex"):
+            games.entropic(losses, 0.1, num_steps=3, weights=weights)
+        with pytest.raises(ValueError, match="weights must be on the simplex"):
+            games.projected_subgradient(lambda w, _: w, weights, num_steps=3)
+    with pytest.raises(ValueError, match=r"weights must have shape \[2\], got \[3\]"):
+        games.entropic(losses, 0.1, num_steps=3, weights=jnp.ones(3) / 3)

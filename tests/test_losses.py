@@ -1,0 +1,158 @@
+"""Losses against their definitions in NumPy, in value, sign and derivative."""
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from mixjax import losses
+
+LOGITS = np.array([0.3, 2.0, -1.0, 1.2], np.float32)
+LABELS = range(4)
+few = hypothesis.settings(max_examples=25, deadline=None)
+
+
+def softmax(logits):
+    exponentials = np.exp(np.float64(logits) - np.max(logits))
+    return exponentials / exponentials.sum()
+
+
+def slow_margin(logits, label):
+    return logits[label] - max(z for k, z in enumerate(logits) if k != label)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_cross_entropy_is_minus_the_log_probability_of_the_label(label):
+    want = -np.log(softmax(LOGITS)[label])
+    np.testing.assert_allclose(losses.cross_entropy(LOGITS, label), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_gradient_of_the_cross_entropy_is_probability_minus_label(label):
+    want = softmax(LOGITS) - np.eye(4)[label]
+    got = jax.grad(losses.cross_entropy)(jnp.asarray(LOGITS), label)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_cross_entropy_of_a_wrong_and_certain_network_is_the_gap_of_its_logits():
+    assert losses.cross_entropy(jnp.array([0.0, 1e4]), 0) == 1e4
+
+
+def test_trades_is_the_divergence_of_the_attacked_from_the_clean_prediction():
+    clean, attacked = LOGITS, np.array([1.0, 0.5, 0.0, 3.0], np.float32)
+    p, q = softmax(clean), softmax(attacked)
+    np.testing.assert_allclose(losses.trades(clean, attacked), np.sum(p * np.log(p / q)), rtol=1e-5)
+    # KL is not symmetric: the other way round is another number.
+    assert abs(losses.trades(clean, attacked) - losses.trades(attacked, clean)) > 0.1
+
+
+def test_trades_is_zero_and_flat_where_both_predictions_agree():
+    value, gradient = jax.value_and_grad(losses.trades, argnums=1)(LOGITS, jnp.asarray(LOGITS))
+    assert value == 0.0
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+
+
+def test_the_gradient_of_trades_in_the_attacked_logits_is_q_minus_p():
+    attacked = jnp.array([1.0, 0.5, 0.0, 3.0])
+    gradient = jax.grad(losses.trades, argnums=1)(LOGITS, attacked)
+    np.testing.assert_allclose(gradient, softmax(attacked) - softmax(LOGITS), atol=1e-6)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_margin_is_the_lead_over_the_best_other_class(label):
+    got = losses.margin(LOGITS, label)
+    np.testing.assert_allclose(got, slow_margin(LOGITS, label), rtol=1e-6)
+    assert (got > 0) == (label == 1)
+
+
+def test_zero_one_is_one_unless_the_label_is_strictly_ahead():
+    assert losses.zero_one(jnp.array([0.0, 1.0, -3.0]), 1) == 0.0
+    assert losses.zero_one(jnp.array([0.0, 1.0, -3.0]), 0) == 1.0
+    assert losses.zero_one(jnp.array([1.0, 1.0, -3.0]), 0) == 1.0
+    assert losses.zero_one(jnp.array([1.0, jnp.nan, -3.0]), 0) == 1.0
+    assert losses.zero_one(jnp.array([jnp.nan, 0.0, -3.0]), 0) == 1.0
+    assert losses.zero_one(jnp.full(3, -jnp.inf), 0) == 1.0
+    assert losses.zero_one(jnp.array([0.0, 1.0]), 1).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_dlr_is_the_lost_lead_over_the_distance_from_first_to_third(label):
+    first, _, third = np.sort(LOGITS)[::-1][:3]
+    want = -slow_margin(LOGITS, label) / (first - third)
+    np.testing.assert_allclose(losses.dlr(LOGITS, label), want, rtol=1e-6)
+
+
+def test_dlr_of_known_logits():
+    # Sorted: 5, 4, 2, 0. First minus third: 3.
+    logits = jnp.array([4.0, 0.0, 5.0, 2.0])
+    np.testing.assert_allclose(losses.dlr(logits, 2), -1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(losses.dlr(logits, 0), 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(losses.dlr(logits, 1), 5 / 3, rtol=1e-6)
+
+
+@few
+@hypothesis.given(
+    st.lists(st.integers(-50, 50), min_size=5, max_size=5, unique=True),
+    st.floats(0.1, 1000.0),
+    st.floats(-10.0, 10.0),
+    st.data(),
+)
+def test_dlr_neither_sees_a_shift_nor_a_scale(logits, scale, shift, data):
+    logits = np.float32(logits)
+    label = data.draw(st.integers(0, len(logits) - 1))
+    plain = losses.dlr(logits, label)
+    np.testing.assert_allclose(losses.dlr(logits * np.float32(scale), label), plain, rtol=1e-4)
+    np.testing.assert_allclose(losses.dlr(logits + np.float32(shift), label), plain, rtol=1e-3)
+
+
+@few
+@hypothesis.given(st.lists(st.integers(-3, 3), min_size=4, max_size=4), st.data())
+def test_dlr_is_at_least_minus_one_and_positive_exactly_for_a_label_behind(logits, data):
+    label = data.draw(st.integers(0, len(logits) - 1))
+    value = losses.dlr(jnp.float32(logits), label)
+    lead = slow_margin(logits, label)
+    assert value >= -1.0
+    assert (value > 0) == (lead < 0) and (value < 0) == (lead > 0)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [[0.0, 0.0, 0.0, 0.0], [5.0, 5.0, 5.0, 0.0], [2.0, 2.0, 1.0], [1.0, 0.0, 0.0], [3.0, 3.0]],
+)
+def test_dlr_and_its_gradient_are_finite_where_logits_tie(logits):
+    for label in range(len(logits)):
+        value, gradient = jax.value_and_grad(losses.dlr)(jnp.array(logits), label)
+        assert np.isfinite(value) and np.all(np.isfinite(gradient))
+
+
+def test_ascent_on_dlr_shrinks_the_lead_of_the_label():
+    logits = jnp.array([4.0, 0.0, 5.0, 2.0])
+    moved = logits + 0.1 * jax.grad(losses.dlr)(logits, 2)
+    assert losses.margin(moved, 2) < losses.margin(logits, 2)
+
+
+def test_dlr_of_two_classes_is_the_negative_margin():
+    logits = jnp.array([1.5, -0.5])
+    assert losses.dlr(logits, 0) == -2.0
+    assert losses.dlr(logits, 1) == 2.0
+    np.testing.assert_array_equal(jax.grad(losses.dlr)(logits, 0), [-1.0, 1.0])
+
+
+def test_dlr_of_three_classes_divides_by_the_whole_spread():
+    np.testing.assert_allclose(losses.dlr(jnp.array([0.0, 4.0, 3.0]), 1), -0.25)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.dlr, losses.zero_one])
+def test_a_batch_is_a_vmap(loss, key):
+    logits, labels = jax.random.normal(key, (6, 5)), jnp.array([0, 4, 2, 2, 1, 3])
+    batch = jax.vmap(loss)(logits, labels)
+    one_by_one = [loss(z, label) for z, label in zip(logits, labels, strict=True)]
+    np.testing.assert_allclose(batch, np.stack(one_by_one), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.zero_one])
+def test_larger_is_worse_for_the_defender(loss):
+    good, bad = jnp.array([3.0, 0.0, 0.0]), jnp.array([0.0, 3.0, 0.0])
+    assert loss(bad, 0) > loss(good, 0)

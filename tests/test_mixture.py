@@ -1,0 +1,168 @@
+"""A mixture's exact numbers against enumeration of its members."""
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from mixjax import mixture
+
+NAN, INF = jnp.nan, jnp.inf
+few = hypothesis.settings(max_examples=25, deadline=None)
+
+
+@st.composite
+def mixtures(draw):
+    """Logits `[L, C]` with many ties, weights `[L]` with some zeros, a label."""
+    logits = draw(hnp.arrays(np.int8, (3, 4), elements=st.integers(-3, 3)))
+    raw = draw(hnp.arrays(np.int8, 3, elements=st.integers(0, 5)))
+    raw[draw(st.integers(0, 2))] += 1
+    return np.float32(logits), np.float32(raw / raw.sum()), draw(st.integers(0, 3))
+
+
+def probabilities(logits):
+    exponentials = np.exp(np.float64(logits) - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def test_expected_loss_weighs_each_member_with_its_own_weight():
+    losses, weights = jnp.array([1.0, 10.0, 100.0]), jnp.array([0.5, 0.3, 0.2])
+    np.testing.assert_allclose(mixture.expected_loss(losses, weights), 23.5, rtol=1e-6)
+
+
+def test_the_gradient_of_the_expected_loss_in_the_weights_is_the_losses():
+    losses, weights = jnp.array([1.0, 10.0, 100.0]), jnp.array([0.5, 0.3, 0.2])
+    np.testing.assert_array_equal(jax.grad(mixture.expected_loss, 1)(losses, weights), losses)
+    np.testing.assert_array_equal(jax.grad(mixture.expected_loss)(losses, weights), weights)
+
+
+@few
+@hypothesis.given(mixtures())
+def test_accuracy_is_the_weight_of_the_members_that_are_right(drawn):
+    logits, weights, label = drawn
+    want = 0.0
+    for member, weight in zip(logits, weights, strict=True):
+        if all(member[label] > z for k, z in enumerate(member) if k != label):
+            want += weight
+    np.testing.assert_allclose(mixture.accuracy(logits, label, weights), want, atol=1e-6)
+
+
+def test_accuracy_is_not_that_of_averaged_logits():
+    logits = jnp.array([[9.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    weights = jnp.array([0.2, 0.3, 0.5])
+    assert jnp.argmax(weights @ logits) == 0
+    np.testing.assert_allclose(mixture.accuracy(logits, 0, weights), 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "correct"),
+    [
+        ([1.0, 0.0, 0.5], True),
+        ([1.0, 1.0, 0.5], False),
+        ([1.0, 0.0, 2.0], False),
+        ([NAN, 0.0, 0.0], False),
+        ([1.0, NAN, 0.0], False),
+        ([INF, 1.0, 0.0], True),
+        ([INF, INF, 0.0], False),
+        ([-INF, -INF, -INF], False),
+    ],
+)
+def test_ties_and_nan_are_errors(logits, correct):
+    assert mixture.correct(jnp.array(logits), 0) == correct
+    assert mixture.accuracy(jnp.array([logits]), 0, jnp.ones(1)) == float(correct)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 100])
+def test_a_label_outside_of_the_classes_is_never_right(label):
+    assert not mixture.correct(jnp.array([1.0, 2.0, 3.0]), label)
+
+
+def test_correct_takes_any_leading_axes(key):
+    logits = jax.random.normal(key, (2, 3, 5))
+    np.testing.assert_array_equal(mixture.correct(logits, 2), jnp.argmax(logits, axis=-1) == 2)
+
+
+@few
+@hypothesis.given(mixtures())
+def test_log_probs_are_the_log_of_the_mean_probability(drawn):
+    logits, weights, _ = drawn
+    want = np.log(weights @ probabilities(logits))
+    np.testing.assert_allclose(mixture.log_probs(logits, weights), want, rtol=1e-4, atol=1e-5)
+
+
+def test_log_probs_stay_finite_where_probabilities_underflow():
+    logits = jnp.array([[0.0, 500.0], [0.0, 400.0]])
+    got = mixture.log_probs(logits, jnp.array([0.25, 0.75]))
+    np.testing.assert_allclose(got, [-400.0 + np.log(0.75), 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("other", [0.0, 1e3, -1e3, 1e30])
+def test_a_member_of_weight_zero_does_not_matter(other):
+    logits = jnp.array([[0.3, -0.2, 1.0], [other, 0.0, -other]])
+    weights = jnp.array([1.0, 0.0])
+    alone = jax.nn.log_softmax(logits[0])
+    np.testing.assert_allclose(mixture.log_probs(logits, weights), alone, rtol=1e-6)
+    assert mixture.accuracy(logits, 2, weights) == 1.0
+
+    def probability(logits):
+        return mixture.log_probs(logits, weights)[0]
+
+    gradient = jax.grad(probability)(logits)
+    np.testing.assert_array_equal(gradient[1], 0.0)
+    np.testing.assert_allclose(
+        gradient[0], jax.grad(lambda z: jax.nn.log_softmax(z)[0])(logits[0]), atol=1e-6
+    )
+
+
+def test_the_gradient_of_log_probs_in_the_weights_is_the_members_share():
+    logits, weights = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([0.25, 0.75])
+    gradient = jax.grad(lambda weights: mixture.log_probs(logits, weights)[0])(weights)
+    p = probabilities(np.asarray(logits))[:, 0]
+    np.testing.assert_allclose(gradient, p / (weights @ p), rtol=1e-5)
+
+
+def test_predict_answers_as_often_as_the_members_weigh(key):
+    logits = jnp.array([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0], [0.0, 9.0, 0.0]])
+    weights = jnp.array([0.5, 0.3, 0.2, 0.0])
+    keys = jax.random.split(key, 20_000)
+    answers = jax.vmap(mixture.predict, in_axes=(0, None, None))(keys, logits, weights)
+    shares = np.bincount(answers, minlength=3) / len(keys)
+    np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=0.015)  # four standard errors
+
+
+def test_predict_never_draws_a_member_of_weight_zero(key):
+    weights = jnp.array([0.0, 0.6, 0.0, 0.4, 0.0])
+    answers = jax.vmap(mixture.predict, in_axes=(0, None, None))(
+        jax.random.split(key, 5000), jnp.eye(5), weights
+    )
+    assert set(np.unique(answers)) == {1, 3}
+
+
+def test_the_average_of_answers_is_the_exact_accuracy(key):
+    logits, label = jnp.array([[3.0, 0.0], [0.0, 1.0], [2.0, 1.0]]), 0
+    weights = jnp.array([0.1, 0.3, 0.6])
+    keys = jax.random.split(key, 20_000)
+    answers = jax.vmap(mixture.predict, in_axes=(0, None, None))(keys, logits, weights)
+    exact = mixture.accuracy(logits, label, weights)
+    np.testing.assert_allclose(exact, 0.7, rtol=1e-6)
+    np.testing.assert_allclose(np.mean(answers == label), exact, atol=0.015)
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.6], [-0.5, 1.5], [jnp.nan, 1.0]])
+def test_weights_off_the_simplex_are_refused(weights, key):
+    logits, weights = jnp.zeros((2, 3)), jnp.array(weights)
+    with pytest.raises(ValueError, match="weights must be on the simplex.*got"):
+        mixture.accuracy(logits, 0, weights)
+    with pytest.raises(ValueError, match="weights must be on the simplex.*got"):
+        mixture.predict(key, logits, weights)
+
+
+def test_everything_works_in_jit_and_vmap(key):
+    logits, weights = jax.random.normal(key, (7, 3, 4)), jnp.array([0.2, 0.5, 0.3])
+    labels = jnp.arange(7) % 4
+    fast = jax.jit(jax.vmap(mixture.accuracy, in_axes=(0, 0, None)))(logits, labels, weights)
+    slow = [mixture.accuracy(z, k, weights) for z, k in zip(logits, labels, strict=True)]
+    np.testing.assert_allclose(fast, slow, atol=1e-6)
