@@ -1,0 +1,281 @@
+"""The member axis against a Python loop over the members, on one device and on several."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixjax import ensemble, models
+
+P = jax.sharding.PartitionSpec
+NUM_CLASSES = 3
+
+
+def small_net():
+    """A network without layers of a library, and smooth: `[..., 5] -> [..., 3]`."""
+
+    def init(key):
+        first, second = jax.random.split(key)
+        return {"w": jax.random.normal(first, (5, 6)), "u": jax.random.normal(second, (6, 3))}
+
+    def apply(variables, x):
+        return jnp.tanh(x @ variables["w"]) @ variables["u"]
+
+    return models.Model(init, apply), (5,), 4
+
+
+def convolutional_net():
+    """One convolution of the library and a linear layer: `[..., 4, 4, 1] -> [..., 3]`."""
+
+    def init(key):
+        first, second = jax.random.split(key)
+        return {"w": jax.random.normal(first, (3, 3, 1, 2)), "u": jax.random.normal(second, (2, 3))}
+
+    def apply(variables, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = models.conv.unrolled(x[None], variables["w"], (1, 1), "SAME", dimension_numbers=numbers)
+        return jnp.mean(jnp.tanh(y[0]), axis=(0, 1)) @ variables["u"]
+
+    return models.Model(init, apply), (4, 4, 1), 3
+
+
+NETS = [small_net, convolutional_net]
+
+
+@functools.cache
+def members_and_input(make):
+    model, shape, num_members = make()
+    variables = jax.jit(lambda key: ensemble.init(model.init, key, num_members))(jax.random.key(1))
+    return model, variables, jax.random.uniform(jax.random.key(2), shape)
+
+
+def looped_apply(apply_fn, variables, x):
+    num_members = jax.tree.leaves(variables)[0].shape[0]
+    members = [jax.tree.map(lambda leaf, k=k: leaf[k], variables) for k in range(num_members)]
+    return jnp.stack([apply_fn(member, x) for member in members])
+
+
+def everything(apply_all, variables, x):
+    """Logits, a scalar's gradients in the parameters and the input, and those of a penalty.
+
+    The scalar weighs every logit of every member differently.
+
+    The penalty is the squared norm of the input gradient: a gradient of a gradient.
+    """
+
+    def scalar(variables, x):
+        logits = apply_all(variables, x)
+        return jnp.sum(jnp.sin(logits) * jnp.arange(1.0, logits.size + 1).reshape(logits.shape))
+
+    def penalty(variables, x):
+        return jnp.sum(jax.grad(scalar, argnums=1)(variables, x) ** 2)
+
+    return {
+        "logits": apply_all(variables, x),
+        "gradients": jax.grad(scalar, argnums=(0, 1))(variables, x),
+        "second": jax.grad(penalty, argnums=(0, 1))(variables, x),
+    }
+
+
+def assert_close(got, want, rtol=1e-4):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.shape(a) == np.shape(b)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * (1e-6 + np.max(np.abs(b))))
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_the_members_together_are_a_loop_over_the_members(make):
+    """In value, input gradient, parameter gradient and gradient of a gradient."""
+    model, variables, x = members_and_input(make)
+    together = jax.jit(
+        lambda variables, x: everything(
+            functools.partial(ensemble.apply, model.apply), variables, x
+        )
+    )
+    looped = jax.jit(
+        lambda variables, x: everything(functools.partial(looped_apply, model.apply), variables, x)
+    )
+    got, want = together(variables, x), looped(variables, x)
+    assert_close(got, want)
+    # The comparison could tell one member from another.
+    rows = np.asarray(want["logits"])
+    assert min(np.max(np.abs(rows[i] - rows[i - 1])) for i in range(len(rows))) > 1e-2
+    assert all(np.max(np.abs(leaf)) > 0 for leaf in jax.tree.leaves(want["second"][1]))
+
+
+def test_the_members_take_any_leading_axes():
+    model, variables, _ = members_and_input(small_net)
+    x = jax.random.uniform(jax.random.key(4), (2, 7, 5))
+    got = ensemble.apply(model.apply, variables, x)
+    assert got.shape == (4, 2, 7, NUM_CLASSES)
+    np.testing.assert_allclose(got, looped_apply(model.apply, variables, x), rtol=1e-5, atol=1e-6)
+
+
+def test_every_member_starts_from_a_key_of_its_own(key):
+    model, *_ = small_net()
+    variables = ensemble.init(model.init, key, 3)
+    keys = jax.random.split(key, 3)
+    for k in range(3):
+        member = jax.tree.map(lambda leaf, k=k: leaf[k], variables)
+        assert_close(member, model.init(keys[k]), rtol=1e-7)
+    weights = np.asarray(variables["w"])
+    assert min(np.max(np.abs(weights[i] - weights[j])) for i in range(3) for j in range(i)) > 0.1
+
+
+def test_one_member_still_has_its_axis(key):
+    model, *_ = small_net()
+    variables = ensemble.init(model.init, key, 1)
+    assert variables["w"].shape == (1, 5, 6)
+    assert ensemble.apply(model.apply, variables, jnp.ones(5)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("num_members", [0, -1, 1.5])
+def test_a_number_of_members_below_one_is_refused(num_members, key):
+    message = f"num_members must be a whole number of at least 1, got {num_members}"
+    with pytest.raises(ValueError, match=message):
+        ensemble.init(small_net()[0].init, key, num_members)
+
+
+def test_an_update_replaces_one_member_and_leaves_the_others():
+    members = {"w": jnp.arange(8.0).reshape(4, 2), "step": jnp.arange(4)}
+
+    def update_one(member):
+        new = {"w": -member["w"], "step": member["step"] + 10}
+        return new, jnp.sum(member["w"])
+
+    for index in range(4):
+        new, info = jax.jit(lambda k: ensemble.update(update_one, members, k))(index)
+        want = np.arange(8.0).reshape(4, 2)
+        want[index] *= -1
+        np.testing.assert_array_equal(new["w"], want)
+        np.testing.assert_array_equal(new["step"], np.arange(4) + 10 * (np.arange(4) == index))
+        assert info == abs(want[index].sum())
+
+
+def test_the_mean_over_members_keeps_the_other_axes():
+    values = jnp.array([[1.0, 10.0], [2.0, 20.0], [6.0, 60.0]])
+    np.testing.assert_allclose(ensemble.mean(values), [3.0, 30.0])
+
+
+# Members spread over devices: `[L, ...]` leaves in, the same numbers out.
+
+
+def over_shards(num_devices, function, variables, *args):
+    """`shard_map`: each device holds `L / num_devices` members."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:num_devices]), ("member",))
+    spread = jax.shard_map(
+        lambda variables, *args: function(variables, *args),
+        mesh=mesh,
+        in_specs=(P("member"), *(P() for _ in args)),
+        out_specs=P("member"),
+        check_vma=False,
+    )
+    return jax.jit(spread)(variables, *args)
+
+
+def over_axis(transform, num_devices, function, variables, *args):
+    """`pmap`, or `vmap` with a named axis: a leading axis of devices instead."""
+    local = jax.tree.map(lambda leaf: leaf.reshape(num_devices, -1, *leaf.shape[1:]), variables)
+    out = transform(
+        lambda variables, *args: function(variables, *args),
+        axis_name="member",
+        in_axes=(0, *(None for _ in args)),
+    )(local, *args)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+
+
+def jitted_vmap(function, **settings):
+    return jax.jit(jax.vmap(function, **settings))
+
+
+SPREADS = {
+    "shard_map over 4": functools.partial(over_shards, 4),
+    "shard_map over 2": functools.partial(over_shards, 2),
+    "pmap over 4": functools.partial(over_axis, jax.pmap, 4),
+    "vmap over 2": functools.partial(over_axis, jitted_vmap, 2),
+}
+
+
+@pytest.fixture(params=SPREADS, ids=lambda name: name.replace(" ", "-"))
+def spread(request):
+    return SPREADS[request.param]
+
+
+def replicated(tree):
+    """Each device's own copy of what is the same on all, so that all come back and are compared."""
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+
+def test_members_on_several_devices_are_those_of_one(spread):
+    """Logits and input gradient on every device, parameter gradients where the member lies."""
+    model, variables, x = members_and_input(small_net)
+
+    def on_device(variables, x):
+        apply_all = functools.partial(ensemble.apply, model.apply, axis_name="member")
+        out = everything(apply_all, variables, x)
+        (first, first_x), (second, second_x) = out["gradients"], out["second"]
+        return first, second, replicated((out["logits"], first_x, second_x))
+
+    first, second, same = spread(on_device, variables, x)
+    looped = functools.partial(looped_apply, model.apply)
+    want = jax.jit(functools.partial(everything, looped))(variables, x)
+    assert_close(first, want["gradients"][0])
+    assert_close(second, want["second"][0])
+    wanted = want["logits"], want["gradients"][1], want["second"][1]
+    for got, one in zip(same, wanted, strict=True):
+        for copy in got:  # one per device
+            assert_close(copy, one)
+
+
+def test_a_batch_on_several_devices_is_that_of_one(spread):
+    """Per-example input gradients inside of a vmap, as an attack takes them."""
+    model, variables, _ = members_and_input(small_net)
+    xs = jax.random.uniform(jax.random.key(5), (6, 5))
+
+    def scalar(apply_all, variables, x):
+        return jnp.array([0.1, 0.2, 0.3, 0.4]) @ jnp.sin(apply_all(variables, x))[:, 1]
+
+    def on_device(variables, xs):
+        apply_all = functools.partial(ensemble.apply, model.apply, axis_name="member")
+        gradient = jax.grad(scalar, argnums=2)
+        return replicated(jax.vmap(lambda x: gradient(apply_all, variables, x))(xs))
+
+    looped = functools.partial(looped_apply, model.apply)
+    want = jax.jit(jax.vmap(lambda x: jax.grad(scalar, argnums=2)(looped, variables, x)))(xs)
+    for copy in spread(on_device, variables, xs):
+        assert_close(copy, want)
+
+
+def test_an_update_finds_its_member_on_whatever_device(spread):
+    members = {"w": jnp.arange(8.0).reshape(4, 2)}
+
+    def update_one(member):
+        return {"w": -member["w"]}, {"loss": jnp.sum(member["w"])}
+
+    def on_device(members, index):
+        new, info = ensemble.update(update_one, members, index, axis_name="member")
+        mean = ensemble.mean(jnp.sum(members["w"], axis=1), axis_name="member")
+        return new, replicated((info, mean))
+
+    for index in (0, 2, 3):
+        new, (info, mean) = spread(on_device, members, jnp.int32(index))
+        want = np.arange(8.0).reshape(4, 2)
+        want[index] *= -1
+        np.testing.assert_array_equal(new["w"], want)
+        np.testing.assert_allclose(info["loss"], abs(want[index].sum()))
+        np.testing.assert_allclose(mean, 7.0)
+
+
+def test_the_checker_of_shard_map_refuses_gradients_that_it_would_get_wrong():
+    model, variables, x = members_and_input(small_net)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("member",))
+
+    def gradient(variables, x):
+        logits = functools.partial(ensemble.apply, model.apply, variables, axis_name="member")
+        return jax.grad(lambda x: jnp.sum(logits(x)))(x)
+
+    spread = jax.shard_map(gradient, mesh=mesh, in_specs=(P("member"), P()), out_specs=P())
+    with pytest.raises(ValueError, match="manual axis types do not match"):
+        jax.jit(spread)(variables, x)
