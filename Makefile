@@ -24,7 +24,7 @@ test: $(installed)
 lint: $(installed)
 	$(bin)/ruff format --check
 	$(bin)/ruff check
-	$(bin)/basedpyright
+	$(bin)/basedpyright --pythonpath $(bin)/python
 
 # What the continuous integration runs.
 check: lint test
