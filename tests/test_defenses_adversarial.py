@@ -1,0 +1,38 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixjax import defenses
+
+CLEAN, ATTACKED = jnp.array([2.0, 0.5, -1.0]), jnp.array([0.3, 1.0, 0.2])
+P, Q = (np.exp(logits) / np.exp(logits).sum() for logits in (CLEAN, ATTACKED))
+DIVERGENCE = (P * np.log(P / Q)).sum()
+
+
+def test_adversarial_training_pays_cross_entropy_on_the_attacked_input_alone():
+    objective = defenses.adversarial_training()
+    for loss in (objective.attack_loss, objective.train_loss):
+        np.testing.assert_allclose(loss(CLEAN, ATTACKED, 1), -np.log(Q[1]), rtol=1e-6)
+        assert not jax.grad(loss)(CLEAN, ATTACKED, 1).any()
+    assert not objective.uses_clean
+
+
+def test_trades_pays_cross_entropy_on_the_clean_input_and_beta_times_the_divergence():
+    objective = defenses.trades(4.0)
+    np.testing.assert_allclose(objective.attack_loss(CLEAN, ATTACKED, 1), DIVERGENCE, rtol=1e-5)
+    loss = objective.train_loss(CLEAN, ATTACKED, 1)
+    np.testing.assert_allclose(loss, -np.log(P[1]) + 4.0 * DIVERGENCE, rtol=1e-5)
+    assert objective.uses_clean
+
+
+def test_the_gradient_of_trades_reaches_both_inputs():
+    """`dKL/dq-logits = q - p` and `dKL/dp-logits = p (log p / q - KL)`."""
+    of_clean, of_attacked = jax.grad(defenses.trades(4.0).train_loss, (0, 1))(CLEAN, ATTACKED, 1)
+    np.testing.assert_allclose(of_attacked, 4.0 * (Q - P), atol=1e-6)
+    expected = P - np.eye(3)[1] + 4.0 * P * (np.log(P / Q) - DIVERGENCE)
+    np.testing.assert_allclose(of_clean, expected, atol=1e-5)
+
+
+def test_trades_has_the_weight_of_its_paper_by_default():
+    loss = defenses.trades().train_loss(CLEAN, ATTACKED, 1)
+    np.testing.assert_allclose(loss, -np.log(P[1]) + 6.0 * DIVERGENCE, rtol=1e-5)

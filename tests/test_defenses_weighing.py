@@ -1,0 +1,139 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixjax import defenses, games
+
+# losses [point, example, member]: a "point" is the number that stands for an attacked batch.
+TABLE = np.array(
+    [
+        [[0.9, 0.1, 0.4], [0.2, 0.6, 0.4]],
+        [[0.1, 0.8, 0.5], [0.3, 0.2, 0.9]],
+        [[0.5, 0.5, 0.1], [0.9, 0.3, 0.2]],
+    ],
+    np.float32,
+)
+WEIGHTS = np.array([0.5, 0.2, 0.3], np.float32)
+
+
+def losses_fn(point):
+    return jnp.asarray(TABLE)[point]
+
+
+def best_response(key, weights):
+    del key
+    return jnp.argmax(jnp.asarray(TABLE).mean(1) @ weights)
+
+
+def test_oracle_is_projected_subgradient_descent_on_the_attacks_it_asks_for(key):
+    weigh = defenses.oracle(num_steps=5, loss_bound=2.0)
+    found, risk = jax.jit(lambda w: weigh(key, w, losses_fn, best_response, None))(WEIGHTS)
+    weights, visited = np.float64(WEIGHTS), []
+    for _ in range(5):
+        means = TABLE.mean(1)
+        subgradient = means[np.argmax(means @ weights)]
+        visited.append((subgradient @ weights, weights))
+        moved = weights - 2.0 / (2.0 * np.sqrt(3 * 5)) * subgradient
+        assert moved.min() > (moved.sum() - 1) / 3  # inside the simplex: a shift projects
+        weights = moved - (moved.sum() - 1) / 3
+    best_risk, best = min(visited, key=lambda pair: pair[0])
+    np.testing.assert_allclose(found, best, atol=1e-6)
+    np.testing.assert_allclose(risk, best_risk, atol=1e-6)
+    assert best_risk < visited[0][0] and best_risk < visited[-1][0]
+
+
+def test_oracle_attacks_with_another_key_each_time(key):
+    """A fixed number of attacks, and the attacker's dice differ: half of them would be the same."""
+    weigh = defenses.oracle(num_steps=64)
+
+    def coin(key, weights):
+        return jax.random.uniform(key) + 0.0 * weights.sum()
+
+    _, risk = weigh(key, jnp.ones(1), lambda point: jnp.full((2, 1), point), coin, None)
+    assert risk < 0.2  # the least of 64 uniform draws
+
+
+def test_entropic_is_the_entropic_algorithm_on_samples_and_the_attack(key):
+    """Two kinds of candidates: the attack on the given weights, and sampled points."""
+    seen = []
+
+    def attack_fn(key, weights):
+        seen.append(weights)
+        return 1
+
+    weigh = defenses.entropic(num_steps=6, temperature=0.2, num_samples=3, loss_bound=1.0)
+    found, risk = weigh(key, WEIGHTS, losses_fn, attack_fn, lambda key: jnp.int32(2))
+    candidates = jnp.asarray(np.swapaxes(TABLE[[1, 2, 2, 2]], 0, 1))
+    expected, risks = games.entropic(candidates, 0.2, num_steps=6, weights=jnp.asarray(WEIGHTS))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(risk, games.entropic_risk(found, candidates, 0.2), atol=1e-6)
+    assert risk < games.entropic_risk(jnp.asarray(WEIGHTS), candidates, 0.2) - 1e-2
+    assert len(seen) == 1 and seen[0] is WEIGHTS and risks.shape == (6,)
+
+
+def test_entropic_draws_each_sample_anew_and_needs_none(key):
+    def risk_of(num_samples):
+        weigh = defenses.entropic(num_steps=1, temperature=100.0, num_samples=num_samples)
+        return weigh(
+            key,
+            jnp.ones(1),
+            lambda point: jnp.full((1, 1), point),
+            lambda key, weights: 0.5,
+            jax.random.uniform,
+        )[1]
+
+    assert abs(risk_of(0) - 0.5) < 1e-3
+    # At a high temperature the risk is the mean over candidates; of equal draws it would be one.
+    many = risk_of(200)
+    assert abs(many - 0.5) < 0.1 and abs(many - risk_of(1)) > 1e-3
+
+
+@pytest.mark.parametrize("weigh", ["oracle", "entropic"])
+def test_examples_may_be_spread_over_devices(key, weigh):
+    """Two devices with an example each, by `vmap` over an axis of that name."""
+    weighing = {
+        "oracle": defenses.oracle(num_steps=3),
+        "entropic": defenses.entropic(num_steps=3, temperature=0.2, num_samples=1),
+    }[weigh]
+
+    def weights_and_risk(table, axis_name=None):
+        return weighing(
+            key,
+            jnp.asarray(WEIGHTS),
+            lambda point: table[point],
+            lambda key, weights: 1,
+            lambda key: 2,
+            axis_name,
+        )
+
+    spread = jax.vmap(lambda table: weights_and_risk(table[:, None], "i"), 1, axis_name="i")
+    for found, expected in zip(spread(jnp.asarray(TABLE)), weights_and_risk(TABLE), strict=True):
+        np.testing.assert_allclose(found[0], expected, atol=1e-6)
+        np.testing.assert_allclose(found[1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: defenses.oracle(num_steps=0), "num_steps must be a whole number"),
+        (
+            lambda: defenses.oracle(num_steps=1, loss_bound=-1.0),
+            "loss_bound must be positive, got -1.0",
+        ),
+        (
+            lambda: defenses.entropic(num_steps=1, temperature=0.0, num_samples=1),
+            "temperature must be positive, got 0.0",
+        ),
+        (
+            lambda: defenses.entropic(num_steps=1, temperature=1.0, num_samples=-1),
+            "num_samples must be a whole number of at least 0, got -1",
+        ),
+        (lambda: defenses.trades(-6.0), "beta must be at least 0, got -6.0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
