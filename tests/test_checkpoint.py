@@ -194,16 +194,21 @@ def test_flipped_bytes_are_noticed_and_the_newest_sound_checkpoint_is_used(tmp_p
             checkpoint.restore(manager, make_small_state(0), 3)
 
 
-def test_arrays_that_restore_without_complaint_are_checked_against_their_sha256(tmp_path):
+@pytest.mark.parametrize(
+    "make",
+    [make_state, make_small_state, lambda value: {"key": jax.random.key(value)}],
+    ids=["all", "floats", "key"],
+)
+def test_arrays_that_restore_without_complaint_are_checked_against_their_sha256(tmp_path, make):
     """The arrays of one checkpoint under the record of another: every file is intact."""
     with checkpoint.open(tmp_path, CONFIG, num_latest=3) as manager:
-        save_all(manager, {1: 0.1, 2: 0.2})
+        save_all(manager, {1: 0.1, 2: 0.2}, make)
     (tmp_path / "2" / "state").rename(tmp_path / "aside")
     (tmp_path / "1" / "state").rename(tmp_path / "2" / "state")
     (tmp_path / "aside").rename(tmp_path / "1" / "state")
     with checkpoint.open(tmp_path, CONFIG, num_latest=3) as manager:
         with pytest.raises(ValueError, match="step 2: sha256 of state.* is not what was saved"):
-            checkpoint.restore(manager, make_state(0))
+            checkpoint.restore(manager, make(0))
 
 
 def test_a_best_checkpoint_that_is_damaged_gives_way_to_the_next_best(tmp_path):
@@ -292,10 +297,25 @@ def test_saving_the_same_step_again_writes_nothing_new(tmp_path):
     with checkpoint.open(tmp_path, CONFIG) as manager:
         save_all(manager, {1: 0.1})
         checkpoint.steps(manager)  # waits until the first one is written
-        before = (tmp_path / "1").stat().st_ino
+        (tmp_path / "1" / "mark").write_text("")
         save_all(manager, {1: 0.1})
         checkpoint.steps(manager)
-        assert (tmp_path / "1").stat().st_ino == before
+        assert (tmp_path / "1" / "mark").exists()
+        save_all(manager, {1: 0.2})
+        checkpoint.steps(manager)
+        assert not (tmp_path / "1" / "mark").exists()
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_save_not_by_a_reader(tmp_path):
+    with checkpoint.open(tmp_path, CONFIG) as manager:
+        save_all(manager, {1: 0.1})
+    (tmp_path / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    with checkpoint.open(tmp_path, CONFIG) as manager:
+        assert checkpoint.restore(manager, make_state(0))[1:] == (1, [])
+        assert (tmp_path / "2.orbax-checkpoint-tmp").exists()
+        save_all(manager, {3: 0.1})
+        assert checkpoint.steps(manager) == [1, 3]
+    assert not list(tmp_path.glob("*tmp*"))
 
 
 def test_a_folder_of_another_config_is_refused_naming_the_fields(tmp_path):
