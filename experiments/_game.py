@@ -21,6 +21,7 @@ class Config:
     dataset: str = flag("cifar10", "name of the data set", options=data.NAMES)
     data_dir: str = flag("", "folder of prepared data sets; empty: the user's cache")
     manual_dir: str = flag("", "folder with the official archives, to prepare data offline")
+    train_examples: int = flag(0, "training examples used; 0: all")
     model: str = flag("resnet18", "architecture", options=("resnet18", "small_resnet", "linear"))
     width: int = flag(64, "channels of the network's first stage")
     dtype: str = flag("bfloat16", "of the convolutions", options=("bfloat16", "float32"))

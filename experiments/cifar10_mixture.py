@@ -113,6 +113,9 @@ def run(preset: str, config: Config):
     dataset = data.load(
         config.dataset, config.data_dir or None, manual_dir=config.manual_dir or None
     )
+    if config.train_examples:
+        part = data.Split(*(array[: config.train_examples] for array in dataset.train))
+        dataset = dataclasses.replace(dataset, train=part)
     folder = pathlib.Path(config.run_dir or f"runs/{preset}")
     configs = {f"mixture of {config.members}": (config, folder)}
     if config.single:
