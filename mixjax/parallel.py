@@ -1,13 +1,9 @@
 """One training step on several devices: `jax.pmap`, or `shard_map` on a mesh of members and data.
 
 A per-device step is `step(state, data) -> (state, info)`. Every device gets the whole `data` (a
-data set stays on the device as uint8), picks its own part of a batch with `local_share`, and
-averages over the mapped axis by itself; state and info leave it equal on all devices, except for
-what is kept per member.
-
-    pmap_step    axis "data": every device holds all members and a part of the batch.
-    shard_step   axes ("member", "data"): a device holds a part of the members, too.
-
+data set stays on the device as uint8), picks its part of a batch with `local_share` and averages
+over the mapped axis by itself; state and info, members apart, leave it equal on all devices.
+Under `pmap_step` each device holds all members; under `shard_step` it may hold a part of them.
 Both donate the state: the arrays given are gone after the call.
 """
 
@@ -39,8 +35,8 @@ def pmap_step(
       devices: where to run, those of all processes; all devices if None.
 
     Returns:
-      `(state, data) -> (state, info)`. Its arguments lie best where `replicate` puts them; its
-      results lie there. With several processes they are the process's own arrays.
+      `(state, data) -> (state, info)`, compiled. Its arguments lie best where `replicate` puts
+      them; its results lie there. With several processes they are the process's own arrays.
     """
     everywhere = _devices(devices)
     # `pmap` insists on one argument with a mapped axis; the step does not see it.
@@ -82,12 +78,9 @@ def mesh(num_member_devices: int = 1, devices: Sequence[Any] | None = None) -> M
     """The devices as a ("member", "data") mesh.
 
     Args:
-      num_member_devices: number of parts into which the members are split; the batch is split
-        into `len(devices) / num_member_devices` parts.
+      num_member_devices: number of parts into which the members are split; each part's devices,
+        neighbours in `devices`, split the batch.
       devices: all devices of all processes if None.
-
-    Returns:
-      The mesh; devices that share members, and therefore gradients, are neighbours in `devices`.
 
     Raises:
       ValueError: if the devices do not divide into that many equal parts.
@@ -111,8 +104,7 @@ def state_spec(state: PyTree, member_fields: Sequence[str] = MEMBER_FIELDS) -> P
       member_fields: fields whose leaves have a leading axis of members.
 
     Returns:
-      A pytree like `state` of `PartitionSpec`s: `("member")` below a field of `member_fields`,
-      `()` elsewhere.
+      A pytree like `state` of `PartitionSpec`s: "member" below those fields, nothing elsewhere.
 
     Raises:
       ValueError: if a name in `member_fields` occurs nowhere in `state`.
@@ -132,7 +124,7 @@ def state_spec(state: PyTree, member_fields: Sequence[str] = MEMBER_FIELDS) -> P
 
 
 def shard_step(step: Step, mesh: Mesh, spec: PyTree) -> jax.stages.Wrapped:
-    """The step on a mesh, compiled: no device holds, or averages gradients of, others' members.
+    """The step on a mesh: no device holds, or averages the gradients of, the others' members.
 
     Args:
       step: `(state, data) -> (state, info)` on one device, with collectives over "data" and
@@ -141,8 +133,8 @@ def shard_step(step: Step, mesh: Mesh, spec: PyTree) -> jax.stages.Wrapped:
       spec: the state's `PartitionSpec`s, as from `state_spec`.
 
     Returns:
-      `(state, data) -> (state, info)` on whole arrays. Its arguments lie best where `place` puts
-      them (state with `spec`, data without); its results lie there.
+      `(state, data) -> (state, info)`, compiled, on whole arrays. Its arguments lie best where
+      `place` puts them (state with `spec`, data without); its results lie there.
     """
     everywhere = PartitionSpec()
     # With the default check, `pmean` of gradients that were summed already would be silent.
@@ -172,8 +164,7 @@ def place(tree: PyTree, mesh: Mesh, spec: PyTree | None = None) -> PyTree:
       ValueError: if members do not divide into as many equal parts as the mesh has for them.
     """
     if spec is None:
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        return jax.tree.map(lambda leaf: _put(leaf, everywhere), tree)
+        spec = jax.tree.map(lambda _: PartitionSpec(), tree)
 
     def put(leaf, leaf_spec):
         if leaf_spec == PartitionSpec(MEMBER_AXIS):
@@ -239,7 +230,7 @@ def initialize(
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and prints."""
+    """Whether this process is the one that writes files."""
     return jax.process_index() == 0
 
 
@@ -252,11 +243,8 @@ def _local(devices):
 
 
 def _put(leaf, sharding):
-    """`leaf` laid out anew, through the host.
-
-    `device_put` would share memory with `leaf`, which donation then takes away, and refuses
-    arrays of one process that are to lie on several.
-    """
+    # Through the host: `device_put` would share memory with `leaf`, which donation then takes
+    # away, and refuses arrays of one process that are to lie on several.
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return jax.device_put(leaf.copy(), sharding)
     dtype = jax.dtypes.result_type(leaf)
