@@ -78,10 +78,11 @@ def test_a_tenth_of_train_validates_unless_told():
 
 
 def test_the_choice_of_a_seed_stays_what_it_is():
-    """A golden value: the validation split of a finished run must be found again years later."""
+    """Golden values: the splits of a finished run must be found again years later."""
     chosen, rest = datasets.choose(10, 3, seed=0)
     np.testing.assert_array_equal(chosen, [2, 4, 8])
     np.testing.assert_array_equal(rest, [0, 1, 3, 5, 6, 7, 9])
+    np.testing.assert_array_equal(data.load("digits").test.labels[:8], [4, 5, 6, 9, 4, 7, 8, 9])
 
 
 @pytest.mark.parametrize("num_validation", [0, -1, 20, 21])
