@@ -1,5 +1,7 @@
 """FGSM and PGD against losses whose highest point is known."""
 
+import functools
+
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import jax
@@ -58,7 +60,7 @@ def test_one_step_on_a_linear_loss_gains_its_length_times_the_dual_norm(make, ke
 @pytest.mark.parametrize("make", BOTH)
 def test_steps_add_up_until_they_reach_the_sphere(make, key):
     for num_steps, length in [(2, 0.2), (3, 0.25), (9, 0.25)]:
-        x_adv, _ = attacks.pgd(
+        x_adv, info = attacks.pgd(
             key,
             linear,
             X,
@@ -69,6 +71,7 @@ def test_steps_add_up_until_they_reach_the_sphere(make, key):
             bounds=WIDE,
         )
         np.testing.assert_allclose(norm(make, x_adv - X), length, rtol=1e-5)
+        np.testing.assert_allclose(info.first_loss, linear(X), rtol=1e-6)
 
 
 @pytest.mark.parametrize("make", BOTH)
@@ -194,6 +197,31 @@ def test_random_starts_are_spread_over_the_ball(make, key):
     radii = np.sort([norm(make, point - 0.5) for point in np.asarray(points)]) / epsilon
     assert np.max(np.abs(np.arange(1, 2001) / 2000 - radii**3)) < 1.95 / np.sqrt(2000)
     np.testing.assert_array_equal(info.num_zero_gradients, 1)
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_a_random_start_may_have_a_ball_of_its_own(make, key):
+    """A small one to start in, all of the threat to climb in; never outside of the threat."""
+    x, flat = jnp.full(3, 0.5), lambda x: 0.0 * x[0]
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    def attack(key, start_radius):
+        starts = make(start_radius)
+        settings = dict(start=starts, num_steps=3, step_size=0.1)
+        first, _ = attacks.pgd(key, flat, x, make(0.2), **settings)
+        last, _ = attacks.pgd(key, jnp.sum, x, make(0.2), **settings)
+        return first - x, last - x
+
+    def largest(deltas):
+        return max(norm(make, delta) for delta in np.asarray(deltas))
+
+    keys = jax.random.split(key, 200)
+    first, last = attack(keys, 0.01)
+    assert 0.009 < largest(first) <= 0.01 + 1e-6
+    np.testing.assert_allclose(largest(last), 0.2, rtol=1e-5)
+    first, _ = attack(keys, 5.0)
+    np.testing.assert_allclose(largest(first), 0.2, rtol=1e-5)
 
 
 def test_ascent_on_the_expected_loss_is_blind_to_a_symmetric_mixture(key):

@@ -277,5 +277,5 @@ def test_the_checker_of_shard_map_refuses_gradients_that_it_would_get_wrong():
         return jax.grad(lambda x: jnp.sum(logits(x)))(x)
 
     spread = jax.shard_map(gradient, mesh=mesh, in_specs=(P("member"), P()), out_specs=P())
-    with pytest.raises(ValueError, match="manual axis types do not match"):
+    with pytest.raises(ValueError, match="manual axis types"):
         jax.jit(spread)(variables, x)
