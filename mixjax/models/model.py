@@ -8,7 +8,7 @@ example); variables are `{"params": ..., "batch_stats": ...}`, where every colle
 import inspect
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,22 +56,24 @@ def from_linen(
     takes_train = "train" in inspect.signature(type(module).__call__).parameters
     example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
 
-    def call(variables, x, train, **settings):
-        arguments = {"train": train} if takes_train else {}
-        return module.apply(variables, x, **arguments, **settings)
+    def arguments(train) -> dict[str, Any]:
+        return {"train": train} if takes_train else {}
+
+    def own(key, x):
+        return module.init(key, x, **arguments(False))
 
     def init(key):
-        own = dict(**({"train": False} if takes_train else {}))
         if draw is None:
-            return module.init(key, jnp.zeros(example.shape), **own)
-        return draw(key, jax.eval_shape(lambda k, x: module.init(k, x, **own), key, example))
+            return own(key, jnp.zeros(example.shape))
+        return draw(key, jax.eval_shape(own, key, example))
 
     def apply(variables, x, *, train=False):
         batch = _as_batch(x, input_shape, train)
         if not train:
-            return _unflatten(call(variables, batch, False), x, input_shape)
+            logits = cast(Array, module.apply(variables, batch, **arguments(False)))
+            return _unflatten(logits, x, input_shape)
         state = [name for name in variables if name != "params"]
-        logits, updates = call(variables, batch, True, mutable=state)
+        logits, updates = module.apply(variables, batch, mutable=state, **arguments(True))
         return _unflatten(logits, x, input_shape), {**variables, **updates}
 
     return Model(init, apply)
