@@ -1,0 +1,190 @@
+"""The three bilinear maps against JAX's own convolution and its derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from mixjax.models import conv
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+WINDOWS = {
+    "3x3": ((3, 3), (1, 1), "SAME"),
+    "3x3 stride 2": ((3, 3), (2, 2), "SAME"),
+    "3x3 stride 2 padded as in a residual block": ((3, 3), (2, 2), ((1, 1), (1, 1))),
+    "1x1 stride 2": ((1, 1), (2, 2), "SAME"),
+    "2x5 strides 1, 3 valid": ((2, 5), (1, 3), "VALID"),
+    "4x3 strides 3, 2 uneven padding": ((4, 3), (3, 2), ((2, 1), (0, 4))),
+    "3x2 cropped by negative padding": ((3, 2), (2, 1), ((-1, 2), (1, -2))),
+}
+MAPS = ["convolution", "input gradient", "kernel gradient"]
+MAPPED = [(0, None), (None, 0), (0, 0), (2, 1), (None, 3)]
+
+
+def close(actual, expected, tolerance=1e-4):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * float(abs(b).max()))
+
+
+def arrays(key, kernel=(3, 2), batch=2, image=(7, 9), features=(3, 4)):
+    keys = jax.random.split(key)
+    x = jax.random.normal(keys[0], (batch, *image, features[0]))
+    return x, jax.random.normal(keys[1], (*kernel, *features))
+
+
+def bind(convolution, strides=(2, 1), padding=((1, 2), (0, 1))):
+    return lambda x, w: convolution(x, w, strides, padding, dimension_numbers=LAYOUT)
+
+
+def bilinear(name, convolution, x, w):
+    """The map of that name as a function of two arrays, and shapes of the two."""
+    f = bind(convolution)
+    y = jax.eval_shape(f, x, w).shape
+    return {
+        "convolution": (f, (x.shape, w.shape)),
+        "input gradient": (
+            lambda y, w: jax.vjp(lambda x: f(x, w), jnp.ones(x.shape))[1](y)[0],
+            (y, w.shape),
+        ),
+        "kernel gradient": (
+            lambda x, y: jax.vjp(lambda w: f(x, w), jnp.ones(w.shape))[1](y)[0],
+            (x.shape, y),
+        ),
+    }[name]
+
+
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_value_and_derivatives_of_three_orders_are_those_of_lax(key, window):
+    kernel, strides, padding = window
+    x, w = arrays(key, kernel)
+
+    @jax.jit
+    def everything(x, w):
+        return [all_orders(bind(c, strides, padding), x, w) for c in (conv.unrolled, conv.grouped)]
+
+    close(*everything(x, w))
+
+
+def all_orders(f, x, w):
+    """Value, first, second and third derivatives of a function that mixes all three maps."""
+
+    def first(x, w):
+        return jax.grad(lambda *xw: jnp.sin(f(*xw)).sum(), (0, 1))(x, w)
+
+    def second(x, w):
+        return jax.grad(lambda *xw: sum((g**2).sum() for g in first(*xw)), (0, 1))(x, w)
+
+    third = jax.grad(lambda *xw: sum(jnp.cos(g / 10).sum() for g in second(*xw)), (0, 1))
+    return f(x, w), first(x, w), second(x, w), third(x, w)
+
+
+@pytest.mark.parametrize("axes", MAPPED, ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_mapped_over_either_argument_or_both_it_equals_a_loop(key, name, axes):
+    x, w = arrays(key)
+    f, shapes = bilinear(name, conv.unrolled, x, w)
+    reference, _ = bilinear(name, conv.grouped, x, w)
+    size = 3
+    arguments = [
+        jax.random.normal(k, shape if axis is None else (*shape[:axis], size, *shape[axis:]))
+        for k, shape, axis in zip(jax.random.split(key), shapes, axes, strict=True)
+    ]
+
+    def element(i):
+        return [
+            a if axis is None else jnp.take(a, i, axis)
+            for a, axis in zip(arguments, axes, strict=True)
+        ]
+
+    @jax.jit
+    def both():
+        loop = [reference(*element(i)) for i in range(size)]
+        return jax.vmap(f, axes)(*arguments), jnp.stack(loop)
+
+    close(*both())
+
+
+@pytest.mark.parametrize("route", [conv.unrolled, conv.scanned], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("name", MAPS)
+def test_examples_around_members_and_members_around_examples(key, name, route):
+    """Three examples each of the first argument, two members each of both."""
+    x, w = arrays(key)
+    f, shapes = bilinear(name, route, x, w)
+    reference, _ = bilinear(name, conv.grouped, x, w)
+    first, second = (
+        jax.random.normal(k, shape)
+        for k, shape in zip(
+            jax.random.split(key), [(3, 2, *shapes[0]), (2, *shapes[1])], strict=True
+        )
+    )
+    members_inside = jax.vmap(jax.vmap(f), (0, None))
+    members_outside = jax.vmap(jax.vmap(f, (0, None)), (1, 0), 1)
+
+    @jax.jit
+    def all_three(first, second):
+        loop = [[reference(first[e, m], second[m]) for m in range(2)] for e in range(3)]
+        loop = jnp.stack([jnp.stack(members) for members in loop])
+        return members_inside(first, second), members_outside(first, second), loop
+
+    inside, outside, loop = all_three(first, second)
+    close(inside, loop)
+    close(outside, loop)
+
+
+@pytest.mark.parametrize("batch", [5, 6])
+def test_kernel_gradient_of_a_batch_too_large_for_the_cache(key, batch):
+    """32 x 32 pixels: parts of two examples, or of one where the batch is odd."""
+    x, w = arrays(key, (3, 3), batch, (32, 32), (2, 3))
+    y = jax.random.normal(key, (batch, 32, 32, 3))
+
+    def gradient(convolution):
+        f = bind(convolution, (1, 1), "SAME")
+        return jax.jit(lambda x, y: jax.vjp(lambda w: f(x, w), w)[1](y)[0])(x, y)
+
+    close(gradient(conv.unrolled), gradient(conv.grouped))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"feature_group_count": 3},
+        {"rhs_dilation": (2, 1)},
+        {"lhs_dilation": (1, 2)},
+        {"dimension_numbers": ("NWHC", "WHIO", "NWHC")},
+        {"batch_group_count": 2},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_everything_else_is_left_to_lax(key, settings):
+    features = 1 if "feature_group_count" in settings else 3
+    x, _ = arrays(key)
+    w = jax.random.normal(key, (3, 2, features, 6))
+    settings = {"dimension_numbers": LAYOUT, **settings}
+    actual = conv.unrolled(x, w, (1, 2), ((1, 0), (2, 1)), **settings)
+    expected = lax.conv_general_dilated(x, w, (1, 2), ((1, 0), (2, 1)), **settings)
+    assert actual.dtype == expected.dtype
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_bfloat16_stays_bfloat16_in_all_three_maps(key):
+    x, w = (a.astype(jnp.bfloat16) for a in arrays(key))
+    y, pullback = jax.vjp(bind(conv.unrolled), x, w)
+    assert {a.dtype for a in (y, *pullback(y))} == {jnp.dtype(jnp.bfloat16)}
+    asked = conv.unrolled(
+        x, w, (1, 1), "SAME", dimension_numbers=LAYOUT, preferred_element_type=jnp.float32
+    )
+    assert asked.dtype == jnp.float32
+
+
+def test_flax_takes_it_as_its_convolution(key):
+    x, _ = arrays(key)
+    own = nn.Conv(4, (3, 2), (2, 1), conv_general_dilated=conv.unrolled)
+    variables = own.init(key, x)
+    close(own.apply(variables, x), nn.Conv(4, (3, 2), (2, 1)).apply(variables, x))
+
+
+def test_a_batch_without_examples_gives_none(key):
+    _, w = arrays(key)
+    assert bind(conv.unrolled)(jnp.zeros((0, 7, 9, 3)), w).shape == (0, 4, 9, 4)

@@ -1,0 +1,126 @@
+"""Initial values from one draw, and models made of any Flax module."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from mixjax import ensemble, models
+
+
+def kernels(variables):
+    leaves, _ = jax.tree.flatten_with_path(variables["params"])
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in leaves
+        if path[-1].key == "kernel"
+    }
+
+
+def test_every_kernel_is_normal_with_its_own_scale(key):
+    """Within five standard errors of mean 0 and `sqrt(2 / fan_in)`, or `1 / sqrt(fan_in)`."""
+    drawn = kernels(jax.jit(models.resnet18(10, 16).init)(key))
+    assert len(drawn) == 21
+    for name, kernel in drawn.items():
+        gain = 1.0 if "Dense" in name else 2.0
+        std = math.sqrt(gain / math.prod(kernel.shape[:-1]))
+        assert abs(kernel.mean()) < 5 * std / math.sqrt(kernel.size), name
+        assert abs(kernel.std() / std - 1) < 5 / math.sqrt(2 * kernel.size), name
+        fourth = np.mean((kernel / std) ** 4)
+        assert abs(fourth - 3) < 5 * math.sqrt(96 / kernel.size), name
+
+
+def test_no_two_kernels_share_their_draw(key):
+    flat = [k.ravel()[:50] for k in kernels(models.small_resnet(50).init(key)).values()]
+    correlations = np.corrcoef(np.stack(flat))
+    assert np.abs(correlations - np.eye(len(flat))).max() < 0.6
+
+
+def test_norms_start_as_the_identity(key):
+    variables = models.small_resnet().init(key)
+    norm = variables["params"]["_Block_1"]["BatchNorm_2"]
+    stats = variables["batch_stats"]["_Block_1"]["BatchNorm_2"]
+    assert (norm["scale"] == 1).all() and (norm["bias"] == 0).all()
+    assert (stats["mean"] == 0).all() and (stats["var"] == 1).all()
+    assert (variables["params"]["Dense_0"]["bias"] == 0).all()
+
+
+def test_keys_and_members_differ_and_the_same_key_repeats(key):
+    model = models.small_resnet()
+    one, again, two = (kernels(model.init(k)) for k in (key, key, jax.random.key(1)))
+    members = kernels(ensemble.init(model.init, key, 2))
+    for name in one:
+        np.testing.assert_array_equal(one[name], again[name])
+        assert (one[name] != two[name]).mean() > 0.99
+        assert (members[name][0] != members[name][1]).mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    "model", [models.resnet18(), models.small_resnet(), models.linear()], ids=str
+)
+def test_all_kernels_come_from_one_draw(key, model):
+    """Each draw of another shape costs a second of compilation on a CPU."""
+    program = str(jax.make_jaxpr(model.init)(key))
+    assert program.count("random_bits[") + program.count("threefry2x32") == 1
+
+
+class Bare(nn.Module):
+    """No `train` argument, no statistics, an initialiser of its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, kernel_init=nn.initializers.constant(0.5))(x.reshape(len(x), -1))
+
+
+def test_a_linen_module_keeps_its_own_initialisers(key):
+    model = models.from_linen(Bare(), (4, 2))
+    variables = model.init(key)
+    np.testing.assert_allclose(model.apply(variables, jnp.ones((4, 2))), 4.0)
+    logits, updated = model.apply(variables, jnp.ones((6, 4, 2)), train=True)
+    assert logits.shape == (6, 3)
+    assert jax.tree.structure(updated) == jax.tree.structure(variables)
+
+
+class Network(nnx.Module):
+    """Convolution, BatchNorm, dropout, dense."""
+
+    def __init__(self, rngs):
+        """Takes the random streams."""
+        self.conv = nnx.Conv(1, 4, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.dense = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        """Maps `[B, H, W, 1]` to `[B, 3]`."""
+        x = nnx.relu(self.norm(self.conv(x))).mean((1, 2))
+        return self.dense(self.dropout(x))
+
+
+def test_an_nnx_module_gives_what_it_gives_itself(key):
+    model = models.from_nnx(Network, (6, 5, 1))
+    x = jax.random.uniform(key, (4, 6, 5, 1))
+    own = Network(nnx.Rngs(key))
+    variables = model.init(key)
+    own.train()
+    expected = own(x)
+    logits, updated = jax.jit(lambda v: model.apply(v, x, train=True))(variables)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    own.eval()
+    np.testing.assert_allclose(model.apply(updated, x), own(x), atol=1e-5)
+    assert abs(model.apply(updated, x) - model.apply(variables, x)).max() > 1e-3
+    assert jax.tree.structure(updated) == jax.tree.structure(variables)
+
+
+def test_members_of_an_nnx_module_are_mapped_like_any(key):
+    model = models.from_nnx(Network, (6, 5, 1))
+    x = jax.random.uniform(key, (6, 5, 1))
+    members = ensemble.init(model.init, key, 2)
+    logits = ensemble.apply(model.apply, members, x)
+    loop = [model.apply(model.init(k), x) for k in jax.random.split(key, 2)]
+    np.testing.assert_allclose(logits, jnp.stack(loop), atol=1e-5)
+    assert abs(logits[0] - logits[1]).max() > 1e-3
