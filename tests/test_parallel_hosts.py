@@ -23,10 +23,10 @@ def defense(data_axis=None, member_axis=None):
         optax.sgd(1.0, momentum=0.9),
         lambda step: 0.2,
         threats.linf(0.1),
-        functools.partial(attacks.pgd, num_steps=2, step_size=0.07),
+        functools.partial(attacks.pgd, num_steps=1, step_size=0.07),
         num_members=2,
         num_model_steps=1,
-        weighing=defenses.oracle(num_steps=3),
+        weighing=defenses.oracle(num_steps=2),
         data_axis=data_axis,
         member_axis=member_axis,
     )
