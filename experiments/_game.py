@@ -1,7 +1,6 @@
 """What is trained: a config and the pure functions that it stands for."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -9,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments._config import flag
-from mixjax import attacks, data, defenses, models, threats
-from mixjax.typing import Array
+from mixjax import _check, attacks, data, defenses, models, parallel, threats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +88,34 @@ PLACES = (
 )
 
 
+def check(config: Config, dataset: data.Dataset, num_devices: int):
+    """Raises `ValueError` for what would otherwise go wrong only after the run has begun."""
+    names = "epsilon attack_step_size temperature learning_rate".split()
+    _check.positive(**{name: getattr(config, name) for name in names})
+    names = (
+        "members width attack_steps model_steps weight_steps epochs batch_size validation_examples "
+        "validation_steps test_examples test_steps test_batch_size member_devices dispatch_steps"
+    ).split()
+    _check.at_least(1, **{name: getattr(config, name) for name in names})
+    _check.at_least(0, samples=config.samples, seed=config.seed, devices=config.devices)
+    _check.non_negative(beta=config.beta, weight_decay=config.weight_decay)
+    _check.fraction(ramp=config.ramp, momentum=config.momentum, average_decay=config.average_decay)
+    # A third of the runs attacks the members in turn, each at least once.
+    _check.at_least(3 * config.members, test_runs=config.test_runs)
+    _check.within(1, len(dataset.train.labels), batch_size=config.batch_size)
+    _check.within(1, num_devices, devices=config.devices or num_devices)
+    num_devices = config.devices or num_devices
+    parallel.check_divisible(config.member_devices, devices=num_devices, members=config.members)
+    parallel.check_divisible(num_devices // config.member_devices, batch_size=config.batch_size)
+
+
 class Game(NamedTuple):
     """What a config stands for: pure functions only."""
 
     model: models.Model
     defense: defenses.Defense
     threat: threats.Threat
-    learning_rate: Callable[[Array], Array]
+    learning_rate: optax.Schedule
     num_epochs: int
     steps_per_epoch: int
 

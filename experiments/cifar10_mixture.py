@@ -14,6 +14,7 @@ Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, se
 import dataclasses
 import math
 import pathlib
+import shlex
 import sys
 import time
 from functools import partial
@@ -25,7 +26,7 @@ import numpy as np
 import tqdm
 
 from experiments import _config
-from experiments._game import PLACES, Config, Game, build
+from experiments._game import PLACES, Config, Game, build, check
 from mixjax import (
     attacks,
     checkpoint,
@@ -92,7 +93,7 @@ class Progress(NamedTuple):
 def main(argv=None):
     """Runs the experiment; bad input ends in one line and exit code 2."""
     preset, config = _config.parse(
-        argv, PRESETS, default="fast", program=PROGRAM, description=__doc__
+        argv, PRESETS, default="fast", program=PROGRAM, description=__doc__ or ""
     )
     if not config.cpu and jax.default_backend() == "cpu":
         _config.fail(
@@ -101,14 +102,15 @@ def main(argv=None):
             "on a CPU, --cpu insists",
         )
     try:
-        run(preset, config)
+        run(preset, config, sys.argv[1:] if argv is None else argv)
     except (ValueError, OSError, FloatingPointError) as error:
         if config.debug:
             raise
-        _config.fail(PROGRAM, error)
+        hint = "; --preset demo needs no data" if isinstance(error, data.DataError) else ""
+        _config.fail(PROGRAM, f"{error}{hint}")
 
 
-def run(preset: str, config: Config):
+def run(preset: str, config: Config, argv):
     """Trains, evaluates and reports, the single classifier first if asked for."""
     dataset = data.load(
         config.dataset, config.data_dir or None, manual_dir=config.manual_dir or None
@@ -116,23 +118,25 @@ def run(preset: str, config: Config):
     if config.train_examples:
         part = data.Split(*(array[: config.train_examples] for array in dataset.train))
         dataset = dataclasses.replace(dataset, train=part)
+    check(config, dataset, jax.device_count())
     folder = pathlib.Path(config.run_dir or f"runs/{preset}")
     configs = {f"mixture of {config.members}": (config, folder)}
     if config.single:
         configs = {"single": (at_equal_cost(config), folder / "single")} | configs
-    for each, _ in configs.values():
-        build(each, dataset, *axes(each))  # raises before anything is written
     reporting.open_run(folder, recorded(config), resume=config.resume)
     results, metrics, worst = {}, {}, None
     for name, (each, each_folder) in configs.items():
         if each_folder != folder:
             reporting.open_run(each_folder, recorded(each), resume=config.resume)
-        results[name], worst = complete(name, each, dataset, each_folder, versus=worst)
+        results[name], worst = complete(
+            name, each, dataset, each_folder, f"{PROGRAM} {shlex.join(argv)}", worst
+        )
         metrics[name] = reporting.read_metrics(each_folder)
     reporting.plot_curves(folder / "curves.png", metrics)
     reporting.plot_weights(folder / "weights.png", metrics)
     reporting.write_report(folder, results, f"{config.dataset}, {config.loss}")
     print(reporting.results_table(list(results.values()), list(results)))
+    print("".join(reporting.difference_line(*item) for item in results.items()))
     print(f"{folder / 'report.md'} holds the report.")
 
 
@@ -159,7 +163,14 @@ def passes(config: Config) -> float:
     return (model_steps * model_step + weight_step) / (model_steps + 1)
 
 
-def complete(name, config: Config, dataset: data.Dataset, folder: pathlib.Path, versus=None):
+def complete(
+    name: str,
+    config: Config,
+    dataset: data.Dataset,
+    folder: pathlib.Path,
+    command: str,
+    versus: np.ndarray | None = None,
+):
     """Trains, then attacks the most robust checkpoint on test data.
 
     Returns:
@@ -175,7 +186,7 @@ def complete(name, config: Config, dataset: data.Dataset, folder: pathlib.Path, 
         difference, error_bar = evaluation.paired_difference(worst, versus)
         result["versus_single"] = {"difference": difference, "error_bar": error_bar}
     seconds = time.monotonic() - start
-    result["provenance"] = reporting.provenance(sys.orig_argv, config.seed, seconds)
+    result["provenance"] = reporting.provenance(command, config.seed, seconds)
     draw_attacks(config, dataset, game, best, folder / "attacks.png")
     return reporting.write_result(folder, result), worst
 
@@ -303,7 +314,7 @@ def make_validation(config: Config, dataset: data.Dataset, game: Game):
             "step": step,
             "epoch": epoch,
             "loss": float(progress.loss_sum / progress.num_losses),
-            "learning_rate": float(game.learning_rate(step - 1)),
+            "learning_rate": float(jnp.asarray(game.learning_rate(training.step - 1))),
             "clean_accuracy": scores.clean.mean(),
             "robust_accuracy": scores.robust.mean(),
             "weights": training.weights,
@@ -368,8 +379,8 @@ def draw_attacks(
 
     keys = jax.random.split(jax.random.key(config.seed), len(labels))
     attacked = jax.jit(jax.vmap(attack))(keys, images, labels)
-    answers = (jnp.argmax(jax.vmap(logits_fn)(x), axis=-1) for x in (images, attacked))
-    reporting.plot_attacks(path, images, attacked, labels, *answers, dataset.class_names)
+    before, after = (jnp.argmax(jax.vmap(logits_fn)(x), axis=-1) for x in (images, attacked))
+    reporting.plot_attacks(path, images, attacked, labels, before, after, dataset.class_names)
 
 
 def members(game: Game, state: defenses.MixtureState):

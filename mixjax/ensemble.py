@@ -34,7 +34,9 @@ def init(init_fn: Callable, key: Key, num_members: int) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
-def apply(apply_fn: Callable, variables: PyTree, x: Array, *, axis_name: str | None = None):
+def apply(
+    apply_fn: Callable, variables: PyTree, x: Array, *, axis_name: str | None = None
+) -> Array:
     """Logits of every member on the same input.
 
     Args:

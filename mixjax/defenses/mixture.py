@@ -4,6 +4,7 @@ Model steps and weight steps take turns. Both attack the *mixture*: the attacker
 expected loss of all members, and the member that learns from the attacked batch is one of them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ class MixtureInfo(NamedTuple):
 def mixture(
     model: Model,
     optimizer: optax.GradientTransformation,
-    learning_rate: Callable[[Array], Array],
+    learning_rate: optax.Schedule,
     threat: Threat | Callable[[Array], Threat],
     attack: Callable[..., tuple[Array, Any]],
     *,
@@ -123,7 +124,6 @@ def mixture(
     _check.one_of(UPDATES, update=update)
     _check.fraction(average_decay=average_decay)
     objective = adversarial_training() if objective is None else objective
-    has_weight_steps = weighing is not None and num_members > 1
     period = num_model_steps * (num_members if update == "one" else 1) + 1
 
     def init(key):
@@ -204,7 +204,7 @@ def mixture(
         state = state._replace(variables=variables, opt_state=opt_state, average=average)
         return state, MixtureInfo(loss, jnp.zeros(()), jnp.zeros((), bool))
 
-    def weight_step(key, state, images, labels):
+    def weight_step(weighing, key, state, images, labels):
         def losses_fn(points):
             logits = jax.vmap(lambda x: logits_fn(state.variables, x))(points)
             return jax.vmap(jax.vmap(weighing_loss, in_axes=(0, None)))(logits, labels)
@@ -225,11 +225,12 @@ def mixture(
     def step(state, images, labels):
         key = jax.random.fold_in(state.key, state.step)
         operands = (key, state, images, labels)
-        if has_weight_steps:
-            is_weight_step = (state.step + 1) % period == 0
-            state, info = jax.lax.cond(is_weight_step, weight_step, model_step, *operands)
-        else:
+        if weighing is None or num_members == 1:
             state, info = model_step(*operands)
+        else:
+            is_weight_step = (state.step + 1) % period == 0
+            branches = functools.partial(weight_step, weighing), model_step
+            state, info = jax.lax.cond(is_weight_step, *branches, *operands)
         return state._replace(step=state.step + 1), info
 
     return Defense(init, step)

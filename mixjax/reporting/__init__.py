@@ -8,7 +8,7 @@ JSON is strict and every file but the growing `metrics.jsonl` is written whole o
 
 from mixjax.reporting.figures import plot_attacks, plot_curves, plot_weights
 from mixjax.reporting.origin import provenance
-from mixjax.reporting.page import write_report
+from mixjax.reporting.page import difference_line, write_report
 from mixjax.reporting.result import check_result, read_result, write_result
 from mixjax.reporting.run_folder import append_metrics, open_run, read_metrics, truncate_metrics
 from mixjax.reporting.tables import attack_table, members_table, results_table
@@ -17,6 +17,7 @@ __all__ = [
     "append_metrics",
     "attack_table",
     "check_result",
+    "difference_line",
     "members_table",
     "open_run",
     "plot_attacks",

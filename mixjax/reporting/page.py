@@ -42,7 +42,9 @@ def write_report(run_dir, results, title="Report"):
     if not results:
         raise ValueError("results must hold at least one result, got none")
     run_dir = pathlib.Path(run_dir)
-    parts = [f"# {title}\n", results_table(list(results.values()), list(results)), _MEANING]
+    parts = [f"# {title}\n", results_table(list(results.values()), list(results))]
+    parts += [difference_line(name, result) for name, result in results.items()]
+    parts += [_MEANING]
     parts += ["## Attacks\n", attack_table(results)]
     for name, result in results.items():
         parts += [f"## Members: {name}\n", members_table(result)]
@@ -54,6 +56,17 @@ def write_report(run_dir, results, title="Report"):
     path = run_dir / "report.md"
     _files.write(path, "\n".join(parts))
     return path
+
+
+def difference_line(name, result):
+    """How a result compares with the single classifier of the same run, if it says so."""
+    if "versus_single" not in result:
+        return ""
+    versus = {key: 100 * value for key, value in result["versus_single"].items()}
+    return (
+        f"Robust accuracy of the {name} minus that of the single classifier, on the same examples: "
+        f"{versus['difference']:+.1f} ± {versus['error_bar']:.1f} %.\n"
+    )
 
 
 def _provenance(name, facts):
