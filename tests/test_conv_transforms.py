@@ -153,6 +153,22 @@ def test_gradient_of_a_kernel_shared_by_devices_is_that_of_the_whole_batch(x, ke
     close(jax.jit(jax.grad(loss))(kernels, x), jax.grad(whole)(kernels))
 
 
+def test_kernel_gradient_in_parts_on_every_device(key):
+    """4 devices, 2 images of 48 x 48 each: a loop over the images inside `shard_map`."""
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    x = jax.random.normal(key, (8, 48, 48, 1))
+    w = jax.random.normal(key, (3, 3, 1, 2))
+    specs = {"in_specs": (PartitionSpec(), PartitionSpec("data")), "out_specs": PartitionSpec()}
+
+    def loss(w, x):
+        return lax.pmean((same(conv.unrolled, x, w) ** 3).mean(), "data")
+
+    close(
+        jax.jit(jax.grad(jax.shard_map(loss, mesh=mesh, **specs)))(w, x),
+        jax.jit(jax.grad(lambda w: (same(conv.grouped, x, w) ** 3).mean()))(w),
+    )
+
+
 def test_under_pmap(x, kernels):
     def gradient(w, x):
         local = jax.grad(lambda w: (same(conv.unrolled, x[None], w) ** 3).mean())(w)

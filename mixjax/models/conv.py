@@ -141,7 +141,7 @@ def _kernel_gradient_in_chunks(x, y, *, window):
     fitting = max(1, _PIXELS_IN_CACHE // pixels)
     chunk = max(size for size in range(1, batch + 1) if batch % size == 0 and size <= fitting)
     formula = functools.partial(_kernel_gradient_formula, window=window)
-    if chunk == batch:
+    if chunk == batch or jnp.finfo(x.dtype).bits < 32:  # sixteen bits are too few to add up in
         return formula(x, y)
     chunks = [part.reshape(-1, chunk, *part.shape[1:]) for part in (x, y)]
     first = formula(*(part[0] for part in chunks))
