@@ -4,11 +4,12 @@ import dataclasses
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from experiments._config import flag
-from mixjax import _check, attacks, data, defenses, models, parallel, threats
+from mixjax import _check, attacks, data, defenses, ensemble, models, parallel, threats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,9 @@ class Config:
     resume: bool = flag(False, "continue the run in this folder")
     devices: int = flag(0, "number of devices; 0: all")
     member_devices: int = flag(1, "devices over which the members are spread")
+    coordinator: str = flag("", "host:port of process 0; empty: one process")
+    processes: int = flag(1, "number of processes, of all hosts together")
+    process: int = flag(0, "number of this process, from 0")
     dispatch_steps: int = flag(30, "training steps per dispatch, at most")
     cpu: bool = flag(False, "insist on a CPU for a preset that is made for accelerators")
     debug: bool = flag(False, "show the traceback of an error")
@@ -83,6 +87,9 @@ PLACES = (
     "resume",
     "devices",
     "member_devices",
+    "coordinator",
+    "processes",
+    "process",
     "cpu",
     "debug",
 )
@@ -203,3 +210,20 @@ def optimizer(config: Config) -> optax.GradientTransformation:
     if config.optimizer == "adam":
         return optax.chain(optax.scale_by_adam(), decay, optax.scale(-1.0))
     return optax.chain(decay, optax.trace(config.momentum), optax.scale(-1.0))
+
+
+def recorded(config: Config) -> dict:
+    """What identifies a run: places may change when it is continued."""
+    fields = dataclasses.asdict(config)
+    return {name: value for name, value in fields.items() if name not in PLACES}
+
+
+def members(game: Game, state: defenses.MixtureState):
+    """`x -> [L, C]`: the logits of the averaged members; a pytree, which `jit` knows again."""
+    apply_fn = jax.tree_util.Partial(game.model.apply)
+    return jax.tree_util.Partial(ensemble.apply, apply_fn, state.average)
+
+
+def step_size(config: Config, num_steps: int) -> float:
+    """Length of one evaluation step: all together reach two and a half times across the ball."""
+    return 2.5 * config.epsilon / num_steps
