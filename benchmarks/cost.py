@@ -1,0 +1,72 @@
+"""What the work costs in floating-point operations, and what the device could do in the time.
+
+A multiply-add counts as two operations. Only the convolutions and the last matrix product count:
+all else is less than one part in a hundred of them.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.timing import Case
+
+_MATRIX_SIZE = 8192
+_NUM_PRODUCTS = 20  # in one call, so that starting it costs nothing in comparison
+FORMULA = (
+    "2 M ((2 S + 1) + 3) L operations per image of a training step, 2 M (2 S + 1) L of an attack, "
+    "M the multiply-adds of a forward pass: S steps of the attack are S forward passes and S input "
+    "gradients, one more forward pass scores the last point; the update is a forward pass, an "
+    "input gradient and a kernel gradient, without the stem's input gradient"
+)
+
+
+def multiply_adds(width: int, num_classes: int = 10, size: int = 32, channels: int = 3) -> int:
+    """Multiply-adds of one forward pass of the ResNet18 on one image: 0.56e9 at width 64."""
+    total = _stem(width, size, channels)
+    fan_in = width
+    for stage in range(4):
+        features, pixels = width * 2**stage, (size // 2**stage) ** 2
+        total += pixels * 9 * features * (fan_in + 3 * features)
+        if fan_in != features:
+            total += pixels * features * fan_in
+        fan_in = features
+    return total + fan_in * num_classes
+
+
+def attack_operations(width: int, num_members: int, num_steps: int) -> int:
+    """Operations of the attack on one image; see `FORMULA`."""
+    return 2 * num_members * (2 * num_steps + 1) * multiply_adds(width)
+
+
+def training_operations(width: int, num_members: int, num_steps: int) -> int:
+    """Operations of a training step for one image; see `FORMULA`."""
+    update = 2 * num_members * (3 * multiply_adds(width) - _stem(width, 32, 3))
+    return attack_operations(width, num_members, num_steps) + update
+
+
+def matrix_case() -> Case:
+    """Products of two large bfloat16 matrices: what the device does at its best."""
+
+    def prepare():
+        x = jnp.full((_MATRIX_SIZE, _MATRIX_SIZE), 1.0 / _MATRIX_SIZE, jnp.bfloat16)
+
+        @jax.jit
+        def products(x):
+            return jax.lax.fori_loop(0, _NUM_PRODUCTS, lambda _, y: x @ y, x)
+
+        compiled = products.lower(x).compile()
+
+        def call():
+            return float(compiled(x).block_until_ready()[0, 0])
+
+        return call
+
+    return Case("matrix products", 0, prepare)
+
+
+def matrix_rate(seconds: float) -> float:
+    """Operations per second of a `matrix_case` whose call took so long."""
+    return 2 * _NUM_PRODUCTS * _MATRIX_SIZE**3 / seconds
+
+
+def _stem(width, size, channels):
+    return size**2 * 9 * channels * width

@@ -1,0 +1,158 @@
+"""What is timed: the flags, and the weights, images and attack that both sides get."""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixjax import _check, attacks, ensemble, models, threats
+from mixjax.models import conv
+from mixjax.typing import PyTree
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+CONVOLUTIONS = {"unrolled": conv.unrolled, "scanned": conv.scanned, "grouped": conv.grouped}
+DTYPES = ("float32", "bfloat16")
+TORCH = ("eager", "compile")
+NUM_CLASSES = 10
+EPSILON, STEP_SIZE = 8 / 255, 2 / 255
+
+
+class Problem(NamedTuple):
+    """One mixture and one batch, on the host, for both sides.
+
+    Attributes:
+      variables: the members' variables, NumPy leaves `[L, ...]`.
+      weights: `[L]` probabilities of the members.
+      images: `[B, 32, 32, 3]` in [0, 1].
+      labels: `[B]` classes.
+      num_steps: steps of the attack.
+    """
+
+    variables: PyTree
+    weights: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    num_steps: int
+
+
+def parse(program: str, description: str, argv=None) -> argparse.Namespace:
+    """The flags, those not given filled in for the device. Bad input: one line, exit code 2."""
+    parser = _Parser(
+        prog=program,
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add: Callable[..., Any] = parser.add_argument
+    add("--width", type=int, default=64, help="channels of the first stage")
+    add("--batch-size", type=int, help="images per call; None: 32 on a CPU, 512 on a GPU")
+    add("--members", type=int, nargs="+", default=[1, 4], help="numbers of members L")
+    add("--attack-steps", type=int, default=10, help="steps of PGD")
+    add("--conv", nargs="+", choices=CONVOLUTIONS, default=["unrolled"], help="convolutions")
+    add("--dtype", choices=DTYPES, help="of the convolutions; None: float32 on a CPU, bfloat16")
+    add("--torch", nargs="+", choices=TORCH, help="None: eager, and compile on a GPU")
+    add("--no-torch", action="store_true", help="time mixjax alone")
+    add("--repeats", type=int, default=3, help="turns of each program")
+    add("--seconds", type=float, default=1.0, help="least duration of a turn")
+    add("--seed", type=int, default=0, help="of weights, images and attacks")
+    add("--output", type=pathlib.Path, help="JSON file; None: benchmarks/results/NAME-DEVICE.json")
+    flags = parser.parse_args(argv)
+    on_gpu = jax.default_backend() == "gpu"
+    defaults = {
+        "batch_size": 512 if on_gpu else 32,
+        "dtype": "bfloat16" if on_gpu else "float32",
+        "torch": list(TORCH) if on_gpu else ["eager"],
+        "output": RESULTS / f"{program.split('.')[-1]}-{jax.default_backend()}.json",
+    }
+    for name, value in defaults.items():
+        if getattr(flags, name) is None:
+            setattr(flags, name, value)
+    try:
+        _validate(flags)
+    except ValueError as error:
+        fail(program, error)
+    return flags
+
+
+def fail(program: str, error: Exception | str) -> NoReturn:
+    """Ends the process: one line on stderr, exit code 2."""
+    print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def num_threads() -> int:
+    """Cores that this process may use, which is what XLA takes for its threads on a CPU."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def build_model(flags: argparse.Namespace, convolution: str = "unrolled") -> models.Model:
+    """Our ResNet18 at the width and dtype asked for."""
+    return models.resnet18(
+        NUM_CLASSES,
+        flags.width,
+        dtype=jnp.dtype(flags.dtype),
+        conv=CONVOLUTIONS[convolution],
+    )
+
+
+def problem(flags: argparse.Namespace, num_members: int) -> Problem:
+    """The mixture of `num_members` and the batch that the flags describe.
+
+    Every vector among the variables gets noise: with all scales and variances 1, a swapped pair
+    of them would change no logit.
+    """
+    generator = np.random.default_rng(flags.seed)
+    model = build_model(flags)
+    variables = ensemble.init(model.init, jax.random.key(flags.seed), num_members)
+
+    def noisy(leaf):
+        noise = generator.uniform(0.0, 0.2, leaf.shape) if leaf.ndim == 2 else 0.0
+        return (np.asarray(leaf) + noise).astype(np.float32)
+
+    return Problem(
+        variables=jax.tree.map(noisy, variables),
+        weights=np.full(num_members, 1 / num_members, np.float32),
+        images=generator.uniform(0.0, 1.0, (flags.batch_size, 32, 32, 3)).astype(np.float32),
+        labels=generator.integers(0, NUM_CLASSES, flags.batch_size).astype(np.int32),
+        num_steps=flags.attack_steps,
+    )
+
+
+def threat() -> threats.Threat:
+    """The ball of CIFAR-10's attacks, 8/255."""
+    return threats.linf(EPSILON)
+
+
+def pgd(num_steps: int) -> Callable[..., Any]:
+    """`(key, loss_fn, x, threat) -> (x_adv, info)`: the attack of both benchmarks."""
+    return partial(attacks.pgd, num_steps=num_steps, step_size=STEP_SIZE)
+
+
+def _validate(flags):
+    _check.at_least(
+        1,
+        width=flags.width,
+        batch_size=flags.batch_size,
+        attack_steps=flags.attack_steps,
+        repeats=flags.repeats,
+    )
+    for num_members in flags.members:
+        _check.at_least(1, members=num_members)
+    _check.at_least(0, seed=flags.seed)
+    _check.non_negative(seconds=flags.seconds)
+    folder = flags.output.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)) or flags.output.is_dir():
+        raise ValueError(f"output {flags.output} cannot be written")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        fail(self.prog, message)
