@@ -37,6 +37,9 @@ def run(name: str, description: str, argv, ours: Ours, theirs: Theirs, operation
     program = f"benchmarks.{name}"
     # Two libraries share the device: neither may take all of its memory at the start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # Where other programs run as well, torch's threads waste their time waiting in a loop for one
+    # that the system has put aside: on a busy machine it is up to 100 times as slow by default.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = setting.parse(program, description, argv)
     jax.config.update("jax_enable_compilation_cache", False)  # compile time is measured
     start, load = time.perf_counter(), [os.getloadavg()[0]]
@@ -68,7 +71,11 @@ def run(name: str, description: str, argv, ours: Ours, theirs: Theirs, operation
     head = {
         "benchmark": name,
         "settings": settings,
-        "threads": {"number": setting.num_threads(), "how": THREADS},
+        "threads": {
+            "number": setting.num_threads(),
+            "how": THREADS,
+            "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
+        },
         "load_before_and_after": load,
         "same_logits": checks,
     }
