@@ -1,0 +1,14 @@
+"""The README says what the committed results say."""
+
+from benchmarks import results_table
+
+
+def test_the_results_table_is_the_one_of_the_committed_files():
+    page = (results_table.ROOT / "README.md").read_text()
+    assert results_table.updated(page) == page
+
+
+def test_a_changed_number_would_be_noticed():
+    page = (results_table.ROOT / "README.md").read_text()
+    begin = page.index(results_table.BEGIN) + len(results_table.BEGIN)
+    assert results_table.updated(page[:begin] + "| 99.9 |\n" + page[begin:]) == page
