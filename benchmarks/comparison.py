@@ -106,11 +106,16 @@ def summary(flags: argparse.Namespace, timings: list[timing.Timing], operations:
             shares = [work / seconds / rate for seconds, rate in turns]
             case["share_of_matrix_rate"] = timing.spread(shares)._asdict()
         if not name.startswith("torch"):
-            case["times_as_fast_as"] = {
-                other: timing.ratio(found[other, number], entry)._asdict()
+            peers = {
+                other: found[other, number]
                 for other, members in found
                 if other.startswith("torch") and members == number
             }
+            for field, cpu in (("times_as_fast_as", False), ("cpu_times_as_fast_as", True)):
+                case[field] = {
+                    other: timing.ratio(peer, entry, cpu=cpu)._asdict()
+                    for other, peer in peers.items()
+                }
         cases.append(case)
     costs = [
         {"case": name, "members": number, "over": few, **timing.ratio(entry, base)._asdict()}

@@ -107,10 +107,16 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def ratio(numerator: Timing, denominator: Timing) -> Spread:
-    """How many times as long the first takes as the second, turn by turn."""
-    turns = zip(numerator.seconds, denominator.seconds, strict=True)
-    return spread([ours / theirs for ours, theirs in turns])
+def ratio(numerator: Timing, denominator: Timing, *, cpu: bool = False) -> Spread:
+    """How many times as long the first takes as the second, turn by turn.
+
+    Args:
+      numerator: the first.
+      denominator: the second.
+      cpu: whether processor time counts instead of duration.
+    """
+    first, second = ((t.cpu_seconds if cpu else t.seconds) for t in (numerator, denominator))
+    return spread([one / other for one, other in zip(first, second, strict=True)])
 
 
 def _turn(call, min_seconds, clock):
