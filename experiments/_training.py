@@ -65,12 +65,15 @@ class Placement(NamedTuple):
 
 
 def on_devices(config: Config, steps, progress: Progress) -> Placement:
-    """One device, several with all members on each (pmap), or a mesh of members and data."""
+    """One device, several with all members on each (pmap), or a mesh of members and data.
+
+    Several hosts always make a mesh: they can save its arrays together, and not those of pmap.
+    """
     devices = jax.devices()[: config.devices or None]
     if len(devices) == 1:
         jitted = jax.jit(steps, donate_argnums=0)
         return Placement(jitted, jax.device_put, jax.device_put, jax.device_get)
-    if config.member_devices == 1:
+    if config.member_devices == 1 and jax.process_count() == 1:
         replicate = partial(parallel.replicate, devices=devices)
         pmapped = parallel.pmap_step(steps, devices=devices)
         return Placement(pmapped, replicate, replicate, jax.device_get)

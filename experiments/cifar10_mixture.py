@@ -129,6 +129,8 @@ def run(preset: str, config: Config, argv):
     reporting.plot_curves(folder / "curves.png", metrics)
     reporting.plot_weights(folder / "weights.png", metrics)
     reporting.write_report(folder, results, f"{config.dataset}, {config.loss}")
+    if not parallel.is_main():
+        return
     print(reporting.results_table(list(results.values()), list(results)))
     print("".join(reporting.difference_line(*item) for item in results.items()))
     print(f"{folder / 'report.md'} holds the report.")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -240,11 +241,27 @@ def test_a_run_killed_or_interrupted_ends_with_the_numbers_of_one_that_was_not(t
     assert numbers(broken) == numbers(tmp_path / "straight")
 
 
-@pytest.mark.parametrize("flags", ["--devices 4", "--devices 4 --member-devices 2"])
-def test_several_devices_give_the_numbers_of_one(flags, finished, tmp_path):
-    run(tmp_path / "run", "--no-single", *flags.split())
-    _, metrics = numbers(tmp_path / "run")
-    _, expected = numbers(finished)
+def assert_same_training(folder, other):
+    _, metrics = numbers(folder)
+    _, expected = numbers(other)
     for row, expected_row in zip(metrics, expected, strict=True):
         assert row["loss"] == pytest.approx(expected_row["loss"], abs=1e-4)
         np.testing.assert_allclose(row["weights"], expected_row["weights"], atol=1e-4)
+
+
+@pytest.mark.parametrize("flags", ["--devices 4", "--devices 4 --member-devices 2"])
+def test_several_devices_give_the_numbers_of_one(flags, finished, tmp_path):
+    run(tmp_path / "run", "--no-single", *flags.split())
+    assert_same_training(tmp_path / "run", finished)
+
+
+def test_two_hosts_give_the_numbers_of_one(finished, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    hosts = ["--epochs", "3", "--devices", "2", "--coordinator", address, "--processes", "2"]
+    processes = [start(tmp_path / "run", *hosts, "--process", str(k)) for k in range(2)]
+    for process in processes:
+        _, error = process.communicate(timeout=240)
+        assert process.returncode == 0, error
+    assert_same_training(tmp_path / "run", finished)
