@@ -75,20 +75,22 @@ def network(variables: PyTree, width: int, device: str) -> ResNet18:
 class Peer:
     """PyTorch's side of a problem: `attack` and `training_step` are what is timed."""
 
-    def __init__(self, problem: Problem, width: int, mode: str, dtype: str, device: str):
+    def __init__(self, problem: Problem, width: int, dtype: str, device: str):
         self.device, self.dtype, self.num_steps = device, getattr(torch, dtype), problem.num_steps
         self.networks = [
             network(_member(problem.variables, i), width, device)
             for i in range(len(problem.weights))
         ]
-        if mode == "compile":
-            for member in self.networks:
-                member.compile()
         self.weights = problem.weights.tolist()
         # [B, H, W, C] seen as [B, C, H, W] is what channels_last means.
         self.images = torch.from_numpy(problem.images).to(device).permute(0, 3, 1, 2)
         self.labels = torch.from_numpy(problem.labels.astype(np.int64)).to(device)
         self.optimizers: list[torch.optim.Optimizer] = []
+
+    def compile(self):
+        """From the next call on the networks are compiled, by `torch.compile`."""
+        for member in self.networks:
+            member.compile()
 
     def logits(self, train: bool) -> np.ndarray:
         """`[L, B, C]` logits; with `train` normalised by the batch, and the statistics kept."""
@@ -162,6 +164,7 @@ def start(num_threads: int, device: str, seed: int):
     torch.set_num_threads(num_threads)
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.recompile_limit = 64  # above it, torch would go on uncompiled
 
 
 def waiting(call: Callable[[], float]) -> Callable[[], float]:
