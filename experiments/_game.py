@@ -145,12 +145,9 @@ def build(config: Config, dataset: data.Dataset, data_axis=None, member_axis=Non
     num_steps = num_epochs * steps_per_epoch
 
     ball = getattr(threats, config.norm)
-    if config.ramp:
-        threat = lambda step: ball(  # noqa: E731
-            config.epsilon * jnp.minimum(1.0, (step + 1) / (config.ramp * num_steps))
-        )
-    else:
-        threat = ball(config.epsilon)
+
+    def growing(step):
+        return ball(config.epsilon * jnp.minimum(1.0, (step + 1) / (config.ramp * num_steps)))
 
     def attack(key, loss_fn, x, threat):
         step_size = config.attack_step_size / config.epsilon * threat.epsilon
@@ -174,7 +171,7 @@ def build(config: Config, dataset: data.Dataset, data_axis=None, member_axis=Non
         model,
         optimizer(config),
         learning_rate,
-        threat,
+        growing if config.ramp else ball(config.epsilon),
         attack,
         num_members=config.members,
         objective=(

@@ -35,7 +35,7 @@ def axes(config: Config):
 
 def make_steps(config: Config, game: Game, num_steps: int):
     """`(progress, examples) -> (progress, losses [num_steps])`, pure, on one device of several."""
-    data_key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    data_key, augment_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
     data_axis, _ = axes(config)
 
     def step(progress, examples):
@@ -43,7 +43,7 @@ def make_steps(config: Config, game: Game, num_steps: int):
         picked = data.batch_indices(data_key, now, len(examples.labels), config.batch_size)
         images, labels = examples.images[picked], examples.labels[picked]
         if config.augment:
-            images = data.augment(jax.random.fold_in(data_key, now), images)
+            images = data.augment(jax.random.fold_in(augment_key, now), images)
         images, labels = parallel.local_share((images, labels), data_axis)
         training, info = game.defense.step(progress.training, data.to_float(images), labels)
         num_losses = progress.num_losses + ~info.is_weight_step
@@ -81,7 +81,10 @@ def on_devices(config: Config, steps, progress: Progress) -> Placement:
     spec = parallel.state_spec(progress)
     place = partial(parallel.place, mesh=mesh)
     sharded = parallel.shard_step(steps, mesh, spec)
-    fetch = lambda tree: jax.device_get(place(tree))  # noqa: E731
+
+    def fetch(tree):
+        return jax.device_get(place(tree))
+
     return Placement(sharded, partial(place, spec=spec), place, fetch)
 
 

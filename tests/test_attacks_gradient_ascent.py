@@ -190,8 +190,9 @@ def test_random_starts_are_spread_over_the_ball(make, key):
     epsilon, x = 0.2, jnp.full(3, 0.5)
 
     def start(key):
-        flat = lambda x: 0.0 * jnp.sum(x)  # noqa: E731
-        return attacks.pgd(key, flat, x, make(epsilon), num_steps=1, step_size=1e-3)
+        return attacks.pgd(
+            key, lambda x: 0.0 * jnp.sum(x), x, make(epsilon), num_steps=1, step_size=1e-3
+        )
 
     points, info = jax.jit(jax.vmap(start))(jax.random.split(key, 2000))
     radii = np.sort([norm(make, point - 0.5) for point in np.asarray(points)]) / epsilon

@@ -59,12 +59,10 @@ def test_keys_and_members_differ_and_the_same_key_repeats(key):
         assert (members[name][0] != members[name][1]).mean() > 0.99
 
 
-@pytest.mark.parametrize(
-    "model", [models.resnet18(), models.small_resnet(), models.linear()], ids=str
-)
-def test_all_kernels_come_from_one_draw(key, model):
+@pytest.mark.parametrize("make", [models.resnet18, models.small_resnet, models.linear])
+def test_all_kernels_come_from_one_draw(key, make):
     """Each draw of another shape costs a second of compilation on a CPU."""
-    program = str(jax.make_jaxpr(model.init)(key))
+    program = str(jax.make_jaxpr(make().init)(key))
     assert program.count("random_bits[") + program.count("threefry2x32") == 1
 
 
