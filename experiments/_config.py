@@ -40,7 +40,8 @@ def parse(argv, presets: dict, *, default: str, program: str, description: str):
     parser.add_argument("--preset", choices=presets, default=default, help="default: %(default)s")
     for field in dataclasses.fields(presets[default]):
         name = "--" + field.name.replace("_", "-")
-        text = field.metadata["help"].replace("%", "%%")
+        usual = getattr(presets[default], field.name)
+        text = f"{field.metadata['help']} (preset {default}: {usual!r})".replace("%", "%%")
         if isinstance(field.default, bool):
             kind: dict = {"action": argparse.BooleanOptionalAction}
         else:
