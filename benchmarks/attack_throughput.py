@@ -32,7 +32,7 @@ def ours(flags, problem: setting.Problem, convolution: str):
     def attack_batch(variables, weights, key, images, labels):
         def attack_one(key, x, label):
             def loss_fn(x):
-                logits = ensemble.apply(model.apply, variables, x, unroll=flags.unroll)
+                logits = ensemble.apply(model.apply, variables, x)
                 members = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits, label)
                 return mixture.expected_loss(members, weights)
 

@@ -56,7 +56,6 @@ def parse(program: str, description: str, argv=None) -> argparse.Namespace:
     add("--members", type=int, nargs="+", default=[1, 4], help="numbers of members L")
     add("--attack-steps", type=int, default=10, help="steps of PGD")
     add("--conv", nargs="+", choices=CONVOLUTIONS, default=["unrolled"], help="convolutions")
-    add("--unroll", action="store_true", help="loop over the members instead of vmap")
     add("--dtype", choices=DTYPES, help="of the convolutions; None: float32 on a CPU, bfloat16")
     add("--torch", nargs="+", choices=TORCH, help="None: eager, and compile on a GPU")
     add("--no-torch", action="store_true", help="time mixjax alone")

@@ -40,7 +40,6 @@ def ours(flags, problem: setting.Problem, convolution: str):
         setting.pgd(problem.num_steps),
         num_members=len(problem.weights),
         update="all",
-        unroll=flags.unroll,
     )
 
     def prepare():

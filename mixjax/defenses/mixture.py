@@ -78,7 +78,6 @@ def mixture(
     num_model_steps: int = 100,
     update: str = "one",
     average_decay: float = 0.0,
-    unroll: bool = False,
     bounds: Bounds = (0.0, 1.0),
     data_axis: str | None = None,
     member_axis: str | None = None,
@@ -106,7 +105,6 @@ def mixture(
         one step in `num_model_steps + 1` is a weight step.
       average_decay: decay in [0, 1) of the average of the variables, per update of a member; early
         averages forget faster, `min(decay, (1 + t) / (10 + t))` at step t.
-      unroll: whether the attack loops over the members instead of `jax.vmap`: see `ensemble.apply`.
       bounds: lowest and highest value of an input.
       data_axis: mapped axis over which a batch is spread; `step` then gets this device's part.
       member_axis: mapped axis over which the members are spread.
@@ -144,7 +142,7 @@ def mixture(
         return threat if isinstance(threat, Threat) else threat(step)
 
     def logits_fn(variables, x):
-        return ensemble.apply(model.apply, variables, x, unroll=unroll, axis_name=member_axis)
+        return ensemble.apply(model.apply, variables, x, axis_name=member_axis)
 
     def example_keys(key, images):
         first = 0 if data_axis is None else jax.lax.axis_index(data_axis) * images.shape[0]
