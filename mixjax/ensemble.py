@@ -6,7 +6,6 @@ logits of all `L` on every device: what stands above never notices.
 """
 
 import functools
-import operator
 from collections.abc import Callable
 
 import jax
@@ -36,12 +35,7 @@ def init(init_fn: Callable, key: Key, num_members: int) -> PyTree:
 
 
 def apply(
-    apply_fn: Callable,
-    variables: PyTree,
-    x: Array,
-    *,
-    unroll: bool = False,
-    axis_name: str | None = None,
+    apply_fn: Callable, variables: PyTree, x: Array, *, axis_name: str | None = None
 ) -> Array:
     """Logits of every member on the same input.
 
@@ -49,8 +43,6 @@ def apply(
       apply_fn: `(variables, x) -> logits` of one member.
       variables: the members' variables, leaves `[L, ...]`, or `[L / size, ...]` with `axis_name`.
       x: `[..., H, W, C]` input that all members see.
-      unroll: loop over the members in Python instead of `jax.vmap`. The numbers are the same and
-        compilation takes `L` times as long; a CPU may save the time of stacking activations.
       axis_name: mapped mesh axis over which the members are spread; None: all are here.
 
     Returns:
@@ -58,10 +50,10 @@ def apply(
       the local variables, are those of the whole ensemble on every device. `shard_map` needs
       `check_vma=False`: its checker has no notion of these derivatives and refuses them.
     """
-    over_members = _loop if unroll else functools.partial(jax.vmap, in_axes=(0, None))
     if axis_name is None:
-        return over_members(apply_fn)(variables, x)
-    return _collect(axis_name, over_members(apply_fn)(variables, _share(axis_name, x)))
+        return jax.vmap(apply_fn, in_axes=(0, None))(variables, x)
+    logits = jax.vmap(apply_fn, in_axes=(0, None))(variables, _share(axis_name, x))
+    return _collect(axis_name, logits)
 
 
 def update(
@@ -95,15 +87,6 @@ def mean(values: Array, *, axis_name: str | None = None) -> Array:
     """Mean over members: `[L, ...] -> [...]`, those on other devices included."""
     mean = jnp.mean(values, axis=0)
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
-
-
-def _loop(apply_fn):
-    def apply(variables, x):
-        num_local = jax.tree.leaves(variables)[0].shape[0]
-        members = [jax.tree.map(operator.itemgetter(k), variables) for k in range(num_local)]
-        return jnp.stack([apply_fn(member, x) for member in members])
-
-    return apply
 
 
 def _locate(members, index, axis_name):

@@ -85,15 +85,13 @@ def assert_close(got, want, rtol=1e-4):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * (1e-6 + np.max(np.abs(b))))
 
 
-@pytest.mark.parametrize(
-    ("make", "unroll"), [(small_net, False), (convolutional_net, False), (small_net, True)]
-)
-def test_the_members_together_are_a_loop_over_the_members(make, unroll):
+@pytest.mark.parametrize("make", NETS)
+def test_the_members_together_are_a_loop_over_the_members(make):
     """In value, input gradient, parameter gradient and gradient of a gradient."""
     model, variables, x = members_and_input(make)
     together = jax.jit(
         lambda variables, x: everything(
-            functools.partial(ensemble.apply, model.apply, unroll=unroll), variables, x
+            functools.partial(ensemble.apply, model.apply), variables, x
         )
     )
     looped = jax.jit(
