@@ -4,29 +4,13 @@ They never ask what the loss is: one network's cross-entropy, the expected loss 
 mean probability or a TRADES divergence are all a `loss_fn`.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from mixjax import _check
+from mixjax.attacks._steps import AttackInfo, is_zero, keep_higher, move, value_and_grad
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LossFn
-
-
-class AttackInfo(NamedTuple):
-    """What an attack on one example saw.
-
-    Attributes:
-      loss: `[]` loss at the returned point.
-      first_loss: `[]` loss at the starting point.
-      num_zero_gradients: `[]` number of steps at which the gradient was exactly zero: where it
-        equals the number of steps, the attack never moved and its verdict is worthless.
-    """
-
-    loss: Array
-    first_loss: Array
-    num_zero_gradients: Array
 
 
 def fgsm(
@@ -48,9 +32,9 @@ def fgsm(
       Goodfellow et al., Explaining and harnessing adversarial examples, 2015.
     """
     _check.increasing(bounds=bounds)
-    first_loss, gradient = _value_and_grad(loss_fn, x)
-    x_adv = _move(x, threat.epsilon * threat.steepest(gradient), threat, bounds)
-    return x_adv, AttackInfo(loss_fn(x_adv), first_loss, _is_zero(gradient))
+    first_loss, gradient = value_and_grad(loss_fn, x)
+    x_adv = move(x, threat.epsilon * threat.steepest(gradient), threat, bounds)
+    return x_adv, AttackInfo(loss_fn(x_adv), first_loss, is_zero(gradient))
 
 
 def pgd(
@@ -95,41 +79,20 @@ def pgd(
     _check.increasing(bounds=bounds)
     first = x
     if random_start:
-        first = _move(x, (start or threat).sample(key, x.shape), threat, bounds)
+        first = move(x, (start or threat).sample(key, x.shape), threat, bounds)
 
     def step(carry, _):
         point, best, best_loss, num_zero_gradients = carry
-        loss, gradient = _value_and_grad(loss_fn, point)
-        best, best_loss = _keep_higher(best, best_loss, point, loss)
+        loss, gradient = value_and_grad(loss_fn, point)
+        best, best_loss = keep_higher(best, best_loss, point, loss)
         delta = point - x + step_size * threat.steepest(gradient)
-        point = _move(x, delta, threat, bounds)
-        return (point, best, best_loss, num_zero_gradients + _is_zero(gradient)), loss
+        point = move(x, delta, threat, bounds)
+        return (point, best, best_loss, num_zero_gradients + is_zero(gradient)), loss
 
     lowest = jnp.full((), -jnp.inf, jax.eval_shape(loss_fn, x).dtype)
     carry = (first, first, lowest, jnp.zeros((), jnp.int32))
     (last, best, best_loss, num_zero_gradients), losses = jax.lax.scan(
         step, carry, length=num_steps
     )
-    best, best_loss = _keep_higher(best, best_loss, last, loss_fn(last))
+    best, best_loss = keep_higher(best, best_loss, last, loss_fn(last))
     return best, AttackInfo(best_loss, losses[0], num_zero_gradients)
-
-
-def _value_and_grad(loss_fn, point):
-    # A step along NaN would leave the inputs altogether; such coordinates stay where they are.
-    loss, gradient = jax.value_and_grad(loss_fn)(point)
-    return loss, jnp.nan_to_num(gradient)
-
-
-def _move(x, delta, threat, bounds):
-    """`x + P(delta)` within `bounds`; clipping towards an `x` inside them stays in the ball."""
-    return jnp.clip(x + threat.project(delta), *bounds)
-
-
-def _keep_higher(best, best_loss, point, loss):
-    # A NaN loss counts as the highest: hiding it would report a broken network as robust.
-    higher = (loss > best_loss) | jnp.isnan(loss)
-    return jnp.where(higher, point, best), jnp.where(higher, loss, best_loss)
-
-
-def _is_zero(gradient):
-    return jnp.all(gradient == 0).astype(jnp.int32)
