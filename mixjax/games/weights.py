@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import _check
+from mixjax.games import _tables
 from mixjax.typing import Array
 
 
@@ -25,7 +26,7 @@ def adversarial_risk(weights: Array, losses: Array) -> Array:
     Returns:
       `[]` risk, in the units of the losses.
     """
-    return jnp.mean(jnp.max(_expected(losses, weights), axis=1))
+    return jnp.mean(jnp.max(_tables.expected(losses, weights), axis=1))
 
 
 def entropic_risk(weights: Array, losses: Array, temperature: float | Array) -> Array:
@@ -49,7 +50,7 @@ def entropic_risk(weights: Array, losses: Array, temperature: float | Array) -> 
     """
     _check.positive(temperature=temperature)
     alpha = jnp.broadcast_to(temperature, losses.shape[:1])
-    scaled = _expected(losses, weights) / alpha[:, None]
+    scaled = _tables.expected(losses, weights) / alpha[:, None]
     log_mean = jax.nn.logsumexp(scaled, axis=1) - math.log(losses.shape[1])
     return jnp.mean(alpha * log_mean)
 
@@ -75,14 +76,17 @@ def oracle(losses: Array, *, num_steps: int, loss_bound: float = 1.0) -> tuple[A
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, algorithm 1.
     """
-    losses = _checked(losses, loss_bound)
+    losses = _tables.checked(losses, loss_bound)
 
     def best_response(weights, _):
-        worst = jnp.argmax(_expected(losses, weights), axis=1)
+        worst = jnp.argmax(_tables.expected(losses, weights), axis=1)
         return jnp.mean(jnp.take_along_axis(losses, worst[:, None, None], axis=1)[:, 0], axis=0)
 
     return projected_subgradient(
-        best_response, _uniform(losses), num_steps=num_steps, loss_bound=loss_bound
+        best_response,
+        _tables.uniform(losses.shape[2], losses.dtype),
+        num_steps=num_steps,
+        loss_bound=loss_bound,
     )
 
 
@@ -159,10 +163,10 @@ def entropic(
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
       Beck and Teboulle, A fast iterative shrinkage-thresholding algorithm, 2009.
     """
-    losses = _checked(losses, loss_bound)
+    losses = _tables.checked(losses, loss_bound)
     _check.at_least(1, num_steps=num_steps)
     _check.positive(temperature=temperature)
-    start = _uniform(losses) if weights is None else weights
+    start = _tables.uniform(losses.shape[2], losses.dtype) if weights is None else weights
     _check.shape(losses.shape[2:], weights=start)
     _check.simplex(weights=start)
 
@@ -188,21 +192,3 @@ def entropic(
         step, (start, start, jnp.ones((), start.dtype)), length=num_steps
     )
     return weights, risks
-
-
-def _expected(losses, weights):
-    # Full precision: accelerators would round the factors of a product to a few digits.
-    return jnp.matmul(losses, weights, precision="highest")
-
-
-def _uniform(losses):
-    return jnp.full(losses.shape[2], 1.0 / losses.shape[2], losses.dtype)
-
-
-def _checked(losses, loss_bound):
-    """The losses as floating-point numbers of at least 32 bits, once they are known to be sound."""
-    _check.positive(loss_bound=loss_bound)
-    _check.non_empty(3, losses=losses)
-    _check.within(0.0, loss_bound, losses=losses)
-    losses = jnp.asarray(losses)
-    return losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
