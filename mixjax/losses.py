@@ -63,6 +63,26 @@ def dlr(logits: Array, label: Array) -> Array:
     return -margin(logits, label) / jnp.maximum(highest[0] - highest[2], _SMALLEST_SPREAD)
 
 
+def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
+    """`-(z_label - z_target) / (z_1st - (z_3rd + z_4th) / 2)`: `[C], [], [] -> []`.
+
+    As `dlr`, but of the lead over one class: positive only where `target` is ahead of the label, so
+    that a positive value always means an error.
+
+    With three classes there is no fourth and the denominator is the whole spread; with two it is
+    the plain `z_target - z_label`.
+
+    References:
+      Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
+      parameter-free attacks, 2020, equation 7.
+    """
+    lead = logits[label] - logits[target]
+    if logits.shape[-1] < 3:
+        return -lead
+    highest, _ = jax.lax.top_k(logits, min(logits.shape[-1], 4))
+    return -lead / jnp.maximum(highest[0] - jnp.mean(highest[2:]), _SMALLEST_SPREAD)
+
+
 def zero_one(logits: Array, label: Array) -> Array:
     """1 unless the label is strictly ahead of every other class: `[C], [] -> []`."""
     return 1.0 - mixture.correct(logits, label)

@@ -1,0 +1,242 @@
+"""AutoPGD: ascent that chooses its own step size, against any label or towards chosen ones."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixjax import _check
+from mixjax.attacks._steps import AttackInfo, is_zero, keep_higher, move, value_and_grad
+from mixjax.threats import Threat
+from mixjax.typing import Array, Bounds, Key, LossFn
+
+_MOMENTUM = 0.25  # share of the previous move; the paper's alpha is the rest
+_ENOUGH_INCREASES = 0.75  # the paper's rho
+
+
+def apgd(
+    key: Key,
+    loss_fn: LossFn,
+    x: Array,
+    threat: Threat,
+    *,
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    bounds: Bounds = (0.0, 1.0),
+) -> tuple[Array, AttackInfo]:
+    r"""Projected gradient ascent with momentum that halves its own step size.
+
+    `z = P(x_k + eta steepest(grad))`, `x_{k+1} = P(x_k + .75 (z - x_k) + .25 (x_k - x_{k-1}))`,
+    from a random point. `eta` is 2 epsilon at first. At the checkpoints, which come closer and
+    closer, it is halved and the ascent goes on from the best point so far if fewer than 3/4 of the
+    steps since the last checkpoint raised the loss, or if neither `eta` nor the highest loss has
+    changed since then.
+
+    Args:
+      key: random key of the starts; consumed.
+      loss_fn: `[...] -> []`, what the attacker raises.
+      x: `[...]` one input, inside `bounds`.
+      threat: the allowed perturbations, in the units of `x`.
+      num_steps: number of gradient steps of one run, static.
+      num_restarts: number of runs, one after the other, static.
+      bounds: lowest and highest value of an input.
+
+    Returns:
+      The `[...]` input of highest loss among the `num_restarts * (num_steps + 1)` points visited,
+      within `bounds` and within the threat up to rounding, and the `AttackInfo` of its run, with
+      the zero gradients of all runs.
+
+    Raises:
+      ValueError: if `num_steps` or `num_restarts` is not positive.
+
+    References:
+      Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
+      parameter-free attacks, 2020, algorithm 1 and section 3.
+    """
+    _check.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
+    _check.increasing(bounds=bounds)
+
+    def run(key):
+        return _run(key, loss_fn, x, threat, num_steps, bounds)
+
+    return _best_run(run, jax.random.split(key, num_restarts))
+
+
+def apgd_targeted(
+    key: Key,
+    loss_fn: Callable[[Array, Array], Array],
+    x: Array,
+    targets: Array,
+    threat: Threat,
+    *,
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    bounds: Bounds = (0.0, 1.0),
+) -> tuple[Array, AttackInfo]:
+    r"""`apgd` towards each of several classes: `max_t max_x' loss_fn(x', t)`.
+
+    APGD-T is the targeted difference of logits ratio towards the likeliest wrong classes:
+
+    ```
+    targets = attacks.likeliest_wrong(logits_fn(x), label, 9)
+    attacks.apgd_targeted(
+        key, lambda x, target: losses.targeted_dlr(logits_fn(x), label, target), x, targets, threat
+    )
+    ```
+
+    Args:
+      key: random key of the starts; consumed.
+      loss_fn: `([...], []) -> []`, what the attacker raises, given an input and a target.
+      x: `[...]` one input, inside `bounds`.
+      targets: `[T]` classes, each attacked by `num_restarts` runs of its own.
+      threat: the allowed perturbations, in the units of `x`.
+      num_steps: number of gradient steps of one run, static.
+      num_restarts: number of runs for one target, static.
+      bounds: lowest and highest value of an input.
+
+    Returns:
+      As `apgd`, the highest over all targets. The losses of two targets are compared as they are:
+      the loss must be positive exactly where the input is misclassified, or mean the same for all.
+
+    Raises:
+      ValueError: if `num_steps` or `num_restarts` is not positive or `targets` is empty.
+
+    References:
+      Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
+      parameter-free attacks, 2020, section 4.2.
+    """
+    _check.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
+    _check.increasing(bounds=bounds)
+    _check.non_empty(1, targets=targets)
+    num_runs = len(targets) * num_restarts
+
+    def run(keys_and_target):
+        key, target = keys_and_target
+        return _run(key, lambda x: loss_fn(x, target), x, threat, num_steps, bounds)
+
+    return _best_run(run, (jax.random.split(key, num_runs), jnp.repeat(targets, num_restarts)))
+
+
+def likeliest_wrong(logits: Array, label: Array, num_targets: int) -> Array:
+    """The `num_targets` classes of highest logit, best first, `label` left out.
+
+    Args:
+      logits: `[C]` logits or log probabilities; of a mixture, `mixture.log_probs`.
+      label: `[]` the true class.
+      num_targets: number of classes, at most C - 1, static.
+
+    Returns:
+      `[num_targets]` classes.
+
+    Raises:
+      ValueError: if there are not that many other classes.
+    """
+    _check.at_least(1, num_targets=num_targets)
+    if num_targets >= logits.shape[-1]:
+        raise ValueError(
+            f"num_targets must be below the number of classes {logits.shape[-1]}, got {num_targets}"
+        )
+    is_label = jnp.arange(logits.shape[-1]) == label
+    return jnp.lexsort((-logits, is_label))[:num_targets]
+
+
+class _Climb(NamedTuple):
+    """One run: where it is, the best so far, and what the next checkpoint asks for."""
+
+    point: Array
+    previous: Array
+    loss: Array  # at the point before
+    step_size: Array
+    best: Array
+    best_gradient: Array
+    best_loss: Array
+    checked_loss: Array  # best_loss at the last checkpoint
+    was_halved: Array  # at the last checkpoint
+    num_increases: Array  # since the last checkpoint
+    num_zero_gradients: Array
+
+
+def _run(key, loss_fn, x, threat, num_steps, bounds):
+    dtype = jax.eval_shape(loss_fn, x).dtype
+    first = move(x, threat.sample(key, x.shape), threat, bounds)
+    climb = _Climb(
+        point=first,
+        previous=first,
+        loss=jnp.full((), jnp.inf, dtype),
+        step_size=jnp.asarray(2.0 * threat.epsilon, first.dtype),
+        best=first,
+        best_gradient=jnp.zeros_like(first),
+        best_loss=jnp.full((), -jnp.inf, dtype),
+        checked_loss=jnp.full((), jnp.nan, dtype),
+        was_halved=jnp.zeros((), bool),
+        num_increases=jnp.zeros((), jnp.int32),
+        num_zero_gradients=jnp.zeros((), jnp.int32),
+    )
+
+    def step(climb, schedule):
+        is_checkpoint, enough_increases, momentum = schedule
+        loss, gradient = value_and_grad(loss_fn, climb.point)
+        best_gradient, _ = keep_higher(climb.best_gradient, climb.best_loss, gradient, loss)
+        best, best_loss = keep_higher(climb.best, climb.best_loss, climb.point, loss)
+        num_increases = climb.num_increases + (loss > climb.loss)
+        num_zero_gradients = climb.num_zero_gradients + is_zero(gradient)
+
+        stuck = ~climb.was_halved & (best_loss == climb.checked_loss)
+        halve = is_checkpoint & ((num_increases < enough_increases) | stuck)
+        step_size = jnp.where(halve, climb.step_size / 2.0, climb.step_size)
+        point = jnp.where(halve, best, climb.point)
+        gradient = jnp.where(halve, best_gradient, gradient)
+
+        ascent = move(x, point - x + step_size * threat.steepest(gradient), threat, bounds)
+        delta = (1.0 - momentum) * (ascent - point) + momentum * (point - climb.previous)
+        return _Climb(
+            point=move(x, point - x + delta, threat, bounds),
+            previous=point,
+            loss=jnp.where(halve, best_loss, loss),
+            step_size=step_size,
+            best=best,
+            best_gradient=best_gradient,
+            best_loss=best_loss,
+            checked_loss=jnp.where(is_checkpoint, best_loss, climb.checked_loss),
+            was_halved=jnp.where(is_checkpoint, halve, climb.was_halved),
+            num_increases=jnp.where(is_checkpoint, 0, num_increases),
+            num_zero_gradients=num_zero_gradients,
+        ), loss
+
+    climb, losses = jax.lax.scan(step, climb, _schedule(num_steps))
+    best, best_loss = keep_higher(climb.best, climb.best_loss, climb.point, loss_fn(climb.point))
+    return best, AttackInfo(best_loss, losses[0], climb.num_zero_gradients)
+
+
+def _schedule(num_steps):
+    """For each step: is it a checkpoint, how many increases it wants to see, its momentum."""
+    checkpoints = _checkpoints(num_steps)
+    is_checkpoint, enough_increases = np.zeros(num_steps, bool), np.zeros(num_steps, np.float32)
+    is_checkpoint[checkpoints] = True
+    enough_increases[checkpoints[1:]] = _ENOUGH_INCREASES * np.diff(checkpoints)
+    momentum = np.full(num_steps, _MOMENTUM, np.float32)
+    momentum[0] = 0.0  # nothing moved yet: the first step has its full length
+    return is_checkpoint, enough_increases, momentum
+
+
+def _checkpoints(num_steps):
+    """The steps before which the step size is reviewed, 0 the first.
+
+    `ceil(p_j num_steps)`, `p_0 = 0`, `p_1 = .22`, `p_{j+1} = p_j + max(p_j - p_{j-1} - .03, .06)`,
+    in whole percents: rounding must not move a checkpoint.
+    """
+    percent, gap, checkpoints = 0, 22, []
+    while percent < 100:
+        checkpoints.append(-(-percent * num_steps // 100))
+        percent, gap = percent + gap, max(gap - 3, 6)
+    return sorted({step for step in checkpoints if step < num_steps})
+
+
+def _best_run(run, inputs):
+    """The best of the runs, one after the other: only one at a time needs the memory."""
+    points, infos = jax.lax.map(run, inputs)
+    best = jnp.argmax(infos.loss)  # a NaN counts as the highest
+    info = jax.tree.map(lambda values: values[best], infos)
+    return points[best], info._replace(num_zero_gradients=jnp.sum(infos.num_zero_gradients))
