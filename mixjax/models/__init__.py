@@ -5,5 +5,9 @@ from mixjax.models.linear import linear as linear
 from mixjax.models.model import Model as Model
 from mixjax.models.model import from_linen as from_linen
 from mixjax.models.model import from_nnx as from_nnx
+from mixjax.models.pretrained import load_pretrained as load_pretrained
 from mixjax.models.resnet import resnet18 as resnet18
 from mixjax.models.resnet import small_resnet as small_resnet
+from mixjax.models.wide_resnet import preact_resnet18 as preact_resnet18
+from mixjax.models.wide_resnet import wide_resnet as wide_resnet
+from mixjax.models.wide_resnet import wide_resnet_28_10 as wide_resnet_28_10

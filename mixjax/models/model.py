@@ -26,7 +26,8 @@ class Model(NamedTuple):
       init: `key -> variables`; consumes the key.
       apply: `(variables, x [..., H, W, C], train=False) -> logits [..., num_classes]` in float32.
         With `train=True` it needs a leading axis, uses the batch's own statistics and returns
-        `(logits, variables)`, the variables with their statistics updated.
+        `(logits, variables)`, the variables with their statistics updated. Then `key=` is the
+        random key of dropout; consumed. Without one, our networks drop nothing out.
     """
 
     init: Callable[[Key], PyTree]
@@ -67,13 +68,16 @@ def from_linen(
             return own(key, jnp.zeros(example.shape))
         return draw(key, jax.eval_shape(own, key, example))
 
-    def apply(variables, x, *, train=False):
+    def apply(variables, x, *, train=False, key=None):
         batch = _as_batch(x, input_shape, train)
         if not train:
             logits = cast(Array, module.apply(variables, batch, **arguments(False)))
             return _unflatten(logits, x, input_shape)
         state = [name for name in variables if name != "params"]
-        logits, updates = module.apply(variables, batch, mutable=state, **arguments(True))
+        rngs = None if key is None else {"dropout": key}
+        logits, updates = module.apply(
+            variables, batch, mutable=state, rngs=rngs, **arguments(True)
+        )
         return _unflatten(logits, x, input_shape), {**variables, **updates}
 
     return Model(init, apply)
@@ -87,7 +91,8 @@ def from_nnx(constructor: Callable[[nnx.Rngs], nnx.Module], input_shape: tuple[i
       input_shape: shape of one example.
 
     Returns:
-      The `Model`; what the module holds besides `nnx.Param` is in `variables["batch_stats"]`.
+      The `Model`; what the module holds besides `nnx.Param`, random streams included, is in
+      `variables["batch_stats"]`: its `apply` needs no key.
 
     Raises:
       ValueError: as `from_linen`.

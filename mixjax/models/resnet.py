@@ -76,10 +76,37 @@ def small_resnet(
 
 def _residual(num_classes, input_shape, stages, width, mean, std, dtype, axis_name, conv) -> Model:
     _check.at_least(1, num_classes=num_classes, width=width)
-    for value in std if isinstance(std, Sequence) else (std,):
-        _check.positive(std=value)
+    check_std(std)
     module = _ResNet(num_classes, stages, width, mean, std, dtype, axis_name, conv)
     return from_linen(module, input_shape, draw=he_normal)
+
+
+def check_std(std):
+    """Raises `ValueError` unless every standard deviation is positive."""
+    for value in std if isinstance(std, Sequence) else (std,):
+        _check.positive(std=value)
+
+
+def layers(dtype, axis_name, conv, train):
+    """Constructors of the convolutions, without shift, and of the BatchNorms of a network."""
+    norm = partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=_MOMENTUM,
+        epsilon=_VARIANCE_FLOOR,
+        dtype=dtype,
+        axis_name=axis_name if train else None,
+    )
+    return partial(nn.Conv, use_bias=False, dtype=dtype, conv_general_dilated=conv), norm
+
+
+def normalized(x, mean, std):
+    """`(x - mean) / std`, each a number or one per channel: `[B, H, W, channels]`."""
+    mean, std = (
+        jnp.broadcast_to(jnp.asarray(value, x.dtype), (1, 1, 1, x.shape[-1]))
+        for value in (mean, std)
+    )
+    return (x - mean) / std
 
 
 class _ResNet(nn.Module):
@@ -96,20 +123,8 @@ class _ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
-        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, conv_general_dilated=self.conv)
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=_MOMENTUM,
-            epsilon=_VARIANCE_FLOOR,
-            dtype=self.dtype,
-            axis_name=self.axis_name if train else None,
-        )
-        mean, std = (
-            jnp.broadcast_to(jnp.asarray(value, x.dtype), (1, 1, 1, x.shape[-1]))
-            for value in (self.mean, self.std)
-        )
-        x = ((x - mean) / std).astype(self.dtype)
+        conv, norm = layers(self.dtype, self.axis_name, self.conv, train)
+        x = normalized(x, self.mean, self.std).astype(self.dtype)
         x = nn.relu(norm()(conv(self.width, (3, 3))(x)))
         for stage, num_blocks in enumerate(self.stages):
             for block in range(num_blocks):
