@@ -1,8 +1,21 @@
 """Solvers of the game between a mixture's weights and the attacker's choice of points.
 
-`losses [N, M, L]` hold the loss of each of `L` members on `N` examples at `M` candidate attacks.
+`losses [N, M, L]` hold the loss of each of `L` members on `N` examples at `M` candidate attacks;
+a strategy is `weights [L]` for the defender and `attack [N, M]`, probabilities for each example,
+for the attacker.
 """
 
+from mixjax.games.attacker import (
+    Attacker,
+    best_response,
+    draw,
+    entropic_attack,
+    load_attacker,
+    losses_under,
+    save_attacker,
+    score,
+)
+from mixjax.games.double_oracle import Growth, Round, boosting, double_oracle
 from mixjax.games.equilibrium import Equilibrium, duality_gap, solve
 from mixjax.games.hedge import AveragedPlay, hedge, regret_matching
 from mixjax.games.weights import (
@@ -14,15 +27,27 @@ from mixjax.games.weights import (
 )
 
 __all__ = [
+    "Attacker",
     "AveragedPlay",
     "Equilibrium",
+    "Growth",
+    "Round",
     "adversarial_risk",
+    "best_response",
+    "boosting",
+    "double_oracle",
+    "draw",
     "duality_gap",
     "entropic",
+    "entropic_attack",
     "entropic_risk",
     "hedge",
+    "load_attacker",
+    "losses_under",
     "oracle",
     "projected_subgradient",
     "regret_matching",
+    "save_attacker",
+    "score",
     "solve",
 ]

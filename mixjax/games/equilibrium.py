@@ -74,7 +74,7 @@ def solve(losses) -> Equilibrium:
     return Equilibrium(weights, attack, upper, upper - lower)
 
 
-def duality_gap(weights: Array, attack: Array, losses: Array) -> Array:
+def duality_gap(weights, attack, losses) -> Array | float:
     """`mean_n max_m sum_k weights_k losses_nmk - min_k mean_n sum_m attack_nm losses_nmk`.
 
     What the two players could gain together by deviating: at least 0, and 0 exactly at an
@@ -127,10 +127,11 @@ def _cutting_planes(losses, mass):
         response = (flat @ weights).reshape(num_examples, num_candidates).argmax(axis=1)
         return response, np.add.reduceat(mass[:, None] * losses[examples, response], starts)
 
-    rounds = []  # of best responses, their losses and the groups for which they make a cut
-    for weights in (*np.eye(num_members), np.full(num_members, 1 / num_members)):
-        rounds.append((*respond(weights), np.ones(num_groups, bool)))
-    best, least = weights, np.inf
+    # Rounds of best responses, their losses and the groups for which they make a cut.
+    best, least = np.full(num_members, 1 / num_members), np.inf
+    starting = (best, *np.eye(num_members))
+    rounds = [(*respond(weights), np.ones(num_groups, bool)) for weights in starting]
+    probabilities = np.zeros((0, num_groups))
     for _ in range(_MAX_ROUNDS):
         weights, heights, bound, probabilities = _linear_program(rounds)
         response, sums = respond(weights)

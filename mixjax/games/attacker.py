@@ -1,0 +1,186 @@
+"""The attacker who draws: for each example, probabilities `attack [N, M]` of `M` candidate points.
+
+They come from `solve`, from the averages of `hedge` and `regret_matching`, or from here: the
+softmax of the entropic relaxation, and the best response, which draws nothing. An `Attacker` is
+such an attack with its points, so that it can be played against classifiers that were not there
+when it was found.
+"""
+
+import io
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixjax import _check, _files
+from mixjax.games import _tables
+from mixjax.typing import Array, Key
+
+
+class Attacker(NamedTuple):
+    """A randomised attack and its points.
+
+    Attributes:
+      points: `[N, M, ...]` candidate points of each example.
+      attack: `[N, M]` their probabilities.
+    """
+
+    points: Array
+    attack: Array
+
+
+def best_response(weights: Array, losses: Array) -> Array:
+    """The deterministic attack: all on the candidate of highest expected loss, the first of equals.
+
+    Args:
+      weights: `[L]` probabilities of the members.
+      losses: `[N, M, L]` losses of the members at the candidates.
+
+    Returns:
+      `[N, M]` attack, 0 or 1: its mean loss against the mixture is the adversarial risk.
+
+    Raises:
+      ValueError: if the shapes do not fit or `weights` is not on the simplex.
+    """
+    _check_weights(weights, losses)
+    worst = jnp.argmax(_tables.expected(losses, weights), axis=1)
+    return jax.nn.one_hot(worst, losses.shape[1], dtype=jnp.asarray(weights).dtype)
+
+
+def entropic_attack(weights: Array, losses: Array, temperature: float | Array) -> Array:
+    """`attack_nm = softmax_m(sum_k weights_k losses_nmk / alpha_n)`: the relaxation's attacker.
+
+    The gradient of `entropic_risk` in the weights is the members' mean losses under this attack.
+    At the weights that minimise it, the attack's own duality gap is at most `alpha log M`.
+
+    Args:
+      weights: `[L]` probabilities of the members.
+      losses: `[N, M, L]` losses of the members at the candidates.
+      temperature: `[]` or `[N]`, the `alpha` above, positive, in the units of the losses.
+
+    Returns:
+      `[N, M]` attack.
+
+    Raises:
+      ValueError: if the shapes do not fit, `weights` is not on the simplex, or `temperature` is
+        not positive.
+
+    References:
+      Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
+    """
+    _check_weights(weights, losses)
+    _check.positive(temperature=temperature)
+    alpha = jnp.broadcast_to(temperature, losses.shape[:1])
+    return jax.nn.softmax(_tables.expected(losses, weights) / alpha[:, None], axis=1)
+
+
+def losses_under(attack: Array, losses: Array) -> Array:
+    """`mean_n sum_m attack_nm losses_nm`: what each classifier pays under an attack.
+
+    Args:
+      attack: `[N, M]` probabilities of the candidates, for each example.
+      losses: `[N, M, ...]` losses at the candidates, of one classifier or of many.
+
+    Returns:
+      `[...]` mean losses. No mixture of many classifiers pays less than the least of them.
+
+    Raises:
+      ValueError: if the shapes do not fit or `attack` does not hold probabilities.
+    """
+    _tables.check_attack(attack, *np.shape(losses)[:2])
+    return _tables.mean_losses(jnp.asarray(attack), jnp.asarray(losses))
+
+
+def draw(key: Key, attacker: Attacker) -> Array:
+    """Draws a point for each example.
+
+    Args:
+      key: random key; consumed.
+      attacker: points and probabilities.
+
+    Returns:
+      `[N, ...]` points.
+
+    Raises:
+      ValueError: if the shapes do not fit or the attack does not hold probabilities.
+    """
+    _check_attacker(attacker)
+    points, attack = jnp.asarray(attacker.points), jnp.asarray(attacker.attack)
+    chosen = jax.random.categorical(key, jnp.log(attack), axis=1)
+    return points[jnp.arange(len(points)), chosen]
+
+
+def score(attacker: Attacker, losses_fn: Callable[[Array], Array]) -> Array:
+    """The exact mean loss under the attacker of any classifiers: nothing is drawn.
+
+    Args:
+      attacker: points and probabilities.
+      losses_fn: `points [N, ...] -> [N, ...]` losses at one point of each example, of one
+        classifier or of many; called on one candidate at a time.
+
+    Returns:
+      `[...]` mean losses.
+
+    Raises:
+      ValueError: if the shapes do not fit or the attack does not hold probabilities.
+    """
+    _check_attacker(attacker)
+
+    def candidate_losses(candidate):
+        points, probabilities = candidate
+        return jnp.tensordot(probabilities, losses_fn(points), axes=1, precision="highest")
+
+    points, attack = jnp.asarray(attacker.points), jnp.asarray(attacker.attack)
+    candidates = jnp.swapaxes(points, 0, 1), attack.T
+    return jnp.sum(jax.lax.map(candidate_losses, candidates), axis=0) / len(points)
+
+
+def save_attacker(path, attacker: Attacker):
+    """Writes the attacker to one `.npz` file, whole or not at all.
+
+    Args:
+      path: the file; NumPy reads it without this library.
+      attacker: points and probabilities.
+
+    Raises:
+      ValueError: if the shapes do not fit or the attack does not hold probabilities.
+    """
+    _check_attacker(attacker)
+    content = io.BytesIO()
+    np.savez_compressed(
+        content, points=np.asarray(attacker.points), attack=np.asarray(attacker.attack)
+    )
+    _files.write(path, content.getvalue())
+
+
+def load_attacker(path) -> Attacker:
+    """Reads what `save_attacker` wrote, as arrays of NumPy.
+
+    Args:
+      path: the file.
+
+    Raises:
+      ValueError: if the file does not hold an attacker.
+      FileNotFoundError: if there is no such file.
+    """
+    try:
+        with np.load(io.BytesIO(pathlib.Path(path).read_bytes()), allow_pickle=False) as arrays:
+            attacker = Attacker(arrays["points"], arrays["attack"])
+    except (KeyError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"path must be a file of save_attacker, got {path}: {error}") from error
+    _check_attacker(attacker)
+    return attacker
+
+
+def _check_weights(weights, losses):
+    _check.non_empty(3, losses=losses)
+    _check.shape(np.shape(losses)[2:], weights=weights)
+    _check.simplex(weights=weights)
+
+
+def _check_attacker(attacker):
+    _tables.check_attack(attacker.attack, *np.shape(attacker.points)[:2])

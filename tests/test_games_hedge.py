@@ -1,0 +1,250 @@
+"""Learning by play, and what every iterative solver promises, against the exact equilibrium."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mixjax import games
+
+SHAPE = (3, 4, 5)
+BOUNDS = st.sampled_from([0.02, 1.0, 7.0])
+
+
+def tables(shape=SHAPE):
+    """Tables of losses within [0, 1], many of them on the boundary."""
+    elements = st.sampled_from([0.0, 1.0]) | st.floats(0, 1, width=16)
+    return hnp.arrays(np.float32, shape, elements=elements)
+
+
+def table(seed=0, shape=(6, 5, 3)):
+    losses = np.random.default_rng(seed).uniform(size=shape) ** 2
+    return np.float32(losses * np.linspace(0.7, 1.0, shape[2]))
+
+
+@functools.cache
+def compiled(solver, **setting):
+    return jax.jit(functools.partial(getattr(games, solver), **setting))
+
+
+def risk(weights, losses):
+    return (np.float64(losses) @ np.float64(weights)).max(axis=1).mean()
+
+
+def slow_softmax(v):
+    p = np.exp(v - v.max())
+    return p / p.sum()
+
+
+def slow_hedge(losses, num_steps, rate):
+    """Every player by itself, in loops; all plays, not averaged."""
+    losses = np.float64(losses)
+    num_examples, num_candidates, num_members = losses.shape
+    paid, last_paid = np.zeros(num_members), np.zeros(num_members)
+    won, last_won = np.zeros((2, num_examples, num_candidates))
+    plays = []
+    for _ in range(num_steps):
+        weights = slow_softmax(-rate * (paid + last_paid))
+        attack = np.array([slow_softmax(rate * (won[n] + last_won[n])) for n in range(len(won))])
+        last_paid = np.mean([p @ rows for p, rows in zip(attack, losses, strict=True)], axis=0)
+        last_won = np.array([rows @ weights for rows in losses])
+        paid, won = paid + last_paid, won + last_won
+        plays.append((weights, attack))
+    return plays
+
+
+def slow_matched(regrets):
+    total = regrets.sum()
+    return regrets / total if total > 0 else np.full(len(regrets), 1 / len(regrets))
+
+
+def slow_regret_matching(losses, num_steps):
+    losses = np.float64(losses)
+    num_examples, num_candidates, num_members = losses.shape
+    member_regrets = np.zeros(num_members)
+    regrets = np.zeros((num_examples, num_candidates))
+    plays = []
+    for _ in range(num_steps):
+        weights, attack = slow_matched(member_regrets), []
+        for n, rows in enumerate(losses):
+            values = rows @ weights
+            regrets[n] = np.maximum(regrets[n] + values - slow_matched(regrets[n]) @ values, 0)
+            attack.append(slow_matched(regrets[n]))
+        paid = np.mean([p @ rows for p, rows in zip(attack, losses, strict=True)], axis=0)
+        member_regrets = np.maximum(member_regrets + weights @ paid - paid, 0)
+        plays.append((weights, np.array(attack)))
+    return plays
+
+
+def assert_average(found, plays, shares, losses):
+    """Strategies and bounds are those of the averages of the slow plays."""
+    for num_steps in range(1, len(plays) + 1):
+        share = np.float64(shares[:num_steps]) / sum(shares[:num_steps])
+        weights = sum(s * play[0] for s, play in zip(share, plays, strict=False))
+        attack = sum(s * play[1] for s, play in zip(share, plays, strict=False))
+        paid = np.einsum("nm,nml->l", attack, np.float64(losses)) / len(losses)
+        np.testing.assert_allclose(found.upper[num_steps - 1], risk(weights, losses), atol=1e-5)
+        np.testing.assert_allclose(found.lower[num_steps - 1], paid.min(), atol=1e-5)
+    np.testing.assert_allclose(found.weights, weights, atol=1e-4)
+    np.testing.assert_allclose(found.attack, attack, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [None, 2.5])
+def test_hedge_takes_the_steps_of_optimistic_multiplicative_weights(rate):
+    losses = 4 * table()
+    found = compiled("hedge", num_steps=25, loss_bound=4.0, step_size=rate)(losses)
+    assert_average(found, slow_hedge(losses, 25, rate or 1 / 4), [1] * 25, losses)
+
+
+def test_regret_matching_takes_its_steps_and_weighs_the_late_ones_more():
+    losses = table(1)
+    found = compiled("regret_matching", num_steps=25)(losses)
+    assert_average(found, slow_regret_matching(losses, 25), range(1, 26), losses)
+
+
+@given(tables(), BOUNDS, st.sampled_from([1, 7, 60]))
+@settings(max_examples=30)
+def test_hedge_comes_as_close_as_it_promises(losses, bound, num_steps):
+    solver = compiled("hedge", num_steps=num_steps)
+    found = solver(losses * bound, loss_bound=bound)
+    gap = games.duality_gap(*(np.asarray(x) for x in (found.weights, found.attack, losses * bound)))
+    promise = bound * (math.log(5) + math.log(4) + 0.5) / num_steps
+    assert -1e-6 * bound <= gap <= promise + 1e-6 * bound
+    np.testing.assert_allclose(found.upper[-1] - found.lower[-1], gap, atol=1e-5 * bound)
+
+
+@given(tables(), BOUNDS, st.sampled_from([1, 7, 60, 200]))
+@settings(max_examples=30)
+def test_regret_matching_comes_as_close_as_it_promises(losses, bound, num_steps):
+    found = compiled("regret_matching", num_steps=num_steps)(losses * bound)
+    gap = games.duality_gap(*(np.asarray(x) for x in (found.weights, found.attack, losses * bound)))
+    promise = 2 * bound * (math.sqrt(5) + math.sqrt(4)) / math.sqrt(num_steps)
+    assert -1e-6 * bound <= gap <= promise
+    np.testing.assert_allclose(found.upper[-1] - found.lower[-1], gap, atol=1e-5 * bound)
+    if num_steps == 200:
+        assert gap <= 0.02 * bound  # what it does in fact
+
+
+@given(tables(), BOUNDS, st.sampled_from([1, 7, 60, 200]))
+@settings(max_examples=30)
+def test_oracle_comes_as_close_as_it_promises(losses, bound, num_steps):
+    weights, risks = compiled("oracle", num_steps=num_steps)(losses * bound, loss_bound=bound)
+    excess = risk(weights, losses * bound) - games.solve(losses * bound).value
+    assert -1e-6 * bound <= excess <= 2 * bound * math.sqrt(5 / num_steps)
+    np.testing.assert_allclose(np.min(risks), risk(weights, losses * bound), atol=1e-5 * bound)
+
+
+def slow_entropic_risk(weights, losses, alpha):
+    scaled = np.float64(losses) @ weights / alpha
+    high = scaled.max(axis=1)
+    return np.mean(alpha * (high + np.log(np.mean(np.exp(scaled - high[:, None]), axis=1))))
+
+
+@given(tables((3, 4, 2)), BOUNDS, st.sampled_from([1, 7, 60]), st.sampled_from([0.03, 0.3, 2.0]))
+@settings(max_examples=40)
+def test_entropic_comes_as_close_as_it_promises(losses, bound, num_steps, warmth):
+    """With two members the minimum is a search along a line."""
+    losses, alpha = losses * bound, warmth * bound
+    weights, _ = compiled("entropic", num_steps=num_steps)(losses, alpha, loss_bound=bound)
+
+    def along(first):
+        return slow_entropic_risk(np.array([first, 1 - first]), losses, alpha)
+
+    least = scipy.optimize.minimize_scalar(
+        along, bounds=(0, 1), method="bounded", options={"xatol": 1e-12}
+    )
+    best = min([least.x, 0.0, 1.0], key=along)
+    beta, distance = 2 * bound**2 / (4 * alpha), 2 * (best - 0.5) ** 2
+    excess = slow_entropic_risk(np.float64(weights), losses, alpha) - along(best)
+    promise = 2 * beta * distance / (num_steps + 1) ** 2
+    assert -1e-6 * bound <= excess <= promise + 1e-6 * bound
+
+
+@given(tables(), st.lists(st.floats(0.01, 3.0), min_size=3, max_size=3))
+@settings(max_examples=30)
+def test_entropic_risk_is_below_the_maximum_by_at_most_alpha_log_m(losses, alphas):
+    """For each example by itself."""
+    weights = np.float32([0.1, 0.2, 0.3, 0.25, 0.15])
+    entropic_risk = compiled("entropic_risk")
+    for example, alpha in zip(losses, alphas, strict=True):
+        soft = entropic_risk(weights, example[None], jnp.float32(alpha))
+        highest = (example @ weights).max()
+        assert highest - alpha * math.log(4) - 1e-5 <= soft <= highest + 1e-5
+    together = compiled("entropic_risk")(weights, losses, jnp.float32(alphas))
+    apart = [
+        entropic_risk(weights, one[None], jnp.float32(alpha))
+        for one, alpha in zip(losses, alphas, strict=True)
+    ]
+    np.testing.assert_allclose(together, np.mean(apart), atol=1e-5)
+
+
+@given(tables(), st.sampled_from([1.0, 0.1, 0.01]))
+@settings(max_examples=20)
+def test_the_entropic_weights_approach_the_value_as_alpha_falls(losses, alpha):
+    num_steps = 300
+    weights, risks = compiled("entropic", num_steps=num_steps)(losses, jnp.float32(alpha))
+    value, rest = games.solve(losses).value, 5 / (4 * alpha) * 2 * 0.8 / (num_steps + 1) ** 2
+    assert value - alpha * math.log(4) - 1e-5 <= risks[-1] <= value + rest + 1e-5
+    assert risk(weights, losses) <= value + alpha * math.log(4) + rest + 1e-5
+
+
+SOLVERS = [
+    pytest.param("hedge", {"num_steps": 300, "step_size": 5.0}, id="hedge"),
+    pytest.param("regret_matching", {"num_steps": 300}, id="regret matching"),
+]
+
+
+@pytest.mark.parametrize(("solver", "setting"), SOLVERS)
+def test_both_averages_near_the_equilibrium_of_an_asymmetric_game(solver, setting):
+    """Rows (1, 0) and (0, 1/2) on one example: weights and attack (1/3, 2/3), value 1/3."""
+    found = compiled(solver, **setting)(np.float32([[[1.0, 0.0], [0.0, 0.5]]]))
+    np.testing.assert_allclose(found.weights, [1 / 3, 2 / 3], atol=0.02)
+    np.testing.assert_allclose(found.attack, [[1 / 3, 2 / 3]], atol=0.02)
+    assert found.lower[-1] <= 1 / 3 + 1e-6 and found.upper[-1] >= 1 / 3 - 1e-6
+    assert found.upper[-1] - found.lower[-1] < 0.01
+
+
+@pytest.mark.parametrize(("solver", "setting"), SOLVERS)
+@pytest.mark.parametrize("shape", [(3, 1, 4), (3, 4, 1), (1, 1, 1)], ids=str)
+def test_one_candidate_or_one_member_leaves_a_choice_to_the_other_only(solver, setting, shape):
+    losses = table(2, shape)
+    found = compiled(solver, **setting)(losses)
+    np.testing.assert_allclose(found.upper[-1], games.solve(losses).value, atol=0.01)
+    np.testing.assert_allclose(np.sum(found.weights), 1.0, atol=1e-5)
+    np.testing.assert_allclose(np.sum(found.attack, axis=1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("solver", "setting"), SOLVERS)
+def test_play_works_in_vmap(solver, setting):
+    losses = np.stack([table(seed) for seed in range(3)])
+    batch = jax.jit(jax.vmap(functools.partial(getattr(games, solver), **setting)))(losses)
+    for k in range(3):
+        one = compiled(solver, **setting)(losses[k])
+        for many, single in zip(batch, one, strict=True):
+            np.testing.assert_allclose(many[k], single, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be .* at least 1, got 0"),
+        ({"loss_bound": -1.0}, "loss_bound must be positive, got -1.0"),
+        ({"loss_bound": 0.5}, r"losses must lie in \[0.0, 0.5\], got values from 1.0 to 1.0"),
+        ({"step_size": 0.0}, "step_size must be positive, got 0.0"),
+        ({"losses": np.full((2, 1, 2), -1.0)}, "losses must lie in .* from -1.0"),
+        ({"losses": np.ones((2, 2))}, r"losses must have 3 axes, none empty, got \[2, 2\]"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(setting, message):
+    with pytest.raises(ValueError, match=message):
+        games.hedge(**({"losses": np.ones((2, 1, 2)), "num_steps": 3} | setting))
+    if not {"loss_bound", "step_size"} & {*setting}:
+        with pytest.raises(ValueError, match=message):
+            games.regret_matching(**({"losses": np.ones((2, 1, 2)), "num_steps": 3} | setting))
