@@ -8,7 +8,7 @@ LOCK_FLAGS ?=
 bin := $(VENV)/bin
 installed := $(VENV)/installed
 
-.PHONY: demo test lint check format bench lock clean
+.PHONY: demo test lint check format bench peers lock clean
 
 # A robust mixture on the embedded digits, from training to table and figures: runs/demo/report.md
 demo: $(installed)
@@ -38,6 +38,13 @@ bench: $(installed)
 	$(bin)/python -m benchmarks.training_step
 	$(bin)/python -m benchmarks.attack_throughput
 
+# Our attacks beside other libraries'. These ask for an old `requests`: an environment of its own.
+peers: export JAX_PLATFORMS ?= cpu
+peers:
+	$(MAKE) VENV=.venv-peers .venv-peers/installed
+	.venv-peers/bin/python -m pip install --quiet --editable '.[peers]'
+	.venv-peers/bin/python -m pytest -W default tests/peers
+
 # `make lock LOCK_FLAGS=--upgrade` moves to the newest versions.
 lock: $(bin)/python
 	$(bin)/python -m pip install --quiet uv
@@ -46,7 +53,7 @@ lock: $(bin)/python
 	    --output-file requirements.lock $(LOCK_FLAGS)
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers .cache .pytest_cache .ruff_cache
 
 $(bin)/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("mixjax needs Python 3.11 or newer: make PYTHON=python3.12")'

@@ -144,6 +144,38 @@ def test_dlr_of_three_classes_divides_by_the_whole_spread():
     np.testing.assert_allclose(losses.dlr(jnp.array([0.0, 4.0, 3.0]), 1), -0.25)
 
 
+def test_targeted_dlr_of_known_logits():
+    # Sorted: 5, 4, 2, 0, -7. First minus the mean of third and fourth: 4.
+    logits = jnp.array([4.0, 0.0, 5.0, 2.0, -7.0])
+    np.testing.assert_allclose(losses.targeted_dlr(logits, 2, 0), -1 / 4, rtol=1e-6)
+    np.testing.assert_allclose(losses.targeted_dlr(logits, 2, 4), -12 / 4, rtol=1e-6)
+    np.testing.assert_allclose(losses.targeted_dlr(logits, 1, 3), 2 / 4, rtol=1e-6)
+    np.testing.assert_allclose(losses.targeted_dlr(7.0 * logits + 3.0, 1, 3), 2 / 4, rtol=1e-6)
+
+
+def test_targeted_dlr_of_few_classes():
+    np.testing.assert_allclose(losses.targeted_dlr(jnp.array([0.0, 4.0, 3.0]), 1, 2), -0.25)
+    np.testing.assert_allclose(losses.targeted_dlr(jnp.array([0.0, 4.0, 3.0]), 1, 0), -1.0)
+    assert losses.targeted_dlr(jnp.array([1.5, -0.5]), 0, 1) == -2.0
+    gradient = jax.grad(losses.targeted_dlr)(jnp.array([1.5, -0.5]), 0, 1)
+    np.testing.assert_array_equal(gradient, [-1.0, 1.0])
+
+
+@few
+@hypothesis.given(st.lists(st.integers(-3, 3), min_size=2, max_size=6), st.data())
+def test_some_target_s_dlr_is_positive_exactly_for_a_label_behind(logits, data):
+    label = data.draw(st.integers(0, len(logits) - 1))
+    values = [losses.targeted_dlr(jnp.float32(logits), label, k) for k in range(len(logits))]
+    assert values[label] == 0.0 and np.all(np.isfinite(values))
+    assert (max(values) > 0) == (slow_margin(logits, label) < 0)
+
+
+@pytest.mark.parametrize("logits", [[0.0] * 5, [5.0, 5.0, 5.0, 5.0, 0.0], [2.0] * 3, [3.0, 3.0]])
+def test_targeted_dlr_and_its_gradient_are_finite_where_logits_tie(logits):
+    value, gradient = jax.value_and_grad(losses.targeted_dlr)(jnp.array(logits), 0, 1)
+    assert np.isfinite(value) and np.all(np.isfinite(gradient)) and gradient[1] > 0
+
+
 @pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.dlr, losses.zero_one])
 def test_a_batch_is_a_vmap(loss, key):
     logits, labels = jax.random.normal(key, (6, 5)), jnp.array([0, 4, 2, 2, 1, 3])
