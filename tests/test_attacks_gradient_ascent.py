@@ -167,6 +167,37 @@ def test_fgsm_takes_its_step_even_where_the_loss_falls():
     np.testing.assert_allclose(info.loss, -(0.39**2), rtol=1e-5)
 
 
+def test_in_the_setting_of_hamm_fgsm_moves_every_pixel_of_minus_one_to_one_by_eta():
+    x = np.array([-1.0, -0.9, -0.2, 0.0, 0.8, 1.0], np.float32)
+    slope = np.array([-1.0, 3.0, -0.1, 0.0, 2.0, 1.0], np.float32)
+    x_adv, _ = attacks.fgsm(lambda z: jnp.sum(slope * z), x, threats.linf(0.3), bounds=(-1.0, 1.0))
+    np.testing.assert_allclose(x_adv, [-1.0, -0.6, -0.5, 0.0, 1.0, 1.0], atol=1e-6)
+
+
+def test_in_the_setting_of_hamm_pgd_is_the_ifgsm_written_out(key):
+    """Around the tops inside the ball the points go to and fro, and the best one counts."""
+    tops = np.array([-1.2, -0.75, -0.33, 0.28, 1.5, 0.95])
+    x = np.array([-0.9, -0.9, -0.2, 0.0, 0.8, 1.0])
+    z, visited = x, [x]
+    for _ in range(5):
+        z = np.clip(z + 0.08 * np.sign(tops - z), x - 0.3, x + 0.3).clip(-1.0, 1.0)
+        visited.append(z)
+    x_adv, info = attacks.pgd(
+        key,
+        peak_at(jnp.float32(tops)),
+        jnp.float32(x),
+        threats.linf(0.3),
+        num_steps=5,
+        step_size=0.08,
+        random_start=False,
+        bounds=(-1.0, 1.0),
+    )
+    best = max(visited, key=lambda z: -np.sum((z - tops) ** 2))
+    assert not np.array_equal(best, visited[-1])
+    np.testing.assert_allclose(x_adv, best, atol=1e-6)
+    np.testing.assert_allclose(info.loss, -np.sum((best - tops) ** 2), rtol=1e-5)
+
+
 @pytest.mark.parametrize("make", BOTH)
 def test_without_a_random_start_the_key_does_not_matter(make):
     points = [

@@ -51,6 +51,10 @@ def pgd(
 ) -> tuple[Array, AttackInfo]:
     r"""Projected gradient ascent: `delta <- P(delta + step_size * steepest(grad))`.
 
+    With `threats.linf`, `random_start=False` and `bounds=(-1, 1)` it is the IFGSM of Hamm 2018,
+    `z <- clip_{x, eta}(z + step sign(grad))` on pixels in [-1, 1], as `fgsm` with these bounds is
+    the FGSM there.
+
     Args:
       key: random key of the start; consumed.
       loss_fn: `[...] -> []`, what the attacker raises.
