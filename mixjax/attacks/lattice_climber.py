@@ -119,14 +119,13 @@ def lattice_climber(
         (best, _, _, num_zero_gradients), _ = jax.lax.scan(add, carry, order)
         return (best, num_zero_gradients), None
 
-    def draw(key):
-        start_key, order_key = jax.random.split(key)
-        start = move_fully(x, threat.sample(start_key, x.shape), threat, bounds)
-        return start, jax.random.permutation(order_key, len(weights))
-
-    starts, orders = jax.vmap(draw)(jax.random.split(key, num_orders))
-    starts = starts.at[0].set(x)
+    order_key, start_key = jax.random.split(key)
+    orders = jnp.argsort(jax.random.uniform(order_key, (num_orders, len(weights))))
     orders = orders.at[0].set(jnp.lexsort((-weights, first_correct)))
+    starts = jax.vmap(lambda key: move_fully(x, threat.sample(key, x.shape), threat, bounds))(
+        jax.random.split(start_key, num_orders - 1)
+    )
+    starts = jnp.concatenate([x[None], starts])
     carry = ((x, first_accuracy), jnp.zeros((), jnp.int32))
     ((point, accuracy), num_zero_gradients), _ = jax.lax.scan(climb, carry, (starts, orders))
     return point, MixtureInfo(accuracy, first_accuracy, num_zero_gradients)

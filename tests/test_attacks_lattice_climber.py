@@ -1,0 +1,83 @@
+"""The lattice climber: which sets of members it finds."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixjax import attacks, threats
+from tests import linear_game
+
+EPSILON = 0.3
+WEIGHTS = np.array([0.4, 0.35, 0.25], np.float32)
+
+
+@functools.cache
+def climber(num_orders):
+    @jax.jit
+    def run(key, normals, margins, weights):
+        def logits_fn(x):
+            logits = margins + jnp.sum(normals * x[None], axis=1)
+            return jnp.stack([logits, jnp.zeros(3)], axis=1)
+
+        point, info = attacks.lattice_climber(
+            key,
+            logits_fn,
+            weights,
+            jnp.zeros(normals.shape[1]),
+            0,
+            threats.l2(EPSILON),
+            num_orders=num_orders,
+            bounds=(-1.0, 1.0),
+        )
+        return logits_fn(point)[:, 0] <= 0, info
+
+    return run
+
+
+def test_a_heavy_member_alone_may_weigh_less_than_the_two_that_it_excludes(key):
+    """By weight the first comes first and the others cannot join it; other orders find them."""
+    normals = np.array([[1.0, 0.0], [-1.0, 0.5], [-1.0, -0.5]], np.float32)
+    margins = np.full(3, 0.2, np.float32)
+    for num_orders, fooled in [(1, [True, False, False]), (5, [False, True, True])]:
+        got, info = climber(num_orders)(key, normals, margins, WEIGHTS)
+        assert got.tolist() == fooled
+        np.testing.assert_allclose(info.accuracy, 1 - WEIGHTS @ fooled, rtol=1e-5)
+
+
+def test_members_that_x_fools_come_first_whatever_their_weight(key):
+    """Fooling the heaviest would give back the two that x fools, and keep the third from them."""
+    normals = np.array([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.5]], np.float32)
+    margins = np.array([0.2, -0.1, 0.1], np.float32)
+    fooled, info = climber(1)(key, normals, margins, WEIGHTS)
+    assert fooled.tolist() == [False, True, True]
+    np.testing.assert_allclose(info.first_accuracy, 0.65, rtol=1e-5)
+
+
+def test_a_member_out_of_reach_is_left_out_and_the_next_one_tried(key):
+    normals = np.array([[1.0, 0.0], [0.0, 1.0], [0.7, 0.7]], np.float32)
+    margins = np.array([0.15, 5.0, 0.2], np.float32)
+    fooled, _ = climber(1)(key, normals, margins, WEIGHTS)
+    assert fooled.tolist() == [True, False, True]
+
+
+def smallest_norm(normals, margins, members):
+    free = np.ones(normals.shape[1])
+    return linear_game.smallest_l2(normals[members], -margins[members], -free, free)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_one_order_is_effective_and_maximal_on_linear_members(seed, key):
+    """Up to 5 % of the radius: what it fools can be fooled, and nothing more that contains it."""
+    generator = np.random.default_rng(seed)
+    normals = np.float32(generator.normal(size=(3, 4)))
+    margins = np.float32(generator.uniform(0.05, 0.5, size=3))
+    fooled, info = climber(1)(key, normals, margins, WEIGHTS)
+    fooled = np.asarray(fooled)
+    for k in np.flatnonzero(~fooled):
+        larger = np.append(np.flatnonzero(fooled), k)
+        assert smallest_norm(normals, margins, larger) > 0.95 * EPSILON
+    assert not fooled.any() or smallest_norm(normals, margins, fooled) <= 1.001 * EPSILON
+    assert (info.accuracy < info.first_accuracy) == fooled.any()
