@@ -18,7 +18,9 @@ def flag(default: Any, help: str, *, options: tuple | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "options": options})
 
 
-def parse(argv, presets: dict, *, default: str, program: str, description: str):
+def parse(
+    argv, presets: dict, *, default: str, program: str, description: str, selector: str = "preset"
+):
     """The preset named in `argv`, changed by the flags that follow.
 
     Args:
@@ -27,6 +29,7 @@ def parse(argv, presets: dict, *, default: str, program: str, description: str):
       default: name of the preset used when none is named.
       program: name of the program in messages.
       description: what `--help` shows above the flags.
+      selector: name of the flag that names the preset.
 
     Returns:
       `(name of the preset, config)`. Bad input ends the process: one line, exit code 2.
@@ -37,11 +40,13 @@ def parse(argv, presets: dict, *, default: str, program: str, description: str):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--preset", choices=presets, default=default, help="default: %(default)s")
+    parser.add_argument(
+        f"--{selector}", choices=presets, default=default, help="default: %(default)s"
+    )
     for field in dataclasses.fields(presets[default]):
         name = "--" + field.name.replace("_", "-")
         usual = getattr(presets[default], field.name)
-        text = f"{field.metadata['help']} (preset {default}: {usual!r})".replace("%", "%%")
+        text = f"{field.metadata['help']} ({selector} {default}: {usual!r})".replace("%", "%%")
         if isinstance(field.default, bool):
             kind: dict = {"action": argparse.BooleanOptionalAction}
         else:
@@ -49,7 +54,7 @@ def parse(argv, presets: dict, *, default: str, program: str, description: str):
             kind["metavar"] = None if kind["choices"] else type(field.default).__name__.upper()
         parser.add_argument(name, default=argparse.SUPPRESS, help=text, **kind)
     flags = vars(parser.parse_args(argv))
-    preset = flags.pop("preset")
+    preset = flags.pop(selector)
     return preset, dataclasses.replace(presets[preset], **flags)
 
 

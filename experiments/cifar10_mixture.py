@@ -119,6 +119,7 @@ def run(preset: str, config: Config, argv):
         folder = pathlib.Path(tempfile.mkdtemp())
     reporting.open_run(folder, recorded(config), resume=config.resume)
     command = f"{PROGRAM} {shlex.join(argv)}"
+    folders = {name: folder / subfolder for name, (_, subfolder) in configs.items()}
     results, metrics, worst = {}, {}, None
     for name, (each, subfolder) in configs.items():
         if subfolder:
@@ -128,7 +129,8 @@ def run(preset: str, config: Config, argv):
         metrics[name] = reporting.read_metrics(folder / subfolder)
     reporting.plot_curves(folder / "curves.png", metrics)
     reporting.plot_weights(folder / "weights.png", metrics)
-    reporting.write_report(folder, results, f"{config.dataset}, {config.loss}")
+    evaluations = reporting.read_evaluations(folders)
+    reporting.write_report(folder, results, f"{config.dataset}, {config.loss}", evaluations)
     if not parallel.is_main():
         return
     print(reporting.results_table(list(results.values()), list(results)))

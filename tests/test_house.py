@@ -27,6 +27,8 @@ MAY_COMPILE = (
     "mixjax/parallel.py",
     "mixjax/models/conv.py",
     "mixjax/evaluation/batches.py",  # a loop over batches on the host calls compiled code
+    "mixjax/evaluation/diagnostics.py",
+    "mixjax/evaluation/subjects.py",
 )
 
 

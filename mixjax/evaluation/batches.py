@@ -53,19 +53,8 @@ def evaluate_mixture(
       ValueError: if images, labels or weights are not what they should be, or if there are too
         few runs for the members.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    _check.at_least(1, batch_size=batch_size)
-    _check.simplex(weights=weights)
-    _check_examples(images, labels)
-    weights = jnp.asarray(weights, jnp.float32)
-    logits_fn = jax.tree_util.Partial(logits_fn)
-
-    logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(images.shape[1:], jnp.float32))
-    if len(logits.shape) != 2:
-        raise ValueError(f"logits_fn must return [L, C] logits, got shape {list(logits.shape)}")
-    _check.shape(logits.shape[:1], weights=weights)
-    _check.within(0, logits.shape[1] - 1, labels=labels)
-
+    logits_fn = as_pytree(logits_fn)
+    weights = check_evaluation(logits_fn, weights, images, labels, batch_size)
     evaluate = transform(functools.partial(evaluate_batch, attacks=tuple(attacks)))
     return over_batches(
         functools.partial(evaluate, key, logits_fn, weights),
@@ -113,6 +102,31 @@ def over_batches(
         result = batch_fn(images[rows], labels[rows], rows)
         batches.append(jax.device_get(result))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_examples], *batches)
+
+
+def as_pytree(logits_fn: LogitsFn) -> LogitsFn:
+    """The function as an argument of compiled code; a `Partial` in a `Partial` hides its leaves."""
+    is_pytree = isinstance(logits_fn, jax.tree_util.Partial)
+    return logits_fn if is_pytree else jax.tree_util.Partial(logits_fn)
+
+
+def check_evaluation(logits_fn, weights, images, labels, batch_size):
+    """The weights `[L]` as an array.
+
+    Raises:
+      ValueError: if they or the examples are not what `evaluate_mixture` asks for, or do not fit
+        the members.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    _check.at_least(1, batch_size=batch_size)
+    _check.simplex(weights=weights)
+    _check_examples(images, labels)
+    logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(images.shape[1:], jnp.float32))
+    if len(logits.shape) != 2:
+        raise ValueError(f"logits_fn must return [L, C] logits, got shape {list(logits.shape)}")
+    _check.shape(logits.shape[:1], weights=weights)
+    _check.within(0, logits.shape[1] - 1, labels=labels)
+    return jnp.asarray(weights, jnp.float32)
 
 
 def _check_examples(images, labels):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mixjax import losses, mixture
 from mixjax.attacks import pgd
@@ -26,8 +27,8 @@ class Outcomes(NamedTuple):
       averaged: `[N, R + 1]` whether the class of highest mean probability is right.
     """
 
-    members: Array
-    averaged: Array
+    members: Array | np.ndarray
+    averaged: Array | np.ndarray
 
 
 class Validation(NamedTuple):
@@ -68,26 +69,54 @@ def evaluate_batch(
     """
 
     def one(key, x, label):
-        def outcome(point):
-            logits = logits_fn(point)
-            mean_log_probs = mixture.log_probs(logits, weights)
-            return Outcomes(mixture.correct(logits, label), mixture.correct(mean_log_probs, label))
-
         def under(place, attack):
-            attack_key = jax.random.fold_in(key, place)
-
             def under_run(run):
-                run_key = jax.random.fold_in(attack_key, run)
-                return outcome(attack.run(run_key, run, logits_fn, weights, x, label))
+                return _after_run(key, place, attack, run, logits_fn, weights, x, label)
 
             return jax.lax.map(under_run, jnp.arange(len(attack.names)))
 
-        clean = jax.tree.map(lambda value: value[None], outcome(x))
+        clean = jax.tree.map(lambda value: value[None], _answers(logits_fn, weights, x, label))
         attacked = [under(place, attack) for place, attack in enumerate(attacks)]
         return jax.tree.map(lambda *points: jnp.concatenate(points), clean, *attacked)
 
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
-    return jax.vmap(one)(keys, _to_float(images), labels)
+    return jax.vmap(one)(keys, to_float(images), labels)
+
+
+def evaluate_run(
+    key: Key,
+    run: Array,
+    logits_fn: LogitsFn,
+    weights: Array,
+    images: Array,
+    labels: Array,
+    indices: Array,
+    *,
+    attack: Attack,
+    place: int,
+) -> Outcomes:
+    """One run of one attack on a batch: the column of `evaluate_batch` that belongs to it.
+
+    Args:
+      key: random key of the data set; the example of number `n` uses `fold_in(key, n)`.
+      run: `[]` number of the run within the attack.
+      logits_fn: `x -> [L, C]`, the members' logits on one input.
+      weights: `[L]` probabilities of the members.
+      images: `[B, ...]` inputs, floats in [0, 1] or uint8 in [0, 255].
+      labels: `[B]` integer classes.
+      indices: `[B]` numbers of the examples in the data set.
+      attack: static.
+      place: static number of the attack in its suite.
+
+    Returns:
+      `Outcomes` of `[B, L]` and `[B]`.
+    """
+
+    def one(key, x, label):
+        return _after_run(key, place, attack, run, logits_fn, weights, x, label)
+
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+    return jax.vmap(one)(keys, to_float(images), labels)
 
 
 def validate(
@@ -134,11 +163,24 @@ def validate(
 
     attack = Attack(("pgd_expected_loss",), num_steps, run)
     outcomes = evaluate_batch(key, logits_fn, weights, images, labels, indices, attacks=(attack,))
-    accuracy = outcomes.members.astype(weights.dtype) @ weights
+    accuracy = jnp.asarray(outcomes.members, weights.dtype) @ weights
     return Validation(accuracy[:, 0], jnp.min(accuracy, axis=1))
 
 
-def _to_float(images):
+def _after_run(key, place, attack, run, logits_fn, weights, x, label):
+    run_key = jax.random.fold_in(jax.random.fold_in(key, place), run)
+    point = attack.run(run_key, run, logits_fn, weights, x, label)
+    return _answers(logits_fn, weights, point, label)
+
+
+def _answers(logits_fn, weights, point, label):
+    logits = logits_fn(point)
+    mean_log_probs = mixture.log_probs(logits, weights)
+    return Outcomes(mixture.correct(logits, label), mixture.correct(mean_log_probs, label))
+
+
+def to_float(images: Array) -> Array:
+    """Images as float32: uint8 in [0, 255] becomes [0, 1]."""
     if jnp.issubdtype(images.dtype, jnp.integer):
         return images.astype(jnp.float32) / 255
     return images.astype(jnp.float32)

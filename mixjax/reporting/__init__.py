@@ -9,24 +9,42 @@ JSON is strict and every file but the growing `metrics.jsonl` is written whole o
 from mixjax.reporting.figures import plot_attacks, plot_curves, plot_weights
 from mixjax.reporting.origin import provenance
 from mixjax.reporting.page import difference_line, write_report
-from mixjax.reporting.result import check_result, read_result, write_result
-from mixjax.reporting.run_folder import append_metrics, open_run, read_metrics, truncate_metrics
-from mixjax.reporting.tables import attack_table, members_table, results_table
+from mixjax.reporting.result import check_result, read_evaluations, read_result, write_result
+from mixjax.reporting.run_folder import (
+    append_metrics,
+    open_run,
+    read_config,
+    read_metrics,
+    truncate_metrics,
+)
+from mixjax.reporting.tables import (
+    attack_table,
+    findings_table,
+    members_table,
+    reported_table,
+    results_table,
+    suite_table,
+)
 
 __all__ = [
     "append_metrics",
     "attack_table",
     "check_result",
     "difference_line",
+    "findings_table",
     "members_table",
     "open_run",
     "plot_attacks",
     "plot_curves",
     "plot_weights",
     "provenance",
+    "read_config",
+    "read_evaluations",
     "read_metrics",
     "read_result",
+    "reported_table",
     "results_table",
+    "suite_table",
     "truncate_metrics",
     "write_report",
     "write_result",

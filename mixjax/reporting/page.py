@@ -3,7 +3,14 @@
 import pathlib
 
 from mixjax import _files
-from mixjax.reporting.tables import attack_table, members_table, results_table
+from mixjax.reporting.tables import (
+    attack_table,
+    findings_table,
+    members_table,
+    reported_table,
+    results_table,
+    suite_table,
+)
 
 _FIGURES = {
     "curves.png": "Standard and robust accuracy on validation data against epochs per classifier.",
@@ -23,15 +30,27 @@ _MEANING = """\
 - **attack runs**: attacks per example, restarts included. More of them lower a score by
   themselves: compare rows of equal number.
 """
+_SUITE = """\
+The same mixture under all attacks of the suite, as many runs for every L. **Members alone** and
+**averaged** are attacked by the same suite on their own here; a member counts towards the **lower
+bound** if it is right at all points of its own suite and of the mixture's.
+"""
+_SUITE_TABLE = """\
+**left**: accuracy left by this attack alone, on the examples that met every run. **gradients**,
+**answers**: backward and forward passes through single networks for one run on one example; in
+the last row for all runs, on average: an example that is lost is left alone.
+"""
 
 
-def write_report(run_dir, results, title="Report"):
+def write_report(run_dir, results, title="Report", evaluations=None):
     """Writes `report.md` into the folder of a run, with the figures that are there.
 
     Args:
       run_dir: folder of the run.
       results: `name -> result`, dicts as in `check_result`, to be shown side by side.
       title: heading of the page.
+      evaluations: `budget -> name -> evaluation` by the attack suite, if there are any: results
+        with the entries of `evaluation.suite_report` and `diagnostics`.
 
     Returns:
       The path of the page.
@@ -48,6 +67,8 @@ def write_report(run_dir, results, title="Report"):
     parts += ["## Attacks\n", attack_table(results)]
     for name, result in results.items():
         parts += [f"## Members: {name}\n", members_table(result)]
+    for budget, by_name in (evaluations or {}).items():
+        parts += _suite_section(budget, by_name)
     for file, caption in _FIGURES.items():
         if (run_dir / file).exists():
             parts.append(f"![{caption}]({file})\n\n{caption}\n")
@@ -56,6 +77,19 @@ def write_report(run_dir, results, title="Report"):
     path = run_dir / "report.md"
     _files.write(path, "\n".join(parts))
     return path
+
+
+def _suite_section(budget, evaluations):
+    parts = [f"## Attack suite: {budget}\n", _SUITE]
+    parts += [results_table(list(evaluations.values()), list(evaluations))]
+    parts += [difference_line(name, result) for name, result in evaluations.items()]
+    parts += [f"### What each attacker would report: {budget}\n", reported_table(evaluations)]
+    parts += [_SUITE_TABLE]
+    for name, evaluation in evaluations.items():
+        parts += [f"### {name}: {budget} suite\n", suite_table(evaluation)]
+        parts += [f"### {name}: signs of weak attacks\n", findings_table(evaluation["diagnostics"])]
+        parts += [_provenance(f"{name}, {budget} suite", evaluation["provenance"])]
+    return parts
 
 
 def difference_line(name, result):

@@ -24,12 +24,13 @@ _PROVENANCE = ("command", "commit", "seed", "versions", "device", "seconds")
 _ROUNDING = 1e-6
 
 
-def write_result(run_dir, result):
+def write_result(run_dir, result, file=RESULT):
     """Checks `result` and writes it as `result.json`, whole or not at all.
 
     Args:
       run_dir: folder of the run.
       result: dict as in `check_result`. Absolute paths in its config are cut short.
+      file: another name for another result of the same run.
 
     Returns:
       The result as it was written, of plain Python values.
@@ -40,7 +41,7 @@ def write_result(run_dir, result):
     result = _files.plain(result, "result")
     check_result(result)
     result["config"] = without_paths(result["config"])
-    _files.write_json(pathlib.Path(run_dir) / RESULT, result, "result")
+    _files.write_json(pathlib.Path(run_dir) / file, result, "result")
     return result
 
 
@@ -56,6 +57,23 @@ def read_result(path):
     return result
 
 
+def read_evaluations(folders):
+    """`budget -> name -> evaluation` from the files `evaluation_<budget>.json` of some runs.
+
+    Args:
+      folders: `name -> folder` of each run.
+
+    Raises:
+      ValueError: if one is not JSON or not a result.
+    """
+    found = {}
+    for name, folder in folders.items():
+        for path in sorted(pathlib.Path(folder).glob("evaluation_*.json")):
+            budget = path.stem.removeprefix("evaluation_")
+            found.setdefault(budget, {})[name] = read_result(path)
+    return found
+
+
 def check_result(result):
     """Checks that `result` has every field, in its range, and contradicts itself nowhere.
 
@@ -65,7 +83,8 @@ def check_result(result):
         `sandwich` (`lower`, `upper`), `members` (a list of L) and `averaged` with
         `clean_accuracy` and `robust_accuracy` each; `num_examples`; `error_bar`, standard errors
         of `clean` and of each entry of `robust_accuracy`; `config`; `provenance`. Others may be
-        added.
+        added; `attacks.<name>.num_examples` says that an attack met other examples than the rest,
+        so that its accuracy may be anywhere.
 
     Raises:
       ValueError: naming the entry.
@@ -103,7 +122,12 @@ def _check_accuracies(result):
         _check_accuracy(f"{name}.clean_accuracy", accuracies["clean_accuracy"])
         _check_accuracy(f"{name}.robust_accuracy", accuracies["robust_accuracy"])
     above = {"clean_accuracy": result["clean_accuracy"], "sandwich.upper": sandwich["upper"]}
-    above |= {f"robust_accuracy.{attack}": accuracy for attack, accuracy in robust.items()}
+    attacks = result.get("attacks", {})
+    above |= {
+        f"robust_accuracy.{attack}": accuracy
+        for attack, accuracy in robust.items()
+        if attacks.get(attack, {}).get("num_examples") in (None, result["num_examples"])
+    }
     for name, accuracy in above.items():
         _check_order("robust_accuracy.worst", robust["worst"], name, accuracy)
     _check_order("sandwich.lower", sandwich["lower"], "robust_accuracy.worst", robust["worst"])

@@ -37,6 +37,15 @@ def open_run(run_dir, config, *, resume=False):
     return run_dir
 
 
+def read_config(run_dir):
+    """The config of the run in the folder `run_dir`.
+
+    Raises:
+      ValueError: if it is not JSON.
+    """
+    return _files.read_json(pathlib.Path(run_dir) / _files.CONFIG)
+
+
 def append_metrics(run_dir, entry):
     """Adds one line to `metrics.jsonl`.
 

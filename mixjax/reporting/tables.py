@@ -32,6 +32,56 @@ def attack_table(results):
     return _markdown(["attack", *(f"{name} %" for name in results)], rows)
 
 
+def suite_table(evaluation):
+    """The attacks of an evaluation: what each leaves, on how many examples, at which cost."""
+    rows = []
+    for name, attack in evaluation["attacks"].items():
+        counts = ("num_examples", "num_runs", "num_steps", "num_gradients", "num_answers")
+        cells = [str(attack[count]) for count in counts]
+        rows.append([name, _robust(evaluation, name), *cells, f"{attack['seconds']:.1f}"])
+    cost = evaluation["cost"]["mixture"]
+    worst = [str(evaluation["num_examples"]), str(evaluation["num_attack_runs"]), ""]
+    worst += [f"{cost['gradients']:.0f}", f"{cost['answers']:.0f}"]
+    seconds = cost["seconds"] * evaluation["num_examples"]
+    rows.append(["worst", _robust(evaluation, "worst"), *worst, f"{seconds:.1f}"])
+    head = ["attack", "left %", "examples", "runs", "steps", "gradients", "answers", "seconds"]
+    return _markdown(head, rows)
+
+
+def reported_table(evaluations):
+    """What a paper would report by each of three attackers, on the same examples, as Markdown."""
+    attackers = {
+        "pgd_expected_loss": "PGD-20 on the expected loss %",
+        "apgd_expected_loss": "AutoPGD on the expected loss %",
+        "worst": "the whole suite %",
+    }
+    rows = []
+    for name, evaluation in evaluations.items():
+        reported = evaluation["reported_by"]
+        scores = [reported.get(attacker) for attacker in attackers]
+        cells = [
+            f"{_percent(score['accuracy'])} ± {_percent(score['error_bar'])}" if score else ""
+            for score in scores
+        ]
+        rows.append([name, str(evaluation["num_members"]), *cells, str(reported["num_examples"])])
+    return _markdown(["", "L", *attackers.values(), "examples"], rows)
+
+
+def findings_table(findings):
+    """The diagnostics of an evaluation, as Markdown."""
+    rows = [
+        [
+            finding["name"].replace("_", " "),
+            "**above the limit**" if finding["is_suspicious"] else "as it should be",
+            f"{finding['value']:.3f}",
+            f"{finding['limit']:.3f}",
+            finding["text"],
+        ]
+        for finding in findings
+    ]
+    return _markdown(["check", "", "value", "limit", "what it is"], rows)
+
+
 def members_table(result):
     """The members of one result, each alone, and their averaged ensemble, as Markdown."""
     rows = [

@@ -1,0 +1,293 @@
+"""The whole attack suite on a finished run of `experiments.cifar10_mixture`.
+
+    python -m experiments.evaluate --run-dir runs/demo                       # a minute on a CPU
+    python -m experiments.evaluate --run-dir runs/fast --budget standard     # hours on a GPU
+
+Attacks the run's most robust mixture, each of its members alone and their average, all with the
+same number of runs, and the single classifier of the same run if there is one; looks for signs
+that the attacks were weak; writes `evaluation_<budget>.json` and a section of `report.md`. A
+process that was stopped, or killed, continues with `--resume` to the same numbers.
+"""
+
+import dataclasses
+import pathlib
+import shlex
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jax.sharding import PartitionSpec
+
+from experiments import _config
+from experiments._config import flag
+from experiments._game import Config, Game, build, members
+from experiments._training import Progress
+from mixjax import _check, checkpoint, data, defenses, ensemble, evaluation, parallel, reporting
+from mixjax.interrupt import interruptible
+
+PROGRAM = "python -m experiments.evaluate"
+BUDGETS = {"quick": evaluation.QUICK, "standard": evaluation.STANDARD}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every field is a flag."""
+
+    run_dir: str = flag("", "folder of the finished run")
+    num_examples: int = flag(0, "test examples attacked; 0: as many as the run itself tested")
+    num_complete: int = flag(
+        1000, "examples that meet every attack, lost or not, so that each can be judged alone"
+    )
+    num_diagnosed: int = flag(100, "examples on which signs of weak attacks are looked for")
+    batch_size: int = flag(0, "examples attacked at once; 0: 50 on a CPU, 500 elsewhere")
+    data_dir: str = flag("", "folder of prepared data sets; empty: the user's cache")
+    manual_dir: str = flag("", "folder with the official archives, to prepare data offline")
+    devices: int = flag(0, "number of devices; 0: all")
+    resume: bool = flag(False, "continue an evaluation of the same run and budget")
+    debug: bool = flag(False, "show the traceback of an error")
+
+
+class Run(NamedTuple):
+    """A finished run, or the single classifier in it."""
+
+    folder: pathlib.Path
+    recorded: dict
+    config: Config
+    result: dict
+
+
+def main(argv=None):
+    """Runs the evaluation; bad input ends in one line and exit code 2."""
+    budget, settings = _config.parse(
+        argv,
+        {budget: Settings() for budget in BUDGETS},
+        default="quick",
+        program=PROGRAM,
+        description=__doc__ or "",
+        selector="budget",
+    )
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        cache = pathlib.Path("~/.cache/mixjax/compiled").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    try:
+        run(budget, settings, sys.argv[1:] if argv is None else argv)
+    except (ValueError, OSError) as error:
+        if settings.debug:
+            raise
+        _config.fail(PROGRAM, error)
+
+
+def run(budget: str, settings: Settings, argv):
+    """Evaluates the single classifier, if there is one, and the mixture, and reports."""
+    check(settings)
+    folder = pathlib.Path(settings.run_dir)
+    mixture = read_run(folder)
+    runs = {f"mixture of {mixture.config.members}": mixture}
+    if (folder / "single").exists():
+        runs = {"single": read_run(folder / "single")} | runs
+    for each in runs.values():
+        refuse_what_is_there(each.folder, budget, settings.resume)
+    dataset = data.load(
+        mixture.config.dataset, settings.data_dir or None, manual_dir=settings.manual_dir or None
+    )
+    command = f"{PROGRAM} {shlex.join(argv)}"
+    evaluations, versus = {}, None
+    for name, each in runs.items():
+        evaluations[name], versus = evaluate(name, each, dataset, budget, settings, command, versus)
+    results = {name: each.result for name, each in runs.items()}
+    title = f"{mixture.config.dataset}, {mixture.config.loss}"
+    on_disk = reporting.read_evaluations({name: each.folder for name, each in runs.items()})
+    reporting.write_report(folder, results, title, on_disk)
+    print(reporting.reported_table(evaluations))
+    print(reporting.results_table(list(evaluations.values()), list(evaluations)))
+    print("".join(reporting.difference_line(*item) for item in evaluations.items()))
+    print(f"{folder / 'report.md'} holds the report.")
+
+
+def check(settings: Settings):
+    """Raises `ValueError` for what would otherwise go wrong only after the attacks."""
+    _check.at_least(1, num_complete=settings.num_complete, num_diagnosed=settings.num_diagnosed)
+    names = ("num_examples", "batch_size", "devices")
+    _check.at_least(0, **{name: getattr(settings, name) for name in names})
+    number = jax.device_count()
+    _check.within(1, number, devices=settings.devices or number)
+    if not settings.run_dir:
+        raise ValueError("run_dir must be the folder of a finished run: --run-dir DIR")
+
+
+def read_run(folder: pathlib.Path) -> Run:
+    """Reads a finished run.
+
+    Raises:
+      ValueError: if there is none, or one that is not finished or of another program.
+    """
+    for file, what in (
+        ("config.json", "no run of experiments.cifar10_mixture"),
+        ("result.json", "a run that is not finished (continue it with --resume of its program)"),
+        ("checkpoints", "a run without its checkpoints"),
+    ):
+        if not (folder / file).exists():
+            raise ValueError(f"run_dir {folder} holds {what}: it has no {file}")
+    recorded = reporting.read_config(folder)
+    known = {field.name for field in dataclasses.fields(Config)}
+    if foreign := sorted(recorded.keys() - known):
+        raise ValueError(
+            f"run_dir {folder} holds a run of another program or version: "
+            f"config.json has {', '.join(foreign)}"
+        )
+    return Run(folder, recorded, Config(**recorded), reporting.read_result(folder))
+
+
+def refuse_what_is_there(folder: pathlib.Path, budget: str, resume: bool):
+    """Raises `ValueError` if there is an evaluation and nobody asked to continue it."""
+    for path in (folder / f"evaluation_{budget}.json", folder / f"evaluation_{budget}"):
+        if path.exists() and not resume:
+            raise ValueError(
+                f"run_dir holds {path} already: continue it with --resume, or remove both "
+                f"{path.stem}.json and the folder {path.stem} to begin anew"
+            )
+
+
+def restore(each: Run, game: Game) -> defenses.MixtureState:
+    """The state that was most robust on validation data: the one that the run has tested."""
+    training = game.defense.init(jax.random.key(0))
+    progress = Progress(training, jnp.zeros(()), jnp.zeros((), jnp.int32))
+    with checkpoint.open(each.folder / "checkpoints", each.recorded) as saved:
+        progress, _, skipped = checkpoint.restore(saved, progress, "best")
+    if skipped:
+        raise ValueError(
+            f"the best checkpoint of {each.folder} is damaged: "
+            + "; ".join(f"step {step}: {reason}" for step, reason in skipped)
+        )
+    return progress.training
+
+
+def evaluate(
+    name: str,
+    each: Run,
+    dataset: data.Dataset,
+    budget: str,
+    settings: Settings,
+    command: str,
+    versus: np.ndarray | None,
+):
+    """Attacks, diagnoses and writes.
+
+    Returns:
+      The evaluation, with the paired difference to the accuracies `versus` [N], and the worst
+      expected accuracy of each test example, [N].
+    """
+    start = time.monotonic()
+    game = build(each.config, dataset)
+    state = restore(each, game)
+    apply_fn = jax.tree_util.Partial(game.model.apply)
+    member_fns = [
+        jax.tree_util.Partial(
+            ensemble.apply, apply_fn, jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], state.average)
+        )
+        for k in range(each.config.members)
+    ]
+    num_examples = settings.num_examples or each.config.test_examples
+    images, labels = (part[:num_examples] for part in dataset.test)
+    num_devices = settings.devices or jax.device_count()
+    suite = evaluation.attack_suite(game.threat, BUDGETS[budget])
+    mixture = (members(game, state), state.weights, images, labels)
+    with interruptible() as interrupt, Bars(name) as bars:
+
+        def progress(*done):
+            bars.show(*done)
+            if interrupt.received:
+                raise SystemExit(interrupt.exit_code)
+
+        found = evaluation.evaluate_suite(
+            jax.random.fold_in(jax.random.key(each.config.seed), 4),
+            *mixture,
+            suite,
+            member_fns=member_fns,
+            num_complete=settings.num_complete,
+            batch_size=batch_size(settings.batch_size, len(labels), num_devices),
+            folder=each.folder / f"evaluation_{budget}",
+            progress=progress,
+            transform=jax.jit if num_devices == 1 else over_devices(num_devices),
+        )
+    findings = evaluation.diagnose(*mixture, game.threat, num_examples=settings.num_diagnosed)
+    findings += evaluation.compare_attacks(found.mixture, state.weights, suite)
+    figures = evaluation.suite_report(found, state.weights, suite)
+    worst = evaluation.worst_case(found.mixture.outcomes, state.weights)
+    if versus is not None:
+        difference, error_bar = evaluation.paired_difference(worst, versus)
+        figures["versus_single"] = {"difference": difference, "error_bar": error_bar}
+    seconds = max(time.monotonic() - start, figures["cost"]["all"]["seconds"] * len(labels))
+    result = {
+        "dataset": each.config.dataset,
+        **figures,
+        "diagnostics": [
+            finding._asdict() | {"is_suspicious": finding.is_suspicious} for finding in findings
+        ],
+        "budget": {"name": budget, **BUDGETS[budget]._asdict()},
+        "config": each.recorded,
+        "provenance": reporting.provenance(command, each.config.seed, seconds),
+    }
+    return reporting.write_result(each.folder, result, f"evaluation_{budget}.json"), worst
+
+
+def batch_size(wanted: int, num_examples: int, num_devices: int) -> int:
+    """Examples attacked at once: no more than there are, and as many on each device."""
+    usual = 50 if jax.default_backend() == "cpu" else 500
+    number = min(wanted or usual, num_examples)
+    return -(-number // num_devices) * num_devices
+
+
+def over_devices(num_devices: int):
+    """Splits the last three arguments of a function over the devices; the others go to each."""
+    mesh = parallel.mesh(devices=jax.devices()[:num_devices])
+    split, whole = PartitionSpec(parallel.DATA_AXIS), PartitionSpec()
+
+    def transform(function):
+        def spread(*arguments):
+            specs = (whole,) * (len(arguments) - 3) + (split,) * 3
+            return jax.shard_map(
+                function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False
+            )(*arguments)
+
+        return jax.jit(spread)
+
+    return transform
+
+
+class Bars:
+    """One progress bar after the other, for whoever is under attack."""
+
+    def __init__(self, name):
+        """`name` is shown before each."""
+        self.name, self.bar, self.shown = name, None, ""
+
+    def show(self, name, num_done, num_all):
+        """Moves the bar of `name`, in examples times runs."""
+        if name != self.shown:
+            self.close()
+            self.bar = tqdm.tqdm(total=num_all, desc=f"{self.name}, {name}", unit="run")
+            self.shown = name
+        if self.bar is not None:
+            self.bar.update(num_done - self.bar.n)
+
+    def close(self):
+        """Ends the last bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def __enter__(self):
+        """The bars themselves."""
+        return self
+
+    def __exit__(self, *exception):
+        """Ends the last bar."""
+        self.close()
+
+
+if __name__ == "__main__":
+    main()

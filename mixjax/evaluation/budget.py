@@ -1,0 +1,207 @@
+"""The attack suite: everything that is known to hurt a mixture, at a cost that `L` does not change.
+
+On linear mixtures, whose optimum a linear program gives, each of these attacks alone misses up to
+half of what can be gained; together they reach it within a few percent.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixjax import _check, attacks, losses, mixture
+from mixjax.evaluation.suite import Attack
+from mixjax.threats import Threat
+from mixjax.typing import Array, Bounds
+
+# Lines of the report, by what an attack knows: `diagnostics` compares them.
+BASELINE = "pgd_expected_loss"
+EXPECTED_LOSS = "apgd_expected_loss"
+ON_THE_MIXTURE = (
+    EXPECTED_LOSS,
+    "apgd_mean_probability",
+    "apgd_expected_dlr",
+    "apgd_expected_margin",
+    "apgd_targeted_dlr",
+)
+TRANSFERRED = "apgd_members"
+MEMBER_AWARE = ("arc", "lattice_climber")
+MINIMUM_NORM = "carlini_wagner"
+BLACK_BOX = "square"
+
+_BASELINE_STEPS = 20
+_BASELINE_REACH = 2.5  # all steps of the baseline together, in radii
+
+
+class Budget(NamedTuple):
+    """What is spent on each example, whatever `L`.
+
+    Attributes:
+      num_restarts: runs of AutoPGD on each of four losses of the mixture.
+      num_targets: runs of AutoPGD towards one wrong class each, the likeliest first.
+      num_member_runs: runs of AutoPGD on one member each, the members taking turns; at least `L`.
+      num_steps: gradient steps of one run of AutoPGD and of Carlini and Wagner's attack.
+      num_member_aware_runs: runs of ARC, and as many of the lattice climber.
+      num_member_aware_steps: steps of each of these.
+      num_orders: orders in which a run of the lattice climber adds members.
+      num_queries: questions that the black-box attack may ask.
+    """
+
+    num_restarts: int
+    num_targets: int
+    num_member_runs: int
+    num_steps: int
+    num_member_aware_runs: int
+    num_member_aware_steps: int
+    num_orders: int
+    num_queries: int
+
+
+QUICK = Budget(2, 2, 6, 20, 1, 20, 2, 200)
+STANDARD = Budget(5, 9, 12, 100, 5, 50, 5, 5000)
+
+
+def attack_suite(
+    threat: Threat, budget: Budget = STANDARD, *, bounds: Bounds = (0.0, 1.0)
+) -> tuple[Attack, ...]:
+    """The attacks that a mixture, and each of its members, has to survive.
+
+    One run of PGD with 20 steps on the expected loss comes first: it is what papers report, and
+    what it fools the others need not attack. Then AutoPGD on the expected cross-entropy, `-log` of
+    the mean probability, the expected difference of logits ratio, the expected margin and the
+    expected targeted ratio, each on single members as well; ARC and the lattice climber, which
+    know which members they have; under an l2 threat Carlini and Wagner's nearest fooling point of
+    the mean probability, dropped beyond the radius; and at last a black-box attack that asks for
+    nothing but the members' answers, as a check on all the gradients.
+
+    Args:
+      threat: the allowed perturbations, in the units of the inputs.
+      budget: `QUICK`, `STANDARD` or one of your own.
+      bounds: lowest and highest value of an input.
+
+    Returns:
+      A list of attacks for `evaluate_suite`, which anybody may extend. The number of runs is the
+      same for every `L`.
+
+    Raises:
+      ValueError: if a number of the budget is not at least 1.
+    """
+    _check.at_least(1, **budget._asdict())
+    _check.increasing(bounds=bounds)
+    settings = {"bounds": bounds}
+    suite = [_baseline(threat, settings), _auto_pgd(threat, budget, settings)]
+    suite += [_member_aware(threat, budget, settings, attack) for attack in MEMBER_AWARE]
+    if _is_euclidean(threat):
+        suite.append(_carlini_wagner(threat, budget, settings))
+    return (*suite, _square(threat, budget, settings))
+
+
+def _baseline(threat, settings):
+    def run(key, _, logits_fn, weights, x, label):
+        def loss_fn(x):
+            return _expected(losses.cross_entropy, logits_fn(x), weights, label)
+
+        step_size = _BASELINE_REACH / _BASELINE_STEPS * threat.epsilon
+        return attacks.pgd(
+            key, loss_fn, x, threat, num_steps=_BASELINE_STEPS, step_size=step_size, **settings
+        )[0]
+
+    return Attack((BASELINE,), _BASELINE_STEPS, run)
+
+
+def _auto_pgd(threat, budget, settings):
+    """All runs of AutoPGD: the loss is chosen inside, so that one compiled loop serves all."""
+    num_runs = [budget.num_restarts] * 4 + [budget.num_targets, budget.num_member_runs]
+    lines = (*ON_THE_MIXTURE, TRANSFERRED)
+    names = tuple(name for name, number in zip(lines, num_runs, strict=True) for _ in range(number))
+    chosen = np.repeat(np.arange(len(lines)), num_runs)
+    turns = np.concatenate([np.arange(number) for number in num_runs])
+
+    def run(key, run, logits_fn, weights, x, label):
+        logits = logits_fn(x)
+        if budget.num_member_runs < logits.shape[0]:
+            raise ValueError(
+                f"num_member_runs must be at least the number of members {logits.shape[0]}, "
+                f"got {budget.num_member_runs}"
+            )
+        turn = jnp.asarray(turns)[run]
+        wrong = attacks.likeliest_wrong(
+            mixture.log_probs(logits, weights), label, logits.shape[1] - 1
+        )
+        target = wrong[turn % len(wrong)]
+
+        def towards_target(logits, label):
+            return losses.targeted_dlr(logits, label, target)
+
+        def minus_margin(logits, label):
+            return -losses.margin(logits, label)
+
+        def loss_fn(x):
+            return jax.lax.switch(
+                jnp.asarray(chosen)[run],
+                (
+                    lambda logits: _expected(losses.cross_entropy, logits, weights, label),
+                    lambda logits: -mixture.log_probs(logits, weights)[label],
+                    lambda logits: _expected(losses.dlr, logits, weights, label),
+                    lambda logits: _expected(minus_margin, logits, weights, label),
+                    lambda logits: _expected(towards_target, logits, weights, label),
+                    lambda logits: losses.cross_entropy(logits[turn % len(logits)], label),
+                ),
+                logits_fn(x),
+            )
+
+        return attacks.apgd(key, loss_fn, x, threat, num_steps=budget.num_steps, **settings)[0]
+
+    return Attack(names, budget.num_steps, run)
+
+
+def _member_aware(threat, budget, settings, name):
+    """ARC or the lattice climber."""
+    num_steps = budget.num_member_aware_steps
+    settings = settings | {"num_steps": num_steps}
+    if name == "lattice_climber":
+        settings["num_orders"] = budget.num_orders
+
+    def run(key, _, logits_fn, weights, x, label):
+        return getattr(attacks, name)(key, logits_fn, weights, x, label, threat, **settings)[0]
+
+    return Attack((name,) * budget.num_member_aware_runs, num_steps, run)
+
+
+def _carlini_wagner(threat, budget, settings):
+    def run(key, _, logits_fn, weights, x, label):
+        def margin_fn(x):
+            return losses.margin(mixture.log_probs(logits_fn(x), weights), label)
+
+        x_adv, info = attacks.carlini_wagner(margin_fn, x, num_steps=budget.num_steps, **settings)
+        return jnp.where(info.norm <= threat.epsilon, x_adv, x)
+
+    return Attack((MINIMUM_NORM,), budget.num_steps, run)
+
+
+def _square(threat, budget, settings):
+    def run(key, _, logits_fn, weights, x, label):
+        def score_fn(x):
+            """Expected errors, and between equals how near the members still right are to one."""
+            logits = logits_fn(x)
+            ahead = jnp.maximum(jax.vmap(losses.margin, in_axes=(0, None))(logits, label), 0.0)
+            errors = 1.0 - mixture.correct(logits, label)
+            return mixture.expected_loss(errors - ahead / (1.0 + ahead), weights)
+
+        return attacks.square(key, score_fn, x, threat, num_queries=budget.num_queries, **settings)[
+            0
+        ]
+
+    return Attack((BLACK_BOX,), budget.num_queries, run)
+
+
+def _expected(loss, logits: Array, weights: Array, label: Array) -> Array:
+    member_losses = jax.vmap(loss, in_axes=(0, None))(logits, label)
+    return mixture.expected_loss(member_losses, weights)
+
+
+def _is_euclidean(threat):
+    """Whether the threat's norm is l2, asked of a vector."""
+    with jax.ensure_compile_time_eval():
+        return abs(float(threat.norm(jnp.array([0.6, 0.8]))) - 1.0) < 1e-3

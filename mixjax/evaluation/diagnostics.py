@@ -1,0 +1,265 @@
+"""Signs that the attacks are weak and not the mixture strong, each as a finding with its figure.
+
+Most broken defenses break their attacker's gradients: an attack that stands still reports full
+robustness. None of these checks proves an evaluation right; each has exposed wrong ones.
+
+References:
+  Athalye, Carlini and Wagner, Obfuscated gradients give a false sense of security, 2018,
+  section 3.1; Carlini et al., On evaluating adversarial robustness, 2019, sections 4 and 5; Croce
+  and Hein, AutoAttack, 2020, whose `flags_doc` names its warnings.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixjax import _check, losses, mixture
+from mixjax.evaluation.batches import as_pytree, check_evaluation
+from mixjax.evaluation.budget import (
+    BLACK_BOX,
+    EXPECTED_LOSS,
+    MEMBER_AWARE,
+    ON_THE_MIXTURE,
+    TRANSFERRED,
+)
+from mixjax.evaluation.outcomes import to_float
+from mixjax.evaluation.report import expected_accuracy
+from mixjax.evaluation.suite import Attack
+from mixjax.evaluation.turns import Record
+from mixjax.threats import Threat
+from mixjax.typing import Array, Bounds, LogitsFn
+
+_REACH = 5.0  # all steps together, in radii: half of them are the usual attack
+_ROUNDING = 1e-6
+
+
+class Finding(NamedTuple):
+    """One check.
+
+    Attributes:
+      name: what was checked.
+      value: what was measured, in units of accuracy or as a share of the examples.
+      limit: above it the evaluation is not to be trusted.
+      text: what the value is, and what it means above the limit.
+    """
+
+    name: str
+    value: float
+    limit: float
+    text: str
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the value is above its limit; NaN is."""
+        return not self.value <= self.limit + _ROUNDING
+
+
+class _Ascent(NamedTuple):
+    """The points of an ascent, `x` first: `[B, T + 1]` each."""
+
+    loss: Array
+    accuracy: Array
+    is_flat: Array
+
+
+def diagnose(
+    logits_fn: LogitsFn,
+    weights: Any,
+    images: Any,
+    labels: Any,
+    threat: Threat,
+    *,
+    num_steps: int = 40,
+    num_examples: int = 100,
+    bounds: Bounds = (0.0, 1.0),
+    transform: Callable = jax.jit,
+) -> tuple[Finding, ...]:
+    """Probes a mixture by plain gradient ascent on the expected cross-entropy, from `x` itself.
+
+    Args:
+      logits_fn: `x -> [L, C]`, the members' logits on one input.
+      weights: `[L]` probabilities of the members.
+      images: `[N, ...]` inputs, floats in [0, 1] or uint8.
+      labels: `[N]` integer classes.
+      threat: the allowed perturbations, in the units of the inputs; not of radius 0.
+      num_steps: steps of the ascent, at least 2; their length is 5 radii in all.
+      num_examples: number of examples probed at once, evenly spread; all if there are fewer.
+      bounds: lowest and highest value of an input.
+      transform: what is done to a function of six positional arguments before it is called:
+        compiled for one device, or a `shard_map` that splits the last three.
+
+    Returns:
+      `vanished_gradients`: of a member's cross-entropy, at examples that it gets right; the
+      member with the largest share. `stuck_ascent`: share of examples that some member gets right
+      and whose expected loss no step raises. `one_step_is_stronger`: accuracy that a single step
+      of length epsilon takes beyond all steps. `more_steps_help`: accuracy that the second half of
+      the steps takes. `huge_radius_survived`: accuracy left when the whole box is allowed.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    _check.at_least(2, num_steps=num_steps)
+    _check.at_least(1, num_examples=num_examples)
+    _check.positive(epsilon=threat.epsilon)
+    _check.increasing(bounds=bounds)
+    logits_fn = as_pytree(logits_fn)
+    weights = check_evaluation(logits_fn, weights, images, labels, num_examples)
+    images, labels = np.asarray(images), np.asarray(labels)
+    num_examples = min(num_examples, len(images))
+    rows = np.linspace(0, len(images) - 1, num_examples).astype(np.int32)
+    climb = transform(functools.partial(_climb, threat=threat, num_steps=num_steps, bounds=bounds))
+
+    def ascend(weights, radius, step_size=None):
+        reach = jnp.array([radius, step_size or _REACH * radius / num_steps], jnp.float32)
+        points = climb(reach, logits_fn, weights, images[rows], labels[rows], rows)
+        return jax.tree.map(np.asarray, points)
+
+    def lowest(points, num_points=None):
+        return float(points.accuracy[:, :num_points].min(axis=1).mean())
+
+    epsilon = float(threat.epsilon)
+    whole_box = float(threat.norm(jnp.full(images.shape[1:], bounds[1] - bounds[0])))
+    members = [ascend(each, epsilon) for each in jnp.eye(len(weights))]
+    vanished = [float(np.mean(each.is_flat[:, 0] & (each.accuracy[:, 0] > 0))) for each in members]
+    many, one = ascend(weights, epsilon), ascend(weights, epsilon, epsilon)
+    huge = ascend(weights, whole_box)
+    above = many.loss[:, :1] * (1 + _ROUNDING) + _ROUNDING
+    stuck = (many.accuracy[:, 0] > 0) & ~(many.loss > above).any(axis=1)
+    return (
+        Finding(
+            "vanished_gradients",
+            max(vanished),
+            0.01,
+            f"share of examples on which member {1 + int(np.argmax(vanished))} is right and the "
+            "gradient of its cross-entropy is exactly zero; there no attack on this loss moves",
+        ),
+        Finding(
+            "stuck_ascent",
+            float(stuck.mean()),
+            0.01,
+            f"share of examples not lost on which none of {num_steps} gradient steps raises the "
+            "expected loss; neither more steps nor restarts from the example can help there",
+        ),
+        Finding(
+            "one_step_is_stronger",
+            lowest(many) - lowest(one, 2),
+            0.01,
+            f"accuracy that one step of the whole radius takes beyond {num_steps} small ones; the "
+            "gradient near the example does not lead where the errors are",
+        ),
+        Finding(
+            "more_steps_help",
+            lowest(many, num_steps // 2 + 1) - lowest(many),
+            0.02,
+            f"accuracy that the second half of {num_steps} steps takes; the ascent has not "
+            "converged and longer attacks will report less",
+        ),
+        Finding(
+            "huge_radius_survived",
+            lowest(huge),
+            0.05,
+            f"accuracy left when the radius is {whole_box:.3g} and every input allowed; either "
+            "the attack fails or the members are never wrong together",
+        ),
+    )
+
+
+def compare_attacks(record: Record, weights: Any, attacks: Sequence[Attack]) -> tuple[Finding, ...]:
+    """What one kind of attack finds and another should have found, on the complete examples.
+
+    Args:
+      record: of the mixture, from `evaluate_suite`.
+      weights: `[L]` probabilities of the members.
+      attacks: those of the suite; a comparison that lacks an attack is left out.
+
+    Returns:
+      `black_box_is_stronger`: accuracy that the black-box attack takes beyond all others.
+      `transfer_is_stronger`: by how much the attacks on single members leave less than those on
+      losses of the mixture. `expected_loss_is_blind`: by how much the attacks that know the
+      members leave less than AutoPGD on the expected loss. `restarts_help`: accuracy that the
+      second half of the restarts on the expected loss takes.
+
+    Raises:
+      ValueError: if `attacks` or `weights` do not fit the record.
+    """
+    names = np.array(["clean"] + [name for attack in attacks for name in attack.names])
+    accuracies = expected_accuracy(record.outcomes, weights)[record.is_complete]
+    _check.shape((None, len(names)), accuracies=accuracies)
+
+    def left(*lines):
+        """Accuracy left by these attacks together; None if one is missing."""
+        if {*lines} <= {*names} and len(accuracies):
+            return float(accuracies[:, np.isin(names, ["clean", *lines])].min(axis=1).mean())
+        return None
+
+    others = [name for name in dict.fromkeys(names[1:].tolist()) if name != BLACK_BOX]
+    restarts = np.flatnonzero(names == EXPECTED_LOSS)
+    half = accuracies[:, [0, *restarts[: -(-len(restarts) // 2)]]].min(axis=1)
+    comparisons = (
+        (
+            "black_box_is_stronger",
+            left(*others),
+            left(*others, BLACK_BOX),
+            0.01,
+            "accuracy that a black-box attack takes beyond all attacks by gradient; gradients are "
+            "masked",
+        ),
+        (
+            "transfer_is_stronger",
+            left(*ON_THE_MIXTURE),
+            left(TRANSFERRED),
+            0.01,
+            "by how much attacks on single members leave less than attacks on losses of the "
+            "mixture; those losses are the wrong ones to climb",
+        ),
+        (
+            "expected_loss_is_blind",
+            left(EXPECTED_LOSS),
+            left(*MEMBER_AWARE),
+            0.02,
+            "by how much attacks that go member by member leave less than AutoPGD on the "
+            "expected loss; do not report the latter",
+        ),
+        (
+            "restarts_help",
+            float(half.mean()) if len(restarts) > 1 and len(accuracies) else None,
+            left(EXPECTED_LOSS),
+            0.02,
+            f"accuracy that the second half of {len(restarts)} restarts on the expected loss "
+            "takes; more restarts will report less",
+        ),
+    )
+    return tuple(
+        Finding(name, higher - lower, limit, text)
+        for name, higher, lower, limit, text in comparisons
+        if higher is not None and lower is not None
+    )
+
+
+def _climb(reach, logits_fn, weights, images, labels, indices, *, threat, num_steps, bounds):
+    """Plain ascent on the expected loss of a batch; `reach` is radius and length of a step."""
+    del indices
+    radius, step_size = reach
+    scale = radius / threat.epsilon
+
+    def one(x, label):
+        def loss_and_accuracy(point):
+            logits = logits_fn(point)
+            member_losses = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits, label)
+            accuracy = jnp.sum(weights * mixture.correct(logits, label))
+            return mixture.expected_loss(member_losses, weights), accuracy
+
+        def step(point, _):
+            (loss, accuracy), gradient = jax.value_and_grad(loss_and_accuracy, has_aux=True)(point)
+            gradient = jnp.nan_to_num(gradient)
+            delta = point - x + step_size * threat.steepest(gradient)
+            moved = jnp.clip(x + scale * threat.project(delta / scale), *bounds)
+            return moved, _Ascent(loss, accuracy, jnp.all(gradient == 0))
+
+        return jax.lax.scan(step, x, length=num_steps + 1)[1]
+
+    return jax.vmap(one)(to_float(images), labels)

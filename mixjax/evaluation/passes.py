@@ -1,0 +1,98 @@
+"""What an attack costs, counted in its own program: passes forward and backward per run.
+
+Nobody writes the formula down, so none can be forgotten when an attack changes: every call of the
+network, and every pullback through it, carries a name in the traced program, and the loops around
+it say how often it runs.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from mixjax.evaluation.suite import Attack
+from mixjax.typing import Array, LogitsFn
+
+_FORWARD, _BACKWARD = "mixjax_forward", "mixjax_backward"
+
+
+class Passes(NamedTuple):
+    """Passes through single networks: all `L` members at once are `L` of them.
+
+    Attributes:
+      forward: answers asked for, those on the way to a gradient included.
+      backward: gradients.
+    """
+
+    forward: int
+    backward: int
+
+
+def count_passes(attack: Attack, logits_fn: LogitsFn, weights: Array, x: Any) -> Passes:
+    """Passes of one run on one example: nothing is computed, the program is only read.
+
+    Of a branch the dearer side counts; a loop that ends by itself is taken for `num_steps` turns,
+    so that the count is an upper bound.
+
+    Args:
+      attack: the attack.
+      logits_fn: `x -> [L, C]`, the members' logits on one input.
+      weights: `[L]` probabilities of the members.
+      x: `[...]` an input, or its `jax.ShapeDtypeStruct`.
+    """
+    x = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    logits = jax.eval_shape(logits_fn, x)
+
+    def run(key, weights, x, label):
+        return attack.run(key, label, _named(logits_fn), weights, x, label)
+
+    closed = jax.make_jaxpr(run)(jax.random.key(0), weights, x, jnp.zeros((), jnp.int32))
+    found = _count(closed.jaxpr, attack.num_steps)
+    networks, size = logits.shape[0], math.prod(logits.shape)
+    return Passes(*(round(found[name] * networks / size) for name in (_FORWARD, _BACKWARD)))
+
+
+def _named(logits_fn):
+    """The same function, whose calls and pullbacks can be found in a program."""
+
+    @jax.custom_vjp
+    def named(x):
+        return checkpoint_name(logits_fn(x), _FORWARD)
+
+    def forward(x):
+        logits, pullback = jax.vjp(logits_fn, x)
+        return checkpoint_name(logits, _FORWARD), pullback
+
+    def backward(pullback, cotangent):
+        return pullback(checkpoint_name(cotangent, _BACKWARD))
+
+    named.defvjp(forward, backward)
+    return named
+
+
+def _count(jaxpr, num_turns):
+    """Sizes of what carries each name, times how often it is computed."""
+    total = {_FORWARD: 0, _BACKWARD: 0}
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "name" and equation.params["name"] in total:
+            total[equation.params["name"]] += equation.outvars[0].aval.size
+        kind = equation.primitive.name
+        turns = {"scan": equation.params.get("length"), "while": num_turns}.get(kind, 1)
+        inner = [_count(each, num_turns) for each in _jaxprs(equation.params.values())]
+        combine = max if kind == "cond" else sum
+        for name in total:
+            total[name] += turns * combine([each[name] for each in inner] or [0])
+    return total
+
+
+def _jaxprs(values):
+    """The programs among the parameters of an operation."""
+    for value in values:
+        if hasattr(value, "jaxpr"):
+            yield value.jaxpr
+        elif hasattr(value, "eqns"):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _jaxprs(value)

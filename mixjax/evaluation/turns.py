@@ -1,0 +1,177 @@
+"""One attack run after the other on a data set, each on the examples that are not yet lost.
+
+An example is lost when a point has been found at which every member of positive weight is wrong:
+no attack can lower its expected accuracy any more. A part of the examples meets every run all the
+same, so that each attack can be judged alone. What is done is written down batch by batch: a
+process that is killed goes on from there, to the same numbers.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import pathlib
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixjax import _files, _fingerprint
+from mixjax.evaluation.outcomes import Outcomes
+from mixjax.evaluation.passes import count_passes
+from mixjax.evaluation.suite import Attack
+from mixjax.typing import Array, Key, LogitsFn
+
+CLEAN = Attack(("clean",), 0, lambda key, run, logits_fn, weights, x, label: x)
+
+
+class Record(NamedTuple):
+    """What `R` attack runs did to `N` examples, in NumPy arrays.
+
+    Attributes:
+      outcomes: answers at `R + 1` points, the clean one first; where a run was left out because
+        the example was lost, those at the point that lost it.
+      is_complete: `[N]` whether the example met every run, lost or not.
+      num_attacked: `[R]` number of examples that met each run.
+      num_answers: `[R]` forward passes through single networks of one run on one example.
+      num_gradients: `[R]` the same of backward passes.
+      seconds: `[R]` wall-clock time, that of compilation in the first run of each attack.
+    """
+
+    outcomes: Outcomes
+    is_complete: np.ndarray
+    num_attacked: np.ndarray
+    num_answers: np.ndarray
+    num_gradients: np.ndarray
+    seconds: np.ndarray
+
+
+class Stage(NamedTuple):
+    """An attack, and `evaluate_run` with it, compiled."""
+
+    attack: Attack
+    evaluate: Callable
+
+
+def attack_in_turn(
+    key: Key,
+    logits_fn: LogitsFn,
+    weights: Array,
+    images: np.ndarray,
+    labels: np.ndarray,
+    stages: Sequence[Stage],
+    *,
+    num_complete: int,
+    batch_size: int,
+    folder: pathlib.Path | None,
+    progress: Callable[[int, int], None],
+) -> Record:
+    """Makes every run of the stages, the first of which must be `CLEAN`.
+
+    Args:
+      key: random key of the data set.
+      logits_fn: `x -> [L, C]`, the members' logits on one input.
+      weights: `[L]` probabilities of the members.
+      images: `[N, ...]` inputs, floats in [0, 1] or uint8.
+      labels: `[N]` integer classes.
+      stages: attacks in the order of their turns.
+      num_complete: number of examples, evenly spread, that meet every run.
+      batch_size: number of examples attacked at once.
+      folder: where to write down what is done and to continue from; None: nowhere.
+      progress: called after each batch with the number of examples times runs done and of all.
+
+    Returns:
+      The `Record` of all runs.
+
+    Raises:
+      ValueError: if `folder` holds another evaluation.
+    """
+    num_examples = len(images)
+    runs = [(stage, run, name) for stage in stages for run, name in enumerate(stage.attack.names)]
+    x = jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
+    passes = {stage: count_passes(stage.attack, logits_fn, weights, x) for stage in stages}
+    if folder is not None:
+        settings = {
+            "num_examples": num_examples,
+            "num_complete": num_complete,
+            "batch_size": batch_size,
+            "weights": np.asarray(weights),
+            "attacks": [[name, *passes[stage]] for stage, _, name in runs],
+            "inputs": _digest((key, images, labels, jax.tree.leaves(logits_fn))),
+        }
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _files.claim(folder, settings, argument="folder")
+
+    is_complete = np.zeros(num_examples, bool)
+    is_complete[np.linspace(0, num_examples - 1, min(num_complete, num_examples)).astype(int)] = (
+        True
+    )
+    members = np.zeros((num_examples, len(runs), len(weights)), bool)
+    averaged = np.zeros((num_examples, len(runs)), bool)
+    num_attacked, seconds = np.zeros(len(runs), int), np.zeros(len(runs))
+    counts = np.asarray(weights) > 0
+    is_lost, lost_at = np.zeros(num_examples, bool), np.zeros(num_examples, int)
+    for place, (stage, run, name) in enumerate(runs):
+        left_out = is_lost & ~is_complete
+        members[left_out, place] = members[left_out, lost_at[left_out]]
+        averaged[left_out, place] = averaged[left_out, lost_at[left_out]]
+        rows = np.flatnonzero(~left_out)
+        num_attacked[place] = len(rows)
+        evaluate = functools.partial(stage.evaluate, key, np.int32(run), logits_fn, weights)
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            path = folder and folder / f"{place:03d}-{name}-{start // batch_size:05d}.npz"
+            found = _read(path, batch)
+            if found is None:
+                found = _timed(evaluate, images, labels, batch, batch_size)
+                _write(path, batch, found)
+            (members[batch, place], averaged[batch, place]), duration = found
+            seconds[place] += duration
+            progress(place * num_examples + start + len(batch), len(runs) * num_examples)
+        progress((place + 1) * num_examples, len(runs) * num_examples)
+        newly = ~is_lost & ~members[:, place, counts].any(axis=1)
+        lost_at[newly], is_lost[newly] = place, True
+
+    answers, gradients = np.array([passes[stage] for stage, _, _ in runs[1:]], int).reshape(-1, 2).T
+    outcomes = Outcomes(members, averaged)
+    return Record(outcomes, is_complete, num_attacked[1:], answers, gradients, seconds[1:])
+
+
+def _timed(evaluate, images, labels, batch, batch_size):
+    """One batch, filled up with copies of its last example, and the seconds that it took."""
+    start = time.monotonic()
+    padded = np.minimum(np.arange(batch_size), len(batch) - 1)
+    rows = batch[padded].astype(np.int32)
+    members, averaged = jax.device_get(evaluate(images[rows], labels[rows], rows))
+    return Outcomes(members[: len(batch)], averaged[: len(batch)]), time.monotonic() - start
+
+
+def _write(path, batch, found):
+    if path is not None:
+        (members, averaged), duration = found
+        buffer = io.BytesIO()
+        np.savez(buffer, rows=batch, members=members, averaged=averaged, seconds=duration)
+        _files.write(path, buffer.getvalue())
+
+
+def _read(path, batch):
+    """What was written down of this batch; None if nothing, or if the file is damaged."""
+    if path is None or not path.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as stored:
+            if not np.array_equal(stored["rows"], batch):
+                return None
+            return Outcomes(stored["members"], stored["averaged"]), float(stored["seconds"])
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _digest(tree):
+    """One sha256 of all arrays in `tree`."""
+    text = json.dumps(_fingerprint.fingerprints(tree), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

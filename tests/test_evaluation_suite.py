@@ -1,0 +1,435 @@
+"""The loop over runs and examples: who is attacked by what, what is left out, what survives a kill.
+
+The attacks here are tables: run `r` on example `n` fools exactly the members that the table says.
+"""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mixjax import evaluation
+
+NUM_EXAMPLES, NUM_RUNS = 12, 5
+WEIGHTS = np.array([0.2, 0.5, 0.3])
+NAMES = ("one", "one", "two", "three", "two")
+
+
+def coded_logits(x):
+    """Input `[n, code]`: member k is right iff bit k of the code is set."""
+    bits = (x[1].astype(jnp.int32) >> jnp.arange(3)) & 1
+    return jnp.stack([bits * 2.0 - 1.0, jnp.zeros(3)], axis=-1)
+
+
+def table_attack(table, names, first=0):
+    """Run r moves example n to code `table[n, first + r]`."""
+    codes = jnp.asarray(table)
+
+    def run(key, run, logits_fn, weights, x, label):
+        logits_fn(x)
+        return x.at[1].set(codes[(x[0] * 1000).astype(jnp.int32), first + run])
+
+    return evaluation.Attack(names, 7, run)
+
+
+@functools.cache
+def game():
+    """A random table in which about half of all examples end up lost."""
+    table = np.random.default_rng(0).integers(0, 8, (NUM_EXAMPLES, NUM_RUNS)).astype(np.float32)
+    images = np.stack([(np.arange(NUM_EXAMPLES) + 0.5) / 1000, np.ones(NUM_EXAMPLES)], axis=1)
+    attacks = (table_attack(table, NAMES[:3]), table_attack(table, NAMES[3:], first=3))
+    return table, images.astype(np.float32), np.zeros(NUM_EXAMPLES, np.int32), attacks
+
+
+@functools.cache
+def compiled(function, **settings):
+    """Compiled once for all tests."""
+    return jax.jit(functools.partial(function, **settings))
+
+
+def compile_once(batch_fn):
+    return compiled(batch_fn.func, **batch_fn.keywords)
+
+
+def clean_logits(x):
+    """As `coded_logits`, and code 1 stands for the clean example, on which all are right."""
+    return jnp.where(x[1] == 1.0, jnp.array([[1.0, 0.0]] * 3), coded_logits(x))
+
+
+def evaluate(key, attacks, images, labels, **settings):
+    settings = {"batch_size": 5, "num_complete": 4, "transform": compile_once} | settings
+    return evaluation.evaluate_suite(
+        key, clean_logits, WEIGHTS, images, labels, attacks, **settings
+    )
+
+
+def right(table):
+    """`[N, R + 1, L]` who is right where, the clean point first."""
+    bits = (table.astype(int)[..., None] >> np.arange(3)) & 1 == 1
+    bits |= (table == 1)[..., None]
+    return np.concatenate([np.ones((len(table), 1, 3), bool), bits], axis=1)
+
+
+def test_the_worst_is_as_if_nothing_had_been_left_out_and_each_attack_sees_complete_examples(key):
+    table, images, labels, attacks = game()
+    found = evaluate(key, attacks, images, labels)
+    report = evaluation.suite_report(found, WEIGHTS, attacks)
+    accuracies = right(table) @ WEIGHTS
+    assert 0.2 < (accuracies.min(axis=1) < 1e-9).mean() < 0.8
+    complete = np.linspace(0, 11, 4).astype(int)
+    np.testing.assert_array_equal(np.flatnonzero(found.mixture.is_complete), complete)
+    assert report["robust_accuracy"]["worst"] == pytest.approx(accuracies.min(axis=1).mean())
+    for name in ("one", "two", "three"):
+        columns = [0] + [1 + r for r in range(NUM_RUNS) if NAMES[r] == name]
+        lowest = accuracies[complete][:, columns].min(axis=1)
+        assert report["robust_accuracy"][name] == pytest.approx(lowest.mean())
+        assert report["error_bar"][name] == pytest.approx(lowest.std() / 2)
+        assert report["attacks"][name]["num_examples"] == 4
+    assert report["error_bar"]["worst"] == pytest.approx(
+        accuracies.min(axis=1).std() / np.sqrt(NUM_EXAMPLES)
+    )
+    assert report["reported_by"] == {
+        "num_examples": 4,
+        "worst": {
+            "accuracy": pytest.approx(accuracies[complete].min(axis=1).mean()),
+            "error_bar": pytest.approx(accuracies[complete].min(axis=1).std() / 2),
+        },
+    }
+
+
+def test_an_example_is_left_alone_from_the_run_after_the_one_that_lost_it(key):
+    table, images, labels, attacks = game()
+    found = evaluate(key, attacks, images, labels)
+    lost = (right(table) @ WEIGHTS < 1e-9).cumsum(axis=1) > 0
+    alive = ~lost[:, :-1] | found.mixture.is_complete[:, None]
+    np.testing.assert_array_equal(found.mixture.num_attacked, alive.sum(axis=0))
+    members = right(table)[:, :, 0].cumprod(axis=1)[:, :-1].sum(axis=0)
+    np.testing.assert_array_equal(found.members[0].num_attacked, members)
+    assert (
+        evaluate(key, attacks, images, labels, num_complete=12).mixture.num_attacked.tolist()
+        == [12] * 5
+    )
+
+
+def test_the_members_and_their_average_defend_themselves_alone_against_every_run(key):
+    """The table's points are the same for all, so that the three suites see one table."""
+    table, images, labels, attacks = game()
+    found = evaluate(key, attacks, images, labels)
+    report = evaluation.suite_report(found, WEIGHTS, attacks)
+    robust = right(table).all(axis=1)
+    assert [member["robust_accuracy"] for member in report["members"]] == pytest.approx(
+        robust.mean(axis=0).tolist()
+    )
+    assert report["sandwich"]["lower"] == pytest.approx((robust @ WEIGHTS).mean())
+    # All logits are 1 and 0 or -1 and 0: the mean probability is that of softmax(1) or of its rest.
+    probability = np.where(right(table), 1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))) @ WEIGHTS
+    assert report["averaged"]["robust_accuracy"] == pytest.approx(
+        (probability > 0.5).all(axis=1).mean()
+    )
+    assert report["averaged"]["clean_accuracy"] == 1.0
+    lower = evaluation.lower_bound(found, WEIGHTS)
+    np.testing.assert_allclose(lower, robust @ WEIGHTS, atol=1e-12)
+    assert np.all(lower <= evaluation.worst_case(found.mixture.outcomes, WEIGHTS) + 1e-12)
+
+
+def test_the_lower_bound_counts_what_attacks_on_the_mixture_did_to_a_member(key):
+    """An attack that works on mixtures only: each member alone stands, together all fall."""
+
+    def run(key, run, logits_fn, weights, x, label):
+        return x.at[1].set(
+            jnp.where(len(weights) == 1, 1.0, 2.0)
+        )  # code 2: member 1 alone is right
+
+    attacks = (evaluation.Attack(("joint",), 1, run),)
+    _, images, labels, _ = game()
+    report = evaluation.suite_report(evaluate(key, attacks, images, labels), WEIGHTS, attacks)
+    assert [member["robust_accuracy"] for member in report["members"]] == [1.0, 1.0, 1.0]
+    assert report["sandwich"] == {"lower": pytest.approx(0.5), "upper": pytest.approx(0.5)}
+
+
+def test_members_given_as_functions_of_their_own_are_attacked_instead_of_rows(key):
+    _, images, labels, attacks = game()
+    always_wrong = [lambda x: jnp.array([[0.0, 1.0]])] * 3
+    found = evaluate(key, attacks, images, labels, member_fns=always_wrong)
+    report = evaluation.suite_report(found, WEIGHTS, attacks)
+    assert [member["clean_accuracy"] for member in report["members"]] == [0.0] * 3
+    assert report["clean_accuracy"] == 1.0
+    assert found.members[0].num_attacked.tolist() == [0] * 5
+
+
+def test_one_member_is_attacked_once(key):
+    table, images, labels, attacks = game()
+    names = []
+    found = evaluation.evaluate_suite(
+        key,
+        lambda x: clean_logits(x)[:1],
+        [1.0],
+        images,
+        labels,
+        attacks,
+        progress=lambda name, *_: names.append(name),
+    )
+    assert {*names} == {"mixture"}
+    report = evaluation.suite_report(found, [1.0], attacks)
+    robust = right(table)[:, :, 0].all(axis=1).mean()
+    assert report["members"] == [report["averaged"]]
+    assert report["averaged"]["robust_accuracy"] == pytest.approx(robust)
+    assert report["robust_accuracy"]["worst"] == pytest.approx(robust)
+    assert report["cost"]["all"] == report["cost"]["mixture"]
+
+
+def test_members_of_weight_zero_do_not_keep_an_example_alive(key):
+    """Code 2: member 1, of weight 0, is right alone."""
+    images = np.stack([(np.arange(3) + 0.5) / 1000, np.ones(3)], axis=1).astype(np.float32)
+    table = np.full((3, 2), 2.0, np.float32)
+    attacks = (table_attack(table, ("one", "two")),)
+    weights = np.array([0.4, 0.0, 0.6])
+    found = evaluation.evaluate_suite(
+        key, clean_logits, weights, images, np.zeros(3, int), attacks, num_complete=0
+    )
+    assert found.mixture.num_attacked.tolist() == [3, 0]
+    report = evaluation.suite_report(found, weights, attacks)
+    assert report["robust_accuracy"] == {"worst": 0.0} and report["sandwich"]["lower"] == 0.0
+
+
+def test_results_depend_neither_on_the_batch_size_nor_on_the_devices(key):
+    """The runs use their key, so that one that hung on the batch would show."""
+
+    def run(key, run, logits_fn, weights, x, label):
+        return x.at[1].set(jax.random.randint(key, (), 0, 8).astype(x.dtype) + 0 * run)
+
+    _, images, labels, _ = game()
+    attacks = (evaluation.Attack(("random",) * 4, 1, run),)
+
+    def split_over_devices(batch_fn):
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        specs = (P(),) * 4 + (P("data"),) * 3
+        return jax.jit(
+            jax.shard_map(batch_fn, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)
+        )
+
+    found = [
+        evaluate(key, attacks, images, labels, **settings)
+        for settings in (
+            {"batch_size": 12},
+            {"batch_size": 5},
+            {"batch_size": 8, "transform": split_over_devices},
+        )
+    ]
+    codes = {row.tobytes() for row in found[0].mixture.outcomes.members}
+    assert len(codes) > 6
+    for other in found[1:]:
+        for one, two in zip(jax.tree.leaves(found[0]), jax.tree.leaves(other), strict=True):
+            if one.dtype != np.float64:  # seconds
+                np.testing.assert_array_equal(one, two)
+
+
+# Resuming.
+
+
+def without_seconds(report):
+    report = json.loads(json.dumps(report))
+    del report["cost"]
+    for attack in report["attacks"].values():
+        del attack["seconds"]
+    return report
+
+
+def test_what_is_written_down_is_not_done_again(key, tmp_path):
+    _, images, labels, attacks = game()
+    straight = evaluation.suite_report(evaluate(key, attacks, images, labels), WEIGHTS, attacks)
+    calls = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(name, num_done, num_all):
+        if (name, num_done) == ("member 2", 3 * NUM_EXAMPLES):
+            raise Stopped
+
+    def counting(batch_fn):
+        def counted(*arguments):
+            calls.append(arguments)
+            return compile_once(batch_fn)(*arguments)
+
+        return counted
+
+    with pytest.raises(Stopped):
+        evaluate(key, attacks, images, labels, folder=tmp_path, progress=stop, transform=counting)
+    before, names = len(calls), sorted(path.name for path in tmp_path.rglob("*"))
+    resumed = evaluate(key, attacks, images, labels, folder=tmp_path, transform=counting)
+    report = evaluation.suite_report(resumed, WEIGHTS, attacks)
+    assert without_seconds(report) == without_seconds(straight)
+    total = len(list(tmp_path.rglob("*.npz")))
+    assert 0 < before < total == len(calls)
+    assert {*names} < {path.name for path in tmp_path.rglob("*")}
+    evaluate(key, attacks, images, labels, folder=tmp_path, transform=counting)
+    assert total == len(calls)
+
+
+def test_a_damaged_note_is_made_again(key, tmp_path):
+    _, images, labels, attacks = game()
+    first = evaluate(key, attacks, images, labels, folder=tmp_path)
+    for number, path in enumerate(sorted(tmp_path.rglob("*.npz"))):
+        if number % 3 == 0:
+            path.write_bytes(path.read_bytes()[: 50 * (number % 2)])
+    again = evaluate(key, attacks, images, labels, folder=tmp_path)
+    report, other = (evaluation.suite_report(each, WEIGHTS, attacks) for each in (first, again))
+    assert without_seconds(report) == without_seconds(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_complete": 5}, "num_complete: 4 -> 5"),
+        ({"batch_size": 6}, "batch_size: 5 -> 6"),
+        ({"key": jax.random.key(3)}, "inputs: "),
+        ({"labels": np.ones(NUM_EXAMPLES, np.int32)}, "inputs: "),
+        ({"attacks": game()[3][:1]}, "attacks: "),
+    ],
+)
+def test_another_evaluation_is_refused_naming_what_differs(key, tmp_path, change, message):
+    _, images, labels, attacks = game()
+    settings = {"key": key, "attacks": attacks, "images": images, "labels": labels}
+    evaluate(**settings, folder=tmp_path)
+    with pytest.raises(ValueError, match="folder .* holds a run with another config.*" + message):
+        evaluate(**{**settings, **change}, folder=tmp_path)
+
+
+def test_a_killed_process_is_continued_to_the_same_numbers(tmp_path):
+    """SIGKILL after every few batches until one process comes through."""
+    program = textwrap.dedent(
+        """
+        import json, os, signal, sys
+        import jax
+        from mixjax import evaluation
+        from tests import test_evaluation_suite as suite
+
+        _, images, labels, attacks = suite.game()
+        left = int(sys.argv[2])
+
+        def progress(*_):
+            global left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        found = suite.evaluate(
+            jax.random.key(0), attacks, images, labels, folder=sys.argv[1], progress=progress
+        )
+        print(json.dumps(evaluation.suite_report(found, suite.WEIGHTS, attacks)))
+        """
+    )
+
+    def run(folder, num_batches):
+        command = [sys.executable, "-c", program, str(folder), str(num_batches)]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+        )
+
+    straight = run(tmp_path / "straight", -1)
+    assert straight.returncode == 0, straight.stderr
+    for num_batches in (7, 40):
+        assert run(tmp_path / "killed", num_batches).returncode == -signal.SIGKILL
+    resumed = run(tmp_path / "killed", -1)
+    assert resumed.returncode == 0, resumed.stderr
+    reports = [without_seconds(json.loads(each.stdout)) for each in (straight, resumed)]
+    assert reports[0] == reports[1]
+
+
+# Cost and progress.
+
+
+def test_passes_are_counted_in_the_traced_program():
+    """Three steps with one gradient, two answers asked for in a loop that ends by itself."""
+
+    def run(key, run, logits_fn, weights, x, label):
+        def step(x, _):
+            return x + jax.grad(lambda x: logits_fn(x).sum())(x), None
+
+        x, _ = jax.lax.scan(step, x, length=3)
+        jacobian = jax.jacrev(lambda x: logits_fn(x)[:, 0])(x)
+        x = jax.lax.cond(jacobian.sum() > 0, lambda: x, lambda: x + logits_fn(x).sum())
+        return jax.lax.while_loop(lambda x: x[0] < 1, lambda x: x + logits_fn(x)[0, 0], x)
+
+    attack = evaluation.Attack(("counted",), 6, run)
+    weights = jnp.ones(2) / 2
+
+    def logits_fn(x):
+        return jnp.stack([jnp.tanh(x), x])
+
+    passes = evaluation.count_passes(attack, logits_fn, weights, jnp.zeros(4))
+    # Backward: 3 steps and a Jacobian of 2 rows, through 2 networks each.
+    assert passes == evaluation.Passes(forward=2 * (3 + 1 + 1 + 6), backward=2 * (3 + 2))
+
+
+def test_the_cost_per_example_counts_the_runs_that_were_made(key):
+    table, images, labels, _ = game()
+
+    def run(key, run, logits_fn, weights, x, label):
+        gradient = jax.grad(lambda x: logits_fn(x).sum())(x)
+        return table_attack(table, NAMES).run(key, run, logits_fn, weights, x, label) + 0 * gradient
+
+    attacks = (evaluation.Attack(NAMES, 1, run),)
+    found = evaluate(key, attacks, images, labels, num_complete=0)
+    report = evaluation.suite_report(found, WEIGHTS, attacks)
+    num_attacked = found.mixture.num_attacked
+    assert report["attacks"]["one"]["num_gradients"] == 3
+    assert report["attacks"]["one"]["num_answers"] == 6
+    assert report["cost"]["mixture"]["gradients"] == pytest.approx(3 * num_attacked.sum() / 12)
+    others = sum(each.num_attacked.sum() for each in (*found.members, found.averaged))
+    both = 3 * num_attacked.sum() + others  # the others answer as one network each
+    assert report["cost"]["all"]["gradients"] == pytest.approx(both / 12)
+    assert 0 < report["cost"]["mixture"]["seconds"] < report["cost"]["all"]["seconds"]
+
+
+def test_progress_reaches_the_end_of_each_and_never_falls(key):
+    _, images, labels, attacks = game()
+    seen = {}
+
+    def progress(name, num_done, num_all):
+        seen.setdefault(name, []).append(num_done)
+        assert num_all == (NUM_RUNS + 1) * NUM_EXAMPLES
+
+    evaluate(key, attacks, images, labels, progress=progress)
+    assert [*seen] == ["mixture", "member 1", "member 2", "member 3", "averaged"]
+    for numbers in seen.values():
+        assert numbers == sorted(numbers) and numbers[-1] == (NUM_RUNS + 1) * NUM_EXAMPLES
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_complete": -1}, "num_complete must be a whole number of at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"member_fns": [clean_logits]}, "member_fns must be 3 functions, got 1"),
+        ({"labels": np.full(NUM_EXAMPLES, 2)}, r"labels must lie in \[0, 1\]"),
+    ],
+)
+def test_bad_input_is_named_with_its_value(key, change, message):
+    _, images, labels, attacks = game()
+    settings = {"attacks": attacks, "images": images, "labels": labels}
+    with pytest.raises(ValueError, match=message):
+        evaluate(key, **{**settings, **change})
+
+
+def test_a_report_of_other_attacks_is_refused(key):
+    _, images, labels, attacks = game()
+    found = evaluate(key, attacks, images, labels)
+    with pytest.raises(ValueError, match="attacks must have the 5 runs of evaluation, got 3"):
+        evaluation.suite_report(found, WEIGHTS, attacks[:1])
+    renamed = (attacks[0], attacks[1]._replace(names=("worst", "x")))
+    with pytest.raises(ValueError, match="must not be named clean or worst"):
+        evaluation.suite_report(found, WEIGHTS, renamed)
