@@ -48,7 +48,7 @@ def hedge(
     `((log L + log M) / step_size + loss_bound / 2) / num_steps`. Steps ten times as long are often
     faster, without the guarantee; `upper` and `lower` hold whatever the step.
 
-    A step passes twice over the table and keeps five arrays `[N, M]`. FIXME
+    A step passes twice over the table; six arrays `[N, M]` are kept beside it.
 
     Args:
       losses: `[N, M, L]` losses of the members at the candidates, within [0, `loss_bound`].
@@ -91,7 +91,7 @@ def regret_matching(losses: Array, *, num_steps: int) -> AveragedPlay:
     duality gap of the averages is at most `2 loss_bound (sqrt L + sqrt M) / sqrt(num_steps)` for
     losses within [0, `loss_bound`], and in practice falls faster than that of `hedge`.
 
-    A step passes twice over the table and keeps three arrays `[N, M]`. FIXME
+    A step passes twice over the table; four arrays `[N, M]` are kept beside it.
 
     Args:
       losses: `[N, M, L]` losses of the members at the candidates, finite and at least 0.
