@@ -156,7 +156,7 @@ def carlini_wagner(
 
     def close_in(carry, _):
         anchor, aim, share, best, best_norm = carry
-        point = anchor + share * (aim - anchor)
+        point = (anchor + share * (aim - anchor)).astype(x.dtype)
         margin, gradient = value_and_grad(margin_fn, point)
         as_near = _norm(point - x) <= _ROUNDING * best_norm  # as the first, the best itself, is
         accepted = jnp.isinf(best_norm) | (~(margin > 0) & as_near)

@@ -1,0 +1,33 @@
+"""A mixture as foolbox sees a model: to run its attacks on our members, or compare it with ours."""
+
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mixjax import _check, mixture
+from mixjax.typing import Array, Bounds, LogitsFn
+
+
+def foolbox_model(logits_fn: LogitsFn, weights: Array, *, bounds: Bounds = (0.0, 1.0)) -> Any:
+    """The mixture as a `foolbox.models.JAXModel`: `[N, ...]` to log mean probabilities `[N, C]`.
+
+    What foolbox attacks is the averaged ensemble, the class of highest mean probability: it has no
+    notion of a drawn member. Score its points with `mixture.accuracy`. foolbox calls the function
+    step by step; hand in a compiled `logits_fn`. Needs foolbox, `pip install "mixjax[peers]"`.
+
+    Args:
+      logits_fn: `x -> [L, C]`, the members' logits on one input.
+      weights: `[L]` probabilities of the members.
+      bounds: lowest and highest value of an input.
+
+    Raises:
+      ValueError: if `weights` is not on the simplex or the bounds are the wrong way round.
+      ImportError: if foolbox is not installed.
+    """
+    _check.simplex(weights=weights)
+    _check.increasing(bounds=bounds)
+    weights = jnp.asarray(weights)
+    log_probs = jax.vmap(lambda x: mixture.log_probs(logits_fn(x), weights))
+    return importlib.import_module("foolbox").models.JAXModel(log_probs, bounds=bounds)
