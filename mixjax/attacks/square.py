@@ -72,8 +72,9 @@ def square(
         return point, score_fn(jnp.reshape(point, x.shape))
 
     def query(best, key_and_sides):
-        delta = change(*key_and_sides, best[0] - image, threat)
-        return keep_higher(*best, *evaluate(delta)), None
+        (kept, score), (key, sides) = best, key_and_sides
+        point, new_score = evaluate(change(key, sides, kept - image, threat))
+        return keep_higher(kept, score, point, new_score), None
 
     first_key, search_key = jax.random.split(key)
     first = evaluate(start(first_key, image.shape, threat))
