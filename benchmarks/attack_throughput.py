@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import comparison, cost, setting
-from mixjax import ensemble, losses, mixture
+from mixjax import ensemble, losses
 
 
 def main(argv=None):
@@ -31,10 +31,11 @@ def ours(flags, problem: setting.Problem, convolution: str):
 
     def attack_batch(variables, weights, key, images, labels):
         def attack_one(key, x, label):
+            def member_loss(variables, x):
+                return losses.cross_entropy(model.apply(variables, x), label)
+
             def loss_fn(x):
-                logits = ensemble.apply(model.apply, variables, x)
-                members = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits, label)
-                return mixture.expected_loss(members, weights)
+                return ensemble.expectation(member_loss, variables, weights, x)
 
             return attack(key, loss_fn, x, setting.threat())
 

@@ -56,6 +56,39 @@ def apply(
     return _collect(axis_name, logits)
 
 
+def expectation(
+    fn: Callable,
+    members: PyTree,
+    weights: Array,
+    x: PyTree,
+    *,
+    axis_name: str | None = None,
+) -> Array:
+    """`sum_k weights_k fn(member_k, x)`, one member after another.
+
+    The same number as by `apply`, but each member's gradient is taken right after its value: the
+    activations of one member alone are in memory, and the program is as long as for one member.
+
+    Args:
+      fn: `(member, x) -> []`, for example a loss of one member. Nothing that it closes over may
+        be differentiated: what is belongs to `members` or to `x`.
+      members: what `fn` needs of all members, leaves `[L, ...]`, or the local ones with `axis_name`.
+      weights: `[L]` weights of all members.
+      x: floating-point input that all members see, of any shape.
+      axis_name: mapped mesh axis over which the members are spread; None: all are here.
+
+    Returns:
+      `[]` weighted sum, to be differentiated in `members`, `weights` and `x` by reverse mode, to
+      any order. With `axis_name` as for `apply`.
+    """
+    if axis_name is None:
+        return _one_by_one(fn)(members, weights, x)
+    first, num_local = _local_range(members, axis_name)
+    weights, x = _share(axis_name, (weights, x))
+    weights = jax.lax.dynamic_slice_in_dim(weights, first, num_local)
+    return _sum(axis_name, _one_by_one(fn)(members, weights, x))
+
+
 def update(
     update_fn: Callable, members: PyTree, index: Array, *, axis_name: str | None = None
 ) -> tuple[PyTree, PyTree]:
@@ -91,17 +124,54 @@ def mean(values: Array, *, axis_name: str | None = None) -> Array:
 
 def _locate(members, index, axis_name):
     """Local index of a member, clipped to those here, and whether it is here."""
-    num_local = jax.tree.leaves(members)[0].shape[0]
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * num_local
+    first, num_local = _local_range(members, axis_name)
     is_here = (index >= first) & (index < first + num_local)
     return jnp.clip(index - first, 0, num_local - 1), is_here
 
 
+def _local_range(members, axis_name):
+    """Index of the first member here, and how many are."""
+    num_local = jax.tree.leaves(members)[0].shape[0]
+    return (0 if axis_name is None else jax.lax.axis_index(axis_name) * num_local), num_local
+
+
+def _one_by_one(fn):
+    """`(members, weights, x) -> sum_k weights_k fn(member_k, x)`, gradients taken on the way."""
+
+    @jax.custom_vjp
+    def total(members, weights, x):
+        values = jax.lax.map(lambda member: fn(member, x), members)
+        return jnp.sum(weights * values)
+
+    def forward(members, weights, x):
+        in_members = any(leaf.perturbed for leaf in jax.tree.leaves(members))
+        members, weights, x = jax.tree.map(lambda leaf: leaf.value, (members, weights, x))
+
+        def step(gradient, element):
+            member, weight = element
+            if in_members:
+                value, pull_back = jax.vjp(fn, member, x)
+                in_member, in_x = pull_back(weight)
+            else:
+                value, pull_back = jax.vjp(lambda x: fn(member, x), x)
+                in_member, (in_x,) = None, pull_back(weight)
+            return jax.tree.map(jnp.add, gradient, in_x), (value, in_member)
+
+        zeros = jax.tree.map(jnp.zeros_like, x)
+        in_x, (values, in_members) = jax.lax.scan(step, zeros, (members, weights))
+        return jnp.sum(weights * values), (in_members, values, in_x)
+
+    def backward(gradients, cotangent):
+        return jax.tree.map(lambda gradient: cotangent * gradient, gradients)
+
+    total.defvjp(forward, backward, symbolic_zeros=True)
+    return total
+
+
 def _collect(axis_name, local):
     """All members' `[L, ...]` from each device's own."""
-    num_local = local.shape[0]
+    first, num_local = _local_range(local, axis_name)
     whole = jnp.zeros((num_local * jax.lax.axis_size(axis_name), *local.shape[1:]), local.dtype)
-    first = jax.lax.axis_index(axis_name) * num_local
     return _sum(axis_name, jax.lax.dynamic_update_slice_in_dim(whole, local, first, 0))
 
 

@@ -105,6 +105,58 @@ def test_the_members_together_are_a_loop_over_the_members(make):
     assert all(np.max(np.abs(leaf)) > 0 for leaf in jax.tree.leaves(want["second"][1]))
 
 
+def member_score(variables, x):
+    return jnp.sum(jnp.sin(small_net()[0].apply(variables, x)) * jnp.array([1.0, 2.0, 4.0]))
+
+
+def expectation_and_derivatives(expectation_fn, variables, weights, x):
+    """The value, its gradients, and those of the squared norm of the input gradient."""
+
+    def penalty(variables, weights, x):
+        return jnp.sum(jax.grad(expectation_fn, argnums=2)(variables, weights, x) ** 2)
+
+    return {
+        "value": expectation_fn(variables, weights, x),
+        "input gradient": jax.grad(expectation_fn, argnums=2)(variables, weights, x),
+        "gradients": jax.grad(expectation_fn, argnums=(0, 1, 2))(variables, weights, x),
+        "second": jax.grad(penalty, argnums=(0, 1, 2))(variables, weights, x),
+    }
+
+
+def looped_expectation(variables, weights, x):
+    members = [jax.tree.map(lambda leaf, k=k: leaf[k], variables) for k in range(len(weights))]
+    return sum(weights[k] * member_score(member, x) for k, member in enumerate(members))
+
+
+def test_an_expectation_taken_member_by_member_is_the_weighted_sum():
+    """In value, in the gradient of every argument and in the gradient of a gradient."""
+    _, variables, x = members_and_input(small_net)
+    weights = jnp.array([0.1, 0.2, 0.3, 0.4])
+    expectation_fn = functools.partial(ensemble.expectation, member_score)
+    got = jax.jit(functools.partial(expectation_and_derivatives, expectation_fn))
+    want = jax.jit(functools.partial(expectation_and_derivatives, looped_expectation))
+    assert_close(got(variables, weights, x), want(variables, weights, x))
+
+
+def test_an_attack_on_an_expectation_keeps_the_activations_of_one_member():
+    def memory(num_members):
+        variables = {"w": jnp.ones((num_members, 8, 8))}
+
+        def member_loss(member, x):
+            for _ in range(8):
+                x = jnp.tanh(x @ member["w"])
+            return jnp.sum(x)
+
+        def gradient(variables, x):
+            weights = jnp.ones(num_members)
+            return jax.grad(ensemble.expectation, argnums=3)(member_loss, variables, weights, x)
+
+        compiled = jax.jit(gradient).lower(variables, jnp.ones((1024, 8))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(8) < 1.5 * memory(2)
+
+
 def test_the_members_take_any_leading_axes():
     model, variables, _ = members_and_input(small_net)
     x = jax.random.uniform(jax.random.key(4), (2, 7, 5))
@@ -246,6 +298,27 @@ def test_a_batch_on_several_devices_is_that_of_one(spread):
     want = jax.jit(jax.vmap(lambda x: jax.grad(scalar, argnums=2)(looped, variables, x)))(xs)
     for copy in spread(on_device, variables, xs):
         assert_close(copy, want)
+
+
+def test_an_expectation_over_several_devices_is_that_of_one(spread):
+    _, variables, x = members_and_input(small_net)
+    weights = jnp.array([0.1, 0.2, 0.3, 0.4])
+
+    def on_device(variables, weights, x):
+        fn = functools.partial(ensemble.expectation, member_score, axis_name="member")
+        out = expectation_and_derivatives(fn, variables, weights, x)
+        (first, *rest), (second, *others) = out["gradients"], out["second"]
+        return first, second, replicated((out["value"], rest, others))
+
+    first, second, same = spread(on_device, variables, weights, x)
+    want = jax.jit(functools.partial(expectation_and_derivatives, looped_expectation))(
+        variables, weights, x
+    )
+    assert_close(first, want["gradients"][0])
+    assert_close(second, want["second"][0])
+    wanted = want["value"], list(want["gradients"][1:]), list(want["second"][1:])
+    for device in range(jax.tree.leaves(same)[0].shape[0]):
+        assert_close(jax.tree.map(lambda leaf, d=device: leaf[d], same), wanted)
 
 
 def test_an_update_finds_its_member_on_whatever_device(spread):

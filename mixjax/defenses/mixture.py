@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import _check, ensemble, losses
-from mixjax import mixture as mixtures
 from mixjax.defenses.adversarial import Objective, adversarial_training
 from mixjax.defenses.weighing import Weighing
 from mixjax.models import Model
@@ -151,12 +150,14 @@ def mixture(
 
     def attack_batch(key, weights, state, images, labels):
         def attack_one(key, x, label):
-            clean_logits = logits_fn(state.variables, x)
+            def attack_loss(member, x):
+                variables, clean_logits = member
+                return objective.attack_loss(clean_logits, model.apply(variables, x), label)
+
+            members = (state.variables, ensemble.apply(model.apply, state.variables, x))
 
             def loss_fn(x):
-                logits = logits_fn(state.variables, x)
-                members = jax.vmap(objective.attack_loss, in_axes=(0, 0, None))
-                return mixtures.expected_loss(members(clean_logits, logits, label), weights)
+                return ensemble.expectation(attack_loss, members, weights, x, axis_name=member_axis)
 
             return attack(key, loss_fn, x, threat_at(state.step))[0]
 
