@@ -97,7 +97,7 @@ def load_pretrained(path: str | pathlib.Path, model: Model) -> PyTree:
 
 
 def _block(name):
-    stage, block, _ = _BLOCK.match(name).groups()
+    stage, block, _ = _BLOCK.findall(name)[0]
     return int(stage), int(block)
 
 
