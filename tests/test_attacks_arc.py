@@ -166,3 +166,26 @@ def test_where_no_gradient_leads_the_second_half_starts_at_a_random_point(key):
             key, logits_fn, np.ones(1), jnp.zeros(2), 0, threats.l2(0.5), num_steps=num_steps
         )
         assert info.accuracy == accuracy
+
+
+@jax.jit
+def one_step(key, normals, margins, weights):
+    def logits_fn(x):
+        return binary(margins + jnp.sum(normals * x[None], axis=1))
+
+    settings = dict(num_steps=1, bounds=(-1, 1))
+    return attacks.arc(key, logits_fn, weights, jnp.zeros(2), 0, threats.l2(0.3), **settings)
+
+
+def test_the_heaviest_member_comes_first_even_where_two_others_weigh_more(key):
+    normals = np.array([[-1.0, -0.5], [-1.0, 0.5], [1.0, 0.0]], np.float32)
+    _, info = one_step(key, normals, np.full(3, 0.2, "f"), np.array([0.25, 0.35, 0.4], "f"))
+    np.testing.assert_allclose(info.accuracy, 0.6, rtol=1e-6)
+
+
+def test_a_second_member_is_pushed_just_far_enough_to_keep_the_first(key):
+    """Either one's full step makes the other safer; only straight down are both fooled."""
+    normals = np.array([[1.0, 0.5], [-1.0, 0.5], [0.0, 0.0]], np.float32)
+    margins, weights = np.array([0.1, 0.12, 9.0], "f"), np.array([0.5, 0.4, 0.1], "f")
+    _, info = one_step(key, normals, margins, weights)
+    np.testing.assert_allclose(info.accuracy, 0.1, rtol=1e-6)
