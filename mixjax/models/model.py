@@ -31,7 +31,7 @@ class Model(NamedTuple):
     """
 
     init: Callable[[Key], PyTree]
-    apply: Callable[..., Array | tuple[Array, PyTree]]
+    apply: Callable[..., Any]
 
 
 def from_linen(
