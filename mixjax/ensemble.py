@@ -72,7 +72,7 @@ def expectation(
     Args:
       fn: `(member, x) -> []`, for example a loss of one member. Nothing that it closes over may
         be differentiated: what is belongs to `members` or to `x`.
-      members: what `fn` needs of all members, leaves `[L, ...]`, or the local ones with `axis_name`.
+      members: what `fn` needs of all members, leaves `[L, ...]`; the local ones with `axis_name`.
       weights: `[L]` weights of all members.
       x: floating-point input that all members see, of any shape.
       axis_name: mapped mesh axis over which the members are spread; None: all are here.
