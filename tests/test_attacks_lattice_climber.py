@@ -37,27 +37,30 @@ def climber(num_orders):
     return run
 
 
+def normals_of(*rows):
+    return np.array([[*row, 0.0] for row in rows], np.float32)
+
+
 def test_a_heavy_member_alone_may_weigh_less_than_the_two_that_it_excludes(key):
     """By weight the first comes first and the others cannot join it; other orders find them."""
-    normals = np.array([[1.0, 0.0], [-1.0, 0.5], [-1.0, -0.5]], np.float32)
-    margins = np.full(3, 0.2, np.float32)
+    normals, margins = normals_of([1, 0, 0], [-0.5, 1, 0], [-0.5, 0, 1]), np.full(3, 0.2, "f")
     for num_orders, fooled in [(1, [True, False, False]), (5, [False, True, True])]:
         got, info = climber(num_orders)(key, normals, margins, WEIGHTS)
         assert got.tolist() == fooled
         np.testing.assert_allclose(info.accuracy, 1 - WEIGHTS @ fooled, rtol=1e-5)
 
 
-def test_members_that_x_fools_come_first_whatever_their_weight(key):
-    """Fooling the heaviest would give back the two that x fools, and keep the third from them."""
-    normals = np.array([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.5]], np.float32)
-    margins = np.array([0.2, -0.1, 0.1], np.float32)
+def test_a_member_that_x_fools_comes_first_whatever_its_weight(key):
+    """Fooling the heaviest would give it back and keep the third, which could join it, away."""
+    normals = normals_of([1, 0, 0], [-1, 0, 0], [0, 1, 0])
+    margins = np.array([0.2, -0.1, 0.25], np.float32)
     fooled, info = climber(1)(key, normals, margins, WEIGHTS)
     assert fooled.tolist() == [False, True, True]
     np.testing.assert_allclose(info.first_accuracy, 0.65, rtol=1e-5)
 
 
 def test_a_member_out_of_reach_is_left_out_and_the_next_one_tried(key):
-    normals = np.array([[1.0, 0.0], [0.0, 1.0], [0.7, 0.7]], np.float32)
+    normals = normals_of([1, 0, 0], [0, 1, 0], [0.7, 0.7, 0])
     margins = np.array([0.15, 5.0, 0.2], np.float32)
     fooled, _ = climber(1)(key, normals, margins, WEIGHTS)
     assert fooled.tolist() == [True, False, True]
