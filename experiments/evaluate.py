@@ -182,8 +182,10 @@ def evaluate(
       expected accuracy of each test example, [N].
     """
     start = time.monotonic()
+    num_devices = settings.devices or jax.device_count()
+    mesh = parallel.mesh(devices=jax.devices()[:num_devices])
     game = build(each.config, dataset)
-    state = restore(each, game)
+    state = parallel.place(restore(each, game), mesh)
     apply_fn = jax.tree_util.Partial(game.model.apply)
     member_fns = [
         jax.tree_util.Partial(
@@ -193,7 +195,6 @@ def evaluate(
     ]
     num_examples = settings.num_examples or each.config.test_examples
     images, labels = (part[:num_examples] for part in dataset.test)
-    num_devices = settings.devices or jax.device_count()
     suite = evaluation.attack_suite(game.threat, BUDGETS[budget])
     mixture = (members(game, state), state.weights, images, labels)
     with interruptible() as interrupt, Bars(name) as bars:
@@ -212,7 +213,7 @@ def evaluate(
             batch_size=batch_size(settings.batch_size, len(labels), num_devices),
             folder=each.folder / f"evaluation_{budget}",
             progress=progress,
-            transform=jax.jit if num_devices == 1 else over_devices(num_devices),
+            transform=jax.jit if num_devices == 1 else over_devices(mesh),
         )
     findings = evaluation.diagnose(*mixture, game.threat, num_examples=settings.num_diagnosed)
     findings += evaluation.compare_attacks(found.mixture, state.weights, suite)
@@ -242,9 +243,8 @@ def batch_size(wanted: int, num_examples: int, num_devices: int) -> int:
     return -(-number // num_devices) * num_devices
 
 
-def over_devices(num_devices: int):
+def over_devices(mesh: jax.sharding.Mesh):
     """Splits the last three arguments of a function over the devices; the others go to each."""
-    mesh = parallel.mesh(devices=jax.devices()[:num_devices])
     split, whole = PartitionSpec(parallel.DATA_AXIS), PartitionSpec()
 
     def transform(function):

@@ -1,0 +1,180 @@
+"""Which attacks the suite is made of: each climbs what its name says, and together they suffice."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixjax import attacks, evaluation, losses, mixture, threats
+
+SIZE = 16
+BUDGET = evaluation.Budget(
+    num_restarts=1,
+    num_targets=2,
+    num_member_runs=3,
+    num_steps=12,
+    num_member_aware_runs=1,
+    num_member_aware_steps=10,
+    num_orders=2,
+    num_queries=30,
+)
+WEIGHTS = jnp.array([0.3, 0.7])
+
+
+def linear_logits(vectors, x):
+    """Member k scores class 0 by `vectors[k] . (x - 1/2)` and class 1 by 0."""
+    values = vectors @ (x - 0.5)
+    return jnp.stack([values, jnp.zeros_like(values)], axis=-1)
+
+
+def network_logits(variables, x):
+    """Members that are small networks with five classes."""
+    hidden = jnp.tanh(jnp.einsum("ldh,d->lh", variables[0], x))
+    return jnp.einsum("lhc,lh->lc", variables[1], hidden)
+
+
+@pytest.fixture(scope="module")
+def network():
+    keys = jax.random.split(jax.random.key(3))
+    variables = jax.random.normal(keys[0], (2, SIZE, 5)), jax.random.normal(keys[1], (2, 5, 5))
+    return jax.tree_util.Partial(network_logits, variables)
+
+
+@pytest.mark.parametrize("threat", [threats.linf(0.06), threats.l2(0.18)], ids=["linf", "l2"])
+def test_on_members_with_pixels_of_their_own_the_suite_reaches_the_optimum(key, threat):
+    """One point fools everybody who can be fooled: the optimum is `sum_k weights_k rob_k`."""
+    vectors = np.zeros((2, SIZE), np.float32)
+    vectors[0, :6], vectors[1, 6:12] = np.random.default_rng(0).normal(size=(2, 6))
+    images = np.random.default_rng(1).uniform(0.2, 0.8, (12, SIZE)).astype(np.float32)
+    labels = ((images - 0.5) @ vectors.sum(axis=0) < 0).astype(np.int32)
+    margins = ((images - 0.5) @ vectors.T) * np.where(labels == 0, 1, -1)[:, None]
+    dual = [float(threat.dual_norm(vector)) for vector in vectors]
+    optimum = (margins > threat.epsilon * np.array(dual)) @ np.asarray(WEIGHTS)
+    assert 0 < optimum.mean() < ((margins > 0) @ np.asarray(WEIGHTS)).mean() - 0.2
+    suite = evaluation.attack_suite(threat, BUDGET)
+    logits_fn = functools.partial(linear_logits, vectors)
+    outcomes = evaluation.evaluate_mixture(
+        key, logits_fn, WEIGHTS, images, labels, suite, batch_size=12
+    )
+    np.testing.assert_allclose(evaluation.worst_case(outcomes, WEIGHTS), optimum, atol=1e-6)
+    report = evaluation.report(outcomes, WEIGHTS, suite)
+    assert ("carlini_wagner" in report["attacks"]) == (threat.dual_norm(jnp.ones(4)) == 2)
+    for name in ("arc", "lattice_climber"):
+        assert report["robust_accuracy"][name] == pytest.approx(optimum.mean(), abs=0.03)
+
+
+def test_every_run_of_auto_pgd_climbs_the_loss_that_its_name_says(key, network):
+    """Against AutoPGD on a directly written loss, from the same key."""
+    threat, label = threats.linf(0.1), jnp.int32(1)
+    x = jax.random.uniform(key, (SIZE,))
+    (_, attack, *_) = evaluation.attack_suite(threat, BUDGET)
+    attacked = jax.jit(attack.run)
+    probs = WEIGHTS @ jax.nn.softmax(network(x))
+    likeliest = [int(k) for k in jnp.argsort(-probs) if k != label]
+
+    def of_member(loss, k, x):
+        return loss(network(x)[k], label)
+
+    def expected(loss, x):
+        return sum(WEIGHTS[k] * of_member(loss, k, x) for k in range(2))
+
+    def targeted(target):
+        return functools.partial(
+            expected, lambda logits, label: losses.targeted_dlr(logits, label, target)
+        )
+
+    loss_fns = [
+        ("apgd_expected_loss", functools.partial(expected, losses.cross_entropy)),
+        ("apgd_mean_probability", lambda x: -mixture.log_probs(network(x), WEIGHTS)[label]),
+        ("apgd_expected_dlr", functools.partial(expected, losses.dlr)),
+        ("apgd_expected_margin", functools.partial(expected, lambda *a: -losses.margin(*a))),
+        ("apgd_targeted_dlr", targeted(likeliest[0])),
+        ("apgd_targeted_dlr", targeted(likeliest[1])),
+        ("apgd_members", functools.partial(of_member, losses.cross_entropy, 0)),
+        ("apgd_members", functools.partial(of_member, losses.cross_entropy, 1)),
+        ("apgd_members", functools.partial(of_member, losses.cross_entropy, 0)),
+    ]
+    assert attack.names == tuple(name for name, _ in loss_fns)
+    points = []
+    for run in (0, 1, 2, 3, 5, 7):
+        loss_fn = loss_fns[run][1]
+        plain = jax.jit(lambda key, x, f=loss_fn: attacks.apgd(key, f, x, threat, num_steps=12)[0])
+        found = attacked(key, jnp.int32(run), network, WEIGHTS, x, label)
+        np.testing.assert_allclose(found, plain(key, x), atol=1e-5)
+        points.append(np.asarray(found))
+    assert len({point.tobytes() for point in points}) >= 5  # they are not one loss
+
+
+def test_the_number_of_runs_is_that_of_the_budget_and_nobody_leaves_the_ball(key, network):
+    x = jnp.clip(jax.random.uniform(key, (SIZE,), minval=-0.2, maxval=1.2), 0.0, 1.0)
+    threat = threats.l2(0.3)
+    suite = evaluation.attack_suite(threat, BUDGET)
+    assert [attack.names[0] for attack in suite] == [
+        "pgd_expected_loss",
+        "apgd_expected_loss",
+        "arc",
+        "lattice_climber",
+        "carlini_wagner",
+        "square",
+    ]
+    assert sum(len(attack.names) for attack in suite) == 1 + 4 + 2 + 3 + 1 + 1 + 1 + 1
+    label = int(jnp.argmax(WEIGHTS @ jax.nn.softmax(network(x))))
+    for attack in suite:
+        point = jax.jit(attack.run)(key, jnp.int32(0), network, WEIGHTS, x, jnp.int32(label))
+        assert point.shape == x.shape
+        assert float(threat.norm(point - x)) <= 0.3 * (1 + 1e-4)
+        assert 0.0 <= float(point.min()) <= float(point.max()) <= 1.0
+
+
+def test_the_nearest_fooling_point_counts_only_inside_the_radius(key):
+    """The boundary of one linear classifier is .2 away."""
+    vectors = np.zeros((1, SIZE), np.float32)
+    vectors[0, 3] = 1.0
+    logits_fn = jax.tree_util.Partial(linear_logits, jnp.asarray(vectors))
+    x = jnp.full(SIZE, 0.5).at[3].set(0.7)
+    budget = BUDGET._replace(num_steps=60)
+    for epsilon, moves in ((0.19, False), (0.22, True)):
+        attack = evaluation.attack_suite(threats.l2(epsilon), budget)[4]
+        point = jax.jit(attack.run)(key, 0, logits_fn, jnp.ones(1), x, jnp.int32(0))
+        assert bool(jnp.any(point != x)) == moves
+
+
+def test_the_black_box_prefers_fooling_a_member_to_any_gain_in_margins(key):
+    """One query in the direction of either member; asked for the score alone."""
+    seen = []
+
+    def square(key, score_fn, x, threat, **settings):
+        seen.append([score_fn(jnp.array([value, 0.5])) for value in (0.5, 0.54, 0.56, 0.9)])
+        return x, None
+
+    def members(x):  # right below .55 and below .95, the second ever less so
+        return jnp.stack([jnp.array([10 * (bound - x[0]), 0.0]) for bound in (0.55, 0.95)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attacks, "square", square)
+        (*_, attack) = evaluation.attack_suite(threats.linf(0.1), BUDGET)
+        attack.run(key, 0, members, jnp.array([0.6, 0.4]), jnp.array([0.5, 0.5]), 0)
+    scores = np.array(seen[0])
+    assert np.all(np.diff(scores) > 0) and scores[2] - scores[1] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_restarts": 0}, "num_restarts must be a whole number of at least 1, got 0"),
+        ({"num_queries": 0.5}, "num_queries must be a whole number of at least 1, got 0.5"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation.attack_suite(threats.linf(0.1), BUDGET._replace(**change))
+    with pytest.raises(ValueError, match="bounds must be a pair"):
+        evaluation.attack_suite(threats.linf(0.1), BUDGET, bounds=(1.0, 0.0))
+
+
+def test_too_few_runs_for_the_members_are_refused(key, network):
+    attack = evaluation.attack_suite(threats.linf(0.1), BUDGET._replace(num_member_runs=1))[1]
+    with pytest.raises(ValueError, match="num_member_runs must be at least .* members 2, got 1"):
+        jax.eval_shape(attack.run, key, jnp.int32(0), network, WEIGHTS, jnp.ones(SIZE), 0)
