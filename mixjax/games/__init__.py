@@ -3,6 +3,8 @@
 `losses [N, M, L]` hold the loss of each of `L` members on `N` examples at `M` candidate attacks;
 a strategy is `weights [L]` for the defender and `attack [N, M]`, probabilities for each example,
 for the attacker.
+
+Beside them, two players whose strategies are parameters: any `f(u, v)` by gradient steps on both.
 """
 
 from mixjax.games.attacker import (
@@ -18,6 +20,17 @@ from mixjax.games.attacker import (
 from mixjax.games.double_oracle import Growth, Round, boosting, double_oracle
 from mixjax.games.equilibrium import Equilibrium, duality_gap, solve
 from mixjax.games.hedge import AveragedPlay, hedge, regret_matching
+from mixjax.games.players import (
+    Method,
+    PlayersInfo,
+    PlayersState,
+    alternating,
+    extragradient,
+    maximin,
+    minimax,
+    simultaneous,
+    unrolled,
+)
 from mixjax.games.weights import (
     adversarial_risk,
     entropic,
@@ -31,8 +44,12 @@ __all__ = [
     "AveragedPlay",
     "Equilibrium",
     "Growth",
+    "Method",
+    "PlayersInfo",
+    "PlayersState",
     "Round",
     "adversarial_risk",
+    "alternating",
     "best_response",
     "boosting",
     "double_oracle",
@@ -41,13 +58,18 @@ __all__ = [
     "entropic",
     "entropic_attack",
     "entropic_risk",
+    "extragradient",
     "hedge",
     "load_attacker",
     "losses_under",
+    "maximin",
+    "minimax",
     "oracle",
     "projected_subgradient",
     "regret_matching",
     "save_attacker",
     "score",
+    "simultaneous",
     "solve",
+    "unrolled",
 ]
