@@ -6,7 +6,7 @@ while the run trains; `write_result` writes `result.json` with its `provenance`;
 JSON is strict and every file but the growing `metrics.jsonl` is written whole or not at all.
 """
 
-from mixjax.reporting.figures import plot_attacks, plot_curves, plot_weights
+from mixjax.reporting.figures import plot_attacks, plot_blindness, plot_curves, plot_weights
 from mixjax.reporting.origin import provenance
 from mixjax.reporting.page import difference_line, write_report
 from mixjax.reporting.result import check_result, read_evaluations, read_result, write_result
@@ -35,6 +35,7 @@ __all__ = [
     "members_table",
     "open_run",
     "plot_attacks",
+    "plot_blindness",
     "plot_curves",
     "plot_weights",
     "provenance",

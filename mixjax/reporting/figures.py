@@ -109,6 +109,51 @@ def plot_attacks(
     _write(figure, path)
 
 
+def plot_blindness(path, results, attacks, blind):
+    """What each attack leaves of each mixture's accuracy, and the exact optimum where known.
+
+    Args:
+      path: file to write, as PNG.
+      results: `name -> result`, dicts as in `check_result`; with the entry `optimum`, of
+        `accuracy` and `error_bar`, if the strongest attack is known.
+      attacks: names of the attacks to show, from top to bottom.
+      blind: which of them do not see the members; drawn with other marks.
+
+    Raises:
+      ValueError: if there is no result, or one without one of the attacks.
+    """
+    if not results:
+        raise ValueError("results must hold at least one result, got none")
+    figure, axes = _figure(2.6 * len(results) + 1.2, 0.3 * len(attacks) + 1.4, len(results))
+    rows = np.arange(len(attacks))
+    for axis, (name, result) in zip(axes, results.items(), strict=True):
+        if missing := [attack for attack in attacks if attack not in result["robust_accuracy"]]:
+            raise ValueError(f"result of {name} must hold the attack {', '.join(missing)}")
+        for is_blind, color, marker in ((True, _WRONG, "o"), (False, _RIGHT, "s")):
+            chosen = [row for row in rows if (attacks[row] in blind) == is_blind]
+            axis.errorbar(
+                [100 * result["robust_accuracy"][attacks[row]] for row in chosen],
+                chosen,
+                xerr=[100 * result["error_bar"][attacks[row]] for row in chosen],
+                color=color,
+                marker=marker,
+                linestyle="none",
+                label="blind to the members" if is_blind else "sees the members",
+            )
+        if "optimum" in result:
+            optimum = 100 * result["optimum"]["accuracy"]
+            axis.axvline(optimum, color="0.2", linestyle="--", label="exact optimum")
+        axis.set(title=name, xlabel="accuracy left (%)", xlim=(-3, 103), yticks=rows)
+        axis.set_yticklabels([])
+        axis.set_ylim(len(attacks) - 0.5, -0.5)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticklabels([attack.replace("_", " ") for attack in attacks])
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    _write(figure, path)
+
+
 def _caption(axis, label, predictions, class_names):
     """Each member's class and, for those who cannot see the colour, a mark where it is wrong."""
     words = [

@@ -13,6 +13,7 @@ from mixjax.reporting.tables import (
 )
 
 _FIGURES = {
+    "blindness.png": "What each attack leaves, and the exact optimum where it is known.",
     "curves.png": "Standard and robust accuracy on validation data against epochs per classifier.",
     "weights.png": "Weights of the mixture against epochs per classifier.",
     "attacks.png": "Examples as they are, attacked, and the difference.",

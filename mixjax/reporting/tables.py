@@ -21,7 +21,10 @@ def results_table(results, labels=None):
 
 
 def attack_table(results):
-    """One row for each attack, one column for each result: `name -> result`, as Markdown."""
+    """One row for each attack, one column for each result: `name -> result`, as Markdown.
+
+    The last row is the strongest attack, `optimum` of a result, if it is known for any.
+    """
     attacks = dict.fromkeys(
         attack for result in results.values() for attack in result["robust_accuracy"]
     )
@@ -29,6 +32,9 @@ def attack_table(results):
     rows = [["no attack", *(_clean(result) for result in results.values())]]
     for attack in attacks:
         rows.append([attack, *(_robust(result, attack) for result in results.values())])
+    if any("optimum" in result for result in results.values()):
+        optima = [_scored(result.get("optimum")) for result in results.values()]
+        rows.append(["exact optimum", *optima])
     return _markdown(["attack", *(f"{name} %" for name in results)], rows)
 
 
@@ -59,10 +65,7 @@ def reported_table(evaluations):
     for name, evaluation in evaluations.items():
         reported = evaluation["reported_by"]
         scores = [reported.get(attacker) for attacker in attackers]
-        cells = [
-            f"{_percent(score['accuracy'])} ± {_percent(score['error_bar'])}" if score else ""
-            for score in scores
-        ]
+        cells = [_scored(score) for score in scores]
         rows.append([name, str(evaluation["num_members"]), *cells, str(reported["num_examples"])])
     return _markdown(["", "L", *attackers.values(), "examples"], rows)
 
@@ -124,6 +127,10 @@ def _robust(result, attack):
         return ""
     accuracy, error_bar = result["robust_accuracy"][attack], result["error_bar"][attack]
     return f"{_percent(accuracy)} ± {_percent(error_bar)}"
+
+
+def _scored(score):
+    return f"{_percent(score['accuracy'])} ± {_percent(score['error_bar'])}" if score else ""
 
 
 def _alone(accuracies):
