@@ -1,6 +1,10 @@
 """Classifiers as pairs of pure functions; the only package that knows Flax."""
 
 from mixjax.models import conv as conv
+from mixjax.models.attack_network import attack_network as attack_network
+from mixjax.models.attack_network import (
+    convolutional_attack_network as convolutional_attack_network,
+)
 from mixjax.models.linear import linear as linear
 from mixjax.models.model import Model as Model
 from mixjax.models.model import from_linen as from_linen

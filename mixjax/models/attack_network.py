@@ -1,0 +1,142 @@
+"""Networks that attack: from an input and its label to the direction in which to move it.
+
+The direction is not bounded; what an attacker may make of it is known to `mixjax.attacks`. Inputs
+are in [0, 1] and shifted to [-1, 1] here; the label comes as a one-hot vector or as `num_classes`
+channels, each all 0 or all 1.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mixjax import _check
+from mixjax.models import conv as convolutions
+from mixjax.models.initialization import he_normal
+from mixjax.models.model import Model, from_linen
+from mixjax.typing import Array
+
+
+def attack_network(
+    num_classes: int = 10,
+    *,
+    input_shape: tuple[int, ...] = (28, 28, 1),
+    hidden: Sequence[int] = (300, 300, 300),
+    dropout: float = 0.0,
+) -> Model:
+    """Dense layers with ReLU on the flattened input and its label.
+
+    Hamm 2018 uses `dropout=0.5` in training.
+
+    Args:
+      num_classes: number of classes `C`.
+      input_shape: shape of one example.
+      hidden: units of each hidden layer.
+      dropout: probability of dropping a hidden unit in training; needs a key.
+
+    Returns:
+      The `Model`, whose `apply` is `(variables, x [..., *input_shape], label [...], train=False,
+      key=None) -> direction [..., *input_shape]`, and in training a pair as for any `Model`.
+
+    Raises:
+      ValueError: if a size is below 1 or `dropout` not in [0, 1); by `apply` if a shape does not
+        fit.
+
+    References:
+      Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
+      section 4.1.
+    """
+    _check.at_least(1, num_classes=num_classes)
+    for units in hidden:
+        _check.at_least(1, hidden=units)
+    _check.fraction(dropout=dropout)
+    size = math.prod(input_shape)
+    module = _Dense((*hidden, size), dropout)
+    inner = from_linen(module, (size + num_classes,), draw=he_normal)
+    return _labelled(inner, num_classes, input_shape, lambda x: x.reshape(*x.shape[:1], size))
+
+
+def convolutional_attack_network(
+    num_classes: int = 10,
+    width: int = 32,
+    *,
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    conv: Callable[..., Array] = convolutions.unrolled,
+) -> Model:
+    """Six 3 x 3 convolutions in the form of a U: twice halved, twice doubled, with the old beside.
+
+    Args:
+      num_classes: number of classes `C`.
+      width: channels at full size; there are 2 and 4 times as many at half and quarter size.
+      input_shape: `(H, W, channels)` of one example.
+      conv: the convolution, one of `conv.unrolled`, `conv.scanned`, `conv.grouped`.
+
+    Returns:
+      The `Model`, called as that of `attack_network`.
+
+    Raises:
+      ValueError: if a size is below 1; by `apply` if a shape does not fit.
+
+    References:
+      Ronneberger et al., U-Net: convolutional networks for biomedical image segmentation, 2015.
+    """
+    _check.at_least(1, num_classes=num_classes, width=width)
+    module = _UNet(input_shape[-1], width, conv)
+    joined_shape = (*input_shape[:-1], input_shape[-1] + num_classes)
+    inner = from_linen(module, joined_shape, draw=he_normal)
+    return _labelled(inner, num_classes, input_shape, lambda x: x)
+
+
+def _labelled(inner, num_classes, input_shape, flatten) -> Model:
+    """The model of `(x, label)` from one whose input has the label's channels behind `x`'s own."""
+    input_shape = tuple(input_shape)
+
+    def apply(variables, x, label, *, train=False, key=None):
+        leading = x.shape[: max(x.ndim - len(input_shape), 0)]
+        _check.shape((*leading, *input_shape), x=x)
+        _check.shape(leading, label=label)
+        centred = flatten(2.0 * x.reshape(math.prod(leading), *input_shape) - 1.0)
+        one_hot = jax.nn.one_hot(jnp.reshape(label, centred.shape[0]), num_classes)
+        one_hot = one_hot.reshape(-1, *(1,) * (centred.ndim - 2), num_classes)
+        channels = jnp.broadcast_to(one_hot, (*centred.shape[:-1], num_classes))
+        joined = jnp.concatenate([centred, channels], axis=-1)
+        if not train:
+            return inner.apply(variables, joined).reshape(x.shape)
+        direction, variables = inner.apply(variables, joined, train=True, key=key)
+        return direction.reshape(x.shape), variables
+
+    return Model(inner.init, apply)
+
+
+class _Dense(nn.Module):
+    sizes: tuple[int, ...]
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        drop = nn.Dropout(self.dropout, deterministic=not (train and self.has_rng("dropout")))
+        for units in self.sizes[:-1]:
+            x = drop(nn.relu(nn.Dense(units)(x)))
+        return nn.Dense(self.sizes[-1])(x)
+
+
+class _UNet(nn.Module):
+    channels: int
+    width: int
+    conv: Callable[..., Array]
+
+    @nn.compact
+    def __call__(self, x):
+        def conv(x, features, stride=1):
+            layer = nn.Conv(features, (3, 3), (stride, stride), conv_general_dilated=self.conv)
+            return layer(x)
+
+        full = nn.relu(conv(x, self.width))
+        half = nn.relu(conv(full, 2 * self.width, 2))
+        x = nn.relu(conv(half, 4 * self.width, 2))
+        for beside, features in ((half, 2 * self.width), (full, self.width)):
+            doubled = x.repeat(2, 1).repeat(2, 2)[:, : beside.shape[1], : beside.shape[2]]
+            x = nn.relu(conv(jnp.concatenate([doubled, beside], axis=-1), features))
+        return conv(x, self.channels)

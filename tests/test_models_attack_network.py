@@ -1,0 +1,100 @@
+"""Attack networks: formulas written out, every shape, dropout under a key."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixjax import models
+
+SHAPE = (3, 2, 1)
+DENSE = models.attack_network(4, input_shape=SHAPE, hidden=(7, 5), dropout=0.5)
+CONV = models.convolutional_attack_network(3, 2, input_shape=(5, 6, 2))
+
+
+def test_the_dense_network_is_layers_of_relu_on_pixels_and_label(key):
+    variables = DENSE.init(key)
+    x, label = jax.random.uniform(jax.random.key(1), (2, *SHAPE)), jnp.array([3, 1])
+    layers = [variables["params"][f"Dense_{i}"] for i in range(3)]
+    assert [layer["kernel"].shape for layer in layers] == [(10, 7), (7, 5), (5, 6)]
+    for example in range(2):
+        hidden = np.concatenate([2 * np.ravel(x[example]) - 1, np.eye(4)[label[example]]])
+        for layer in layers[:-1]:
+            hidden = np.maximum(hidden @ np.asarray(layer["kernel"]) + layer["bias"], 0)
+        expected = hidden @ np.asarray(layers[-1]["kernel"]) + layers[-1]["bias"]
+        np.testing.assert_allclose(
+            DENSE.apply(variables, x, label)[example].ravel(), expected, rtol=1e-4, atol=1e-6
+        )
+
+
+def test_the_paper_s_network_has_three_layers_of_300_units(key):
+    variables = jax.eval_shape(models.attack_network().init, key)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == (
+        (784 + 10) * 300 + 300 + 2 * (300 * 300 + 300) + 300 * 784 + 784
+    )
+
+
+@pytest.mark.parametrize("model", [DENSE, CONV], ids=["dense", "convolutional"])
+def test_leading_axes_are_free_and_every_label_has_its_own_direction(model, key):
+    shape = SHAPE if model is DENSE else (5, 6, 2)
+    variables = model.init(key)
+    apply = jax.jit(functools.partial(model.apply, variables))
+    x = jax.random.uniform(jax.random.key(1), (2, 3, *shape))
+    label = jnp.array([[0, 1, 2], [2, 0, 1]])
+    direction = apply(x, label)
+    assert direction.shape == x.shape
+    np.testing.assert_allclose(apply(x[1, 2], label[1, 2]), direction[1, 2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(apply(x[1], label[1]), direction[1], rtol=1e-4, atol=1e-5)
+    same = apply(jnp.broadcast_to(x[0, 0], (3, *shape)), jnp.arange(3))
+    assert jnp.abs(same[0] - same[1]).max() > 1e-3 < jnp.abs(same[1] - same[2]).max()
+
+
+def test_the_convolutional_network_sees_far_and_keeps_odd_sizes(key):
+    """A pixel in one corner changes the direction in the opposite one, seven pixels away."""
+    model = models.convolutional_attack_network(2, 4, input_shape=(7, 5, 1))
+    variables = model.init(key)
+    x = jnp.full((7, 5, 1), 0.5)
+    gradient = jax.jacrev(lambda x: model.apply(variables, x, jnp.array(1))[6, 4, 0])(x)
+    assert gradient.shape == x.shape and gradient[0, 0, 0] != 0
+
+
+def test_dropout_acts_in_training_with_a_key_alone(key):
+    variables = DENSE.init(key)
+    x, label = jax.random.uniform(jax.random.key(1), (2, *SHAPE)), jnp.array([3, 1])
+    plain = DENSE.apply(variables, x, label)
+    train = functools.partial(DENSE.apply, variables, x, label, train=True)
+    without, same = train()
+    np.testing.assert_allclose(without, plain, rtol=1e-6)
+    assert jax.tree.structure(same) == jax.tree.structure(variables)
+    first, second = (train(key=jax.random.key(seed))[0] for seed in (2, 3))
+    assert jnp.abs(first - second).max() > 1e-3
+    np.testing.assert_array_equal(first, train(key=jax.random.key(2))[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: models.attack_network(0), "num_classes must be a whole number of at least 1"),
+        (lambda: models.attack_network(hidden=(3, 0)), "hidden must be a whole number"),
+        (lambda: models.attack_network(dropout=1.0), "dropout must be in [0, 1), got 1.0"),
+        (lambda: models.convolutional_attack_network(width=0), "width must be a whole number"),
+        (
+            lambda: DENSE.apply({}, jnp.ones((2, 2, 3, 1)), jnp.ones(2, int)),
+            "x must have shape [2, 3, 2, 1], got [2, 2, 3, 1]",
+        ),
+        (
+            lambda: DENSE.apply({}, jnp.ones((2, 1)), jnp.ones(2, int)),
+            "x must have shape [3, 2, 1]",
+        ),
+        (
+            lambda: DENSE.apply({}, jnp.ones((2, *SHAPE)), jnp.array(1)),
+            "label must have shape [2], got []",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
