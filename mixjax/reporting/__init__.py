@@ -25,6 +25,14 @@ from mixjax.reporting.tables import (
     results_table,
     suite_table,
 )
+from mixjax.reporting.toy_figures import (
+    plot_cycle,
+    plot_game_of_two,
+    plot_penalized_line,
+    plot_penalized_plane,
+    plot_synthetic,
+    plot_theorem_2,
+)
 
 __all__ = [
     "append_metrics",
@@ -37,6 +45,12 @@ __all__ = [
     "plot_attacks",
     "plot_blindness",
     "plot_curves",
+    "plot_cycle",
+    "plot_game_of_two",
+    "plot_penalized_line",
+    "plot_penalized_plane",
+    "plot_synthetic",
+    "plot_theorem_2",
     "plot_weights",
     "provenance",
     "read_config",
