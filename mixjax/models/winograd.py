@@ -1,0 +1,77 @@
+"""Winograd's F(2 x 2, 3 x 3): a 3 x 3 convolution with 16 multiplications in the place of 36.
+
+The padded images are cut into tiles of 4 x 4 that overlap by two. A tile gives 2 x 2 pixels of the
+result: 16 sums of its values meet 16 sums of the kernel's in as many matrix products over the
+channels, and sums of these are the pixels. With many channels, XLA's convolution on a CPU takes
+1.4 to 1.6 times as long; the result differs from it by about 1e-6 of its largest value.
+
+References:
+  Lavin and Gray, Fast algorithms for convolutional neural networks, 2016, section 4.1.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mixjax.typing import Array
+
+_PIXELS_IN_CACHE = 2048  # convolutions of so many at a time are the fastest on a CPU
+_FEWEST_PIXELS = 256  # with fewer at a time, the sums of the kernel's values cost too much
+_FEWEST_CHANNELS = 128  # with fewer, the sums of the images' values cost too much
+_SUMS_OF_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+
+
+def images_in_cache(batch: int, pixels: int) -> int:
+    """How many images of so many pixels a CPU takes at a time: a divisor of their number."""
+    fitting = max(1, _PIXELS_IN_CACHE // pixels)
+    return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= fitting)
+
+
+def suits(shape: tuple[int, ...], features: int) -> bool:
+    """Whether it pays for images `[B, H, W, C]` and that number of features."""
+    batch, height, width, channels = shape
+    return (
+        height % 2 == width % 2 == 0
+        and min(channels, features) >= _FEWEST_CHANNELS
+        and images_in_cache(batch, height * width) * height * width >= _FEWEST_PIXELS
+    )
+
+
+def convolve(x: Array, w: Array, *, transposed: bool = False) -> Array:
+    """Images `[B, H, W, C]`, padded by one pixel, with a kernel `[3, 3, C, K]`: `[B, H, W, K]`.
+
+    The height `H` and the width `W` are even. With `transposed` the images are `[B, H, W, K]`,
+    the kernel is flipped, and the result is the input gradient `[B, H, W, C]`.
+    """
+    sums = np.kron(_SUMS_OF_KERNEL, _SUMS_OF_KERNEL)[:, :: -1 if transposed else 1]
+    kernel = lax.dot(jnp.asarray(sums), w.reshape(9, -1)).reshape(16, *w.shape[2:])
+    contracted = 2 if transposed else 1
+    batch, height, width, channels = x.shape
+    chunk = images_in_cache(batch, height * width)
+
+    def of_chunk(x):
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = x.reshape(chunk, height // 2 + 1, 2, width // 2 + 1, 2, channels)
+        tiles = [part.reshape(-1, channels) for row in _sums(x, 1) for part in _sums(row, 2)]
+        y = lax.dot_general(jnp.stack(tiles), kernel, (((2,), (contracted,)), ((0,), (0,))))
+        y = y.reshape(4, 4, chunk, height // 2, width // 2, -1)
+        return jnp.stack([jnp.stack(_pixels(row), axis=3) for row in _pixels(y)], axis=2)
+
+    y = of_chunk(x) if chunk == batch else lax.map(of_chunk, x.reshape(-1, chunk, *x.shape[1:]))
+    return y.reshape(batch, height, width, -1)
+
+
+def _sums(x, axis):
+    """The four sums of each tile along an axis, which holds pairs of pixels: `[..., n, 2, ...]`."""
+    first, second = (lax.index_in_dim(x, i, axis + 1, keepdims=False) for i in range(2))
+    last = first.shape[axis] - 1
+    (a, c), (b, d) = (
+        [lax.slice_in_dim(pixels, i, last + i, axis=axis) for i in range(2)]
+        for pixels in (first, second)
+    )
+    return a - c, b + c, c - b, b - d
+
+
+def _pixels(y):
+    """The two pixels that four products `[4, ...]` are summed to."""
+    return y[0] + y[1] + y[2], y[1] - y[2] - y[3]

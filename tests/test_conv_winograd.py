@@ -1,0 +1,110 @@
+"""Winograd's convolution against JAX's own, and where it takes over on a CPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from mixjax.models import conv, winograd
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+SAME = {"shape": (8, 4, 8, 128), "kernel": (3, 3), "features": 130, "strides": (1, 1)}
+ELSEWHERE = {
+    "odd height": {"shape": (8, 5, 8, 128)},
+    "odd width": {"shape": (8, 4, 9, 128)},
+    "few channels": {"shape": (8, 4, 8, 127)},
+    "few features": {"features": 127},
+    "few pixels": {"shape": (7, 4, 8, 128)},
+    "few pixels at a time": {"shape": (37, 8, 8, 128)},
+    "5x3": {"kernel": (5, 3)},
+    "stride 2": {"strides": (1, 2)},
+    "padding": {"padding": ((1, 1), (0, 2))},
+    "bfloat16": {"dtype": jnp.bfloat16},
+    "asked for a precision": {"precision": lax.Precision.HIGHEST},
+}
+
+
+def same(convolution, x, w):
+    return convolution(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)
+
+
+def integers(key, shape):
+    return jax.random.randint(key, shape, -8, 9).astype(jnp.float32)
+
+
+def arrays(key, shape=SAME["shape"], features=SAME["features"], draw=jax.random.normal):
+    return draw(key, shape), draw(jax.random.fold_in(key, 1), (3, 3, shape[-1], features))
+
+
+def input_gradient(convolution, x, w, y):
+    return jax.vjp(lambda x: same(convolution, x, w), x)[1](y)[0]
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 5), (6, 32, 32, 3)], ids=["one part", "three parts"])
+def test_of_whole_numbers_it_is_exact(key, shape):
+    """Halves and quarters of small whole numbers are float32 numbers: nothing is rounded."""
+    x, w = arrays(key, shape, 7, integers)
+    y = integers(jax.random.fold_in(key, 2), (*shape[:-1], 7))
+    np.testing.assert_array_equal(winograd.convolve(x, w), same(conv.grouped, x, w))
+    expected = input_gradient(conv.grouped, x, w, y)
+    np.testing.assert_array_equal(winograd.convolve(y, w, transposed=True), expected)
+
+
+def test_rounding_is_a_millionth_of_the_largest_value(key):
+    x, w = arrays(key, (16, 4, 4, 512), 512)
+    for actual, expected in (
+        (same(conv.unrolled, x, w), same(conv.grouped, x, w)),
+        (input_gradient(conv.unrolled, x, w, x), input_gradient(conv.grouped, x, w, x)),
+    ):
+        error = float(abs(actual - expected).max() / abs(expected).max())
+        assert 0 < error < 3e-6
+
+
+@pytest.mark.parametrize("changed", [{}, *ELSEWHERE.values()], ids=["here", *ELSEWHERE])
+def test_it_takes_over_where_it_is_faster(changed):
+    settings = {**SAME, "padding": ((1, 1), (1, 1)), "dtype": jnp.float32, **changed}
+    shape, kernel, features, strides, padding, dtype = map(settings.pop, [*settings][:6])
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    w = jax.ShapeDtypeStruct((*kernel, shape[-1], features), dtype)
+
+    def f(x, w):
+        return conv.unrolled(x, w, strides, padding, dimension_numbers=LAYOUT, **settings)
+
+    y = jax.eval_shape(f, x, w)
+    gradient = jax.jit(lambda x, w, y: jax.vjp(lambda x: f(x, w), x)[1](y)[0])
+    programs = jax.jit(f).lower(x, w), gradient.lower(x, w, y)
+    found = [program.as_text().count("stablehlo.convolution(") for program in programs]
+    assert found == ([1, 1] if changed else [0, 0])
+
+
+def test_derivatives_of_both_modes_and_of_second_order_are_those_of_lax(key):
+    x, w = arrays(key)
+    w = w / 30
+
+    @jax.jit
+    def everything(x, w):
+        def of(convolution):
+            def penalty(x, w):
+                slope = jax.grad(lambda x: jnp.sin(same(convolution, x, w)).sum())(x)
+                return (slope**2).sum()
+
+            value = jax.jvp(lambda *xw: same(convolution, *xw), (x, w), (jnp.cos(x), jnp.cos(w)))
+            return value, jax.grad(penalty, (0, 1))(x, w)
+
+        return of(conv.unrolled), of(conv.grouped)
+
+    for actual, expected in zip(*map(jax.tree.leaves, everything(x, w)), strict=True):
+        tolerance = 1e-5 * float(abs(expected).max())
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("route", [conv.unrolled, conv.scanned], ids=["unrolled", "scanned"])
+def test_members_and_examples_are_those_of_a_loop(key, route):
+    """Two members on the same 8 images, one image at a time."""
+    x, w = arrays(key, draw=integers)
+    w = jnp.stack([w, w[::-1] + 1])
+    members = jax.vmap(lambda x, w: same(route, x[None], w)[0], (None, 0))
+    actual = jax.jit(jax.vmap(members, (0, None)))(x, w)
+    for k in range(2):
+        np.testing.assert_array_equal(actual[:, k], same(conv.grouped, x, w[k]))
