@@ -8,7 +8,7 @@ LOCK_FLAGS ?=
 bin := $(VENV)/bin
 installed := $(VENV)/installed
 
-.PHONY: demo test lint check format bench peers lock clean
+.PHONY: demo test lint check format bench peers bench-peers lock clean
 
 # A robust mixture on the embedded digits, from training to table and figures: runs/demo/report.md
 demo: $(installed)
@@ -37,13 +37,21 @@ format: $(installed)
 bench: $(installed)
 	$(bin)/python -m benchmarks.training_step
 	$(bin)/python -m benchmarks.attack_throughput
+	$(bin)/python -m benchmarks.game_solvers
 
 # Our attacks beside other libraries'. These ask for an old `requests`: an environment of its own.
-peers: export JAX_PLATFORMS ?= cpu
-peers:
+peers bench-peers: export JAX_PLATFORMS ?= cpu
+peers: .venv-peers/peers
+	.venv-peers/bin/python -m pytest -W default tests/peers
+
+bench-peers: .venv-peers/peers
+	.venv-peers/bin/python -m benchmarks.attack_peers --network digits
+	.venv-peers/bin/python -m benchmarks.attack_peers --network resnet18
+
+.venv-peers/peers: pyproject.toml requirements.lock
 	$(MAKE) VENV=.venv-peers .venv-peers/installed
 	.venv-peers/bin/python -m pip install --quiet --editable '.[peers]'
-	.venv-peers/bin/python -m pytest -W default tests/peers
+	touch $@
 
 # `make lock LOCK_FLAGS=--upgrade` moves to the newest versions.
 lock: $(bin)/python

@@ -58,7 +58,7 @@ def run(name: str, description: str, argv, ours: Ours, theirs: Theirs, operation
         if jax.default_backend() == "gpu":
             cases.append(cost.matrix_case())
         timings = timing.interleave(
-            cases, num_repeats=flags.repeats, min_seconds=flags.seconds, tell=_tell
+            cases, num_repeats=flags.repeats, min_seconds=flags.seconds, tell=tell
         )
     except (ImportError, ValueError) as error:
         setting.fail(program, error)
@@ -175,7 +175,7 @@ def _device():
 
 def _their_case(peer, flags, problem, mode, theirs):
     """PyTorch's case, and by how much its logits differ from ours."""
-    side = peer.Peer(problem, flags.width, flags.dtype, _device())
+    side = peer.Peer(problem, flags.dtype, _device())
     check = compare_logits(flags, problem, side.logits)
 
     def prepare():
@@ -230,5 +230,6 @@ def _range(values):
     return f"{values['median']:.3g} ({values['low']:.3g} to {values['high']:.3g})"
 
 
-def _tell(text):
+def tell(text: str):
+    """A line about the progress, on stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -13,8 +13,8 @@ counts, compiled. About 2 minutes on 2 CPU cores.
 import argparse
 import functools
 import os
+import pathlib
 import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +22,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import comparison
+from benchmarks import comparison, setting
 from mixjax import _check, _files, games, reporting
 
+PROGRAM = "benchmarks.game_solvers"
 MAX_STANDARD_RISK = 0.4
 SEPARATION = 3.0  # of the two halves of class +1 from class -1
 DIMENSIONS = 4
@@ -34,19 +35,20 @@ LOSS_BOUND = 1.0
 
 def main(argv=None):
     """Times all solvers on one table and writes what they reached."""
-    program = "benchmarks.game_solvers"
     flags = parse(argv)
     start, load = time.perf_counter(), [os.getloadavg()[0]]
     losses = table(flags)
     seconds, exact = _timed(lambda: games.solve(losses), flags.repeats)
-    _tell(f"linear program: {min(seconds):.2f} s, value {exact.value:.6f}, gap {exact.gap:.1e}")
+    comparison.tell(
+        f"linear program: {min(seconds):.2f} s, value {exact.value:.6f}, gap {exact.gap:.1e}"
+    )
     cases = [{"solver": "linear program", "seconds": seconds, "gap": exact.gap, "excess": 0.0}]
     for name, solver in solvers(flags).items():
         cases.append(case(name, solver, jax.numpy.asarray(losses), exact.value, flags))
-        _tell(line(cases[-1]))
+        comparison.tell(line(cases[-1]))
     load.append(os.getloadavg()[0])
     origin = reporting.provenance(
-        comparison.argv_of(program, argv), flags.seed, time.perf_counter() - start
+        comparison.argv_of(PROGRAM, argv), flags.seed, time.perf_counter() - start
     )
     result = {
         "benchmark": "game_solvers",
@@ -62,8 +64,10 @@ def main(argv=None):
 
 
 def parse(argv) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser("python -m benchmarks.game_solvers", description=__doc__)
+    """The command line. Bad input: one line, exit code 2."""
+    parser = setting.Parser(
+        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--examples", type=int, default=20_000)
     parser.add_argument("--candidates", type=int, default=64)
     parser.add_argument("--members", type=int, default=8)
@@ -74,16 +78,20 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.01, help="of the relaxation")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default="benchmarks/results/game_solvers.json")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=setting.RESULTS / "game_solvers.json"
+    )
     flags = parser.parse_args(argv)
     try:
         _check.at_least(1, examples=flags.examples, candidates=flags.candidates)
         _check.at_least(1, members=flags.members, repeats=flags.repeats)
         _check.at_least(8, max_steps=flags.max_steps)
         _check.positive(tolerance=flags.tolerance, temperature=flags.temperature)
+        _check.at_least(0, seed=flags.seed)
         _check.non_negative(radius=flags.radius)
+        setting.check_output(flags.output)
     except ValueError as error:
-        parser.error(str(error))
+        setting.fail(PROGRAM, error)
     return flags
 
 
@@ -179,10 +187,6 @@ def _timed(call: Callable[[], Any], num_repeats: int) -> tuple[list[float], Any]
         result = call()
         seconds.append(time.perf_counter() - start)
     return seconds, result
-
-
-def _tell(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

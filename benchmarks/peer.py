@@ -2,32 +2,33 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.setting import EPSILON, NUM_CLASSES, STEP_SIZE, Problem
+from benchmarks.setting import EPSILON, STEP_SIZE, Problem
 from mixjax.models.resnet import CHANNEL_MEAN, CHANNEL_STD
 from mixjax.typing import PyTree
 
 
-class ResNet18(nn.Module):
-    """`mixjax.models.resnet18`: `[B, 3, 32, 32] -> [B, num_classes]`, float32 logits."""
+class ResNet(nn.Module):
+    """Our residual networks: `[B, channels, H, W] -> [B, num_classes]`, float32 logits.
 
-    def __init__(self, width: int, num_classes: int = NUM_CLASSES):
+    `features` are the channels of each block; one that has more than came in halves the image.
+    """
+
+    def __init__(self, channels: int, width: int, features: list[int], num_classes: int):
         super().__init__()
-        self.stem = _conv(3, width, 3, 1)
+        self.stem = _conv(channels, width, 3, 1)
         self.stem_norm = _norm(width)
-        blocks, fan_in = [], width
-        for stage in range(4):
-            for block in range(2):
-                features = width * 2**stage
-                blocks.append(_Block(fan_in, features, 2 if stage > 0 and block == 0 else 1))
-                fan_in = features
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(fan_in, num_classes)
+        fans_in = [width, *features]
+        self.blocks = nn.Sequential(
+            *(_Block(few, many, 1 if few == many else 2) for few, many in pairwise(fans_in))
+        )
+        self.head = nn.Linear(fans_in[-1], num_classes)
 
     def forward(self, x):
         """Logits of a batch."""
@@ -59,10 +60,14 @@ def _norm(features):
     return nn.BatchNorm2d(features, eps=1e-5, momentum=0.1)
 
 
-def network(variables: PyTree, width: int, device: str) -> ResNet18:
+def network(variables: PyTree, device: str) -> ResNet:
     """The network with the weights and statistics of one member, leaves without member axis."""
     params, statistics = variables["params"], variables["batch_stats"]
-    result = ResNet18(width)
+    *_, channels, width = params["Conv_0"]["kernel"].shape
+    num_blocks = sum(name.startswith("_Block_") for name in params)
+    shapes = [params[f"_Block_{i}"]["Conv_0"]["kernel"].shape for i in range(num_blocks)]
+    num_classes = params["Dense_0"]["bias"].shape[0]
+    result = ResNet(channels, width, [features for *_, features in shapes], num_classes)
     _fill_conv(result.stem, params["Conv_0"])
     _fill_norm(result.stem_norm, params["BatchNorm_0"], statistics["BatchNorm_0"])
     for i, block in enumerate(result.blocks):
@@ -75,11 +80,10 @@ def network(variables: PyTree, width: int, device: str) -> ResNet18:
 class Peer:
     """PyTorch's side of a problem: `attack` and `training_step` are what is timed."""
 
-    def __init__(self, problem: Problem, width: int, dtype: str, device: str):
+    def __init__(self, problem: Problem, dtype: str, device: str):
         self.device, self.dtype, self.num_steps = device, getattr(torch, dtype), problem.num_steps
         self.networks = [
-            network(_member(problem.variables, i), width, device)
-            for i in range(len(problem.weights))
+            network(_member(problem.variables, i), device) for i in range(len(problem.weights))
         ]
         self.weights = problem.weights.tolist()
         # [B, H, W, C] seen as [B, C, H, W] is what channels_last means.

@@ -44,7 +44,7 @@ class Problem(NamedTuple):
 
 def parse(program: str, description: str, argv=None) -> argparse.Namespace:
     """The flags, those not given filled in for the device. Bad input: one line, exit code 2."""
-    parser = _Parser(
+    parser = Parser(
         prog=program,
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -136,6 +136,21 @@ def pgd(num_steps: int) -> Callable[..., Any]:
     return partial(attacks.pgd, num_steps=num_steps, step_size=STEP_SIZE)
 
 
+def check_output(path: pathlib.Path):
+    """Raises `ValueError` unless a file can be written there."""
+    folder = path.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)) or path.is_dir():
+        raise ValueError(f"output {path} cannot be written")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers bad input with one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process."""
+        fail(self.prog, message)
+
+
 def _validate(flags):
     _check.at_least(
         1,
@@ -148,11 +163,4 @@ def _validate(flags):
         _check.at_least(1, members=num_members)
     _check.at_least(0, seed=flags.seed)
     _check.non_negative(seconds=flags.seconds)
-    folder = flags.output.parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)) or flags.output.is_dir():
-        raise ValueError(f"output {flags.output} cannot be written")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        fail(self.prog, message)
+    check_output(flags.output)
