@@ -8,7 +8,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from experiments import attack_blindness
+from experiments import _blindness, attack_blindness
 from mixjax import data, evaluation, models, reporting
 from tests.linear_game import LinearGame
 
@@ -34,10 +34,10 @@ def results_of(folder):
     return {**trained["linear"], TRAINED: trained}
 
 
-@pytest.mark.parametrize("name", attack_blindness.LINEAR_MIXTURES)
+@pytest.mark.parametrize("name", _blindness.LINEAR_MIXTURES)
 def test_the_closed_form_is_the_optimum_of_a_linear_program(name):
-    config = attack_blindness.Config(dimension=6, num_examples=12, seed=3)
-    game = attack_blindness.linear_mixture(config, name)
+    config = _blindness.Config(dimension=6, num_examples=12, seed=3)
+    game = _blindness.linear_mixture(config, name)
     slopes, offsets = map(np.asarray, game.logits_fn.args)
     slow = LinearGame(
         np.stack([slopes, 0 * slopes], axis=1),
@@ -60,12 +60,12 @@ def test_both_members_are_out_of_reach_together_where_each_is_within_reach_alone
     # together need .375 * .1 + .625 * .2 <= .25 epsilon.
     margins, weights = np.array([[0.1, 0.2]]), np.array([0.3, 0.7])
     for epsilon, accuracy in ((0.05, 1.0), (0.15, 0.7), (0.25, 0.3), (0.649, 0.3), (0.651, 0.0)):
-        found = attack_blindness.lowest_accuracy(normals, margins, weights, epsilon)
+        found = _blindness.lowest_accuracy(normals, margins, weights, epsilon)
         assert found == pytest.approx([accuracy]), epsilon
 
 
 def test_no_attack_is_better_than_the_optimum_and_arc_reaches_it(finished):
-    for name in attack_blindness.LINEAR_MIXTURES:
+    for name in _blindness.LINEAR_MIXTURES:
         result = results_of(finished)[f"linear, {name}"]
         optimum = result["optimum"]["accuracy"]
         assert min(result["robust_accuracy"].values()) >= optimum - 1e-6
@@ -103,17 +103,17 @@ def test_a_run_leaves_checked_results_a_figure_and_a_report(finished):
 def test_the_second_member_learns_from_the_data_attacked_for_the_first(monkeypatch):
     linear = models.linear(10, input_shape=(8, 8, 1))
     monkeypatch.setattr(models, "small_resnet", lambda *args, **kwargs: linear)
-    seen, original = [], attack_blindness.train
+    seen, original = [], _blindness.train
 
     def train(key, model, images, labels, config, attack_all):
         variables = original(key, model, images, labels, config, attack_all)
         seen.append((np.asarray(images), np.asarray(model.apply(variables, images)), attack_all))
         return variables
 
-    monkeypatch.setattr(attack_blindness, "train", train)
-    config = attack_blindness.Config(train_steps=40, train_attack_steps=5, test_examples=30)
+    monkeypatch.setattr(_blindness, "train", train)
+    config = _blindness.Config(train_steps=40, train_attack_steps=5, test_examples=30)
     dataset = data.load("digits")
-    pair = attack_blindness.boosted_pair(config, dataset)
+    pair = _blindness.boosted_pair(config, dataset)
     (clean, logits, attack), (attacked, second_logits, natural) = seen
     np.testing.assert_allclose(clean, dataset.train.images / 255, atol=1e-6)
     assert 0.19 < np.abs(attacked - clean).max() <= config.epsilon + 1e-6
