@@ -5,7 +5,7 @@
 The network is a ResNet of two blocks, trained on digits for a moment, or a ResNet18 of width 16
 with random weights. PGD and AutoPGD take as many steps in an l-inf ball on all sides, Carlini and
 Wagner's attack as many of Adam under as many constants. foolbox attacks the network in PyTorch and
-in JAX, where it is handed a compiled one. The points found are scored by one network, and how often
+in JAX, where it is handed a compiled one, in PGD also one that is not. The points found are scored by one network, and how often
 each attack asks the network about the batch is counted, our closing steps included. At the end:
 what the attack suite asks for, in gradients per example. About 2 minutes for a network on one CPU
 core. Needs the extra `peers`; `--no-peers` times mixjax alone.
@@ -253,13 +253,13 @@ def suite_cost() -> list[dict[str, Any]]:
 
 def table(result: dict[str, Any]) -> str:
     """The result as lines of text."""
-    lines = [f"{'':44}{'images/s':>10}{'calls':>7}{'fooled':>8}  mixjax is faster by"]
+    lines = [f"{'':45}{'images/s':>10}{'calls':>7}{'fooled':>8}  mixjax is faster by"]
     for case in result["cases"]:
         name = f"{case['network']}, {case['attack']}, {case['library']}"
         ratio = case["mixjax_times_as_fast"]
         faster = "{median:.3g} ({low:.3g} to {high:.3g})".format(**ratio)
         lines.append(
-            f"{name:44}{case['images_per_second']:10.4g}{case['network_calls']:7}"
+            f"{name:45}{case['images_per_second']:10.4g}{case['network_calls']:7}"
             f"{case['fooled']:8.1%}  {'' if case['library'] == 'mixjax' else faster}".rstrip()
         )
     for row in result["suite"]:

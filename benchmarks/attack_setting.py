@@ -14,7 +14,7 @@ from mixjax import attacks, data, defenses, models, threats
 from mixjax.typing import PyTree
 
 NETWORKS = {"digits": 0.1, "resnet18": 1 / 255}  # and the radius of the attacks on it
-BATCH_SIZES = {"digits": 128, "resnet18": 32}
+BATCH_SIZES = {"digits": 128, "resnet18": 16}
 ATTACKS = ("pgd", "apgd", "carlini_wagner")
 STEP = 0.25  # of PGD, in radii
 LEARNING_RATE, INITIAL_CONST = 0.1, 1.0  # of Carlini and Wagner's attack

@@ -222,4 +222,4 @@ def _fill_norm(norm, params, statistics):
 
 def _fill(target, values):
     with torch.no_grad():
-        target.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        target.copy_(torch.from_numpy(np.array(values)))

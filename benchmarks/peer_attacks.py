@@ -16,7 +16,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it imports what SciPy has moved
     import foolbox
 
-PYTORCH, JAX = "foolbox on PyTorch", "foolbox on JAX"
+PYTORCH = "foolbox on PyTorch"
+JAX, UNCOMPILED = "foolbox on JAX", "foolbox on JAX, not compiled"
 
 
 def start(num_threads: int, seed: int):
@@ -63,19 +64,21 @@ def sides(problem: Problem) -> list[Side]:
 
 
 def _sides_in_jax(problem):
-    variables, calls = jax.device_put(problem.variables), []
-    compiled = jax.jit(problem.apply)
-
-    def logits_fn(images):
-        calls.append(None)
-        return compiled(variables, images)
-
-    model = foolbox.models.JAXModel(logits_fn, bounds=(0, 1))
+    """foolbox handed a compiled network, and, for PGD, the network as it is."""
+    variables, calls, found = jax.device_put(problem.variables), [], []
     images, labels = jax.device_put((problem.images, problem.labels))
-    return [
-        _side(JAX, name, lambda attack=attack: np.asarray(attack(images, labels)), calls)
-        for name, attack in _foolbox_attacks(problem, model).items()
-    ]
+    for library, apply in {JAX: jax.jit(problem.apply), UNCOMPILED: problem.apply}.items():
+
+        def logits_fn(images, apply=apply):
+            calls.append(None)
+            return apply(variables, images)
+
+        model = foolbox.models.JAXModel(logits_fn, bounds=(0, 1))
+        for name, attack in _foolbox_attacks(problem, model).items():
+            if library == JAX or name == "pgd":
+                call = functools.partial(attack, images, labels)
+                found.append(_side(library, name, call, calls))
+    return found
 
 
 def _foolbox_attacks(problem, model):
@@ -103,7 +106,7 @@ def _side(library, name, call, asked):
 
     def counted():
         before = len(asked)
-        images = call()
+        images = np.asarray(call())
         counts.append(len(asked) - before)
         return images
 
