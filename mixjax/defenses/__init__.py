@@ -1,18 +1,30 @@
 """Training of robust classifiers: a `Defense` is `(init, step)`, both pure."""
 
 from mixjax.defenses.adversarial import Objective, adversarial_training, trades
+from mixjax.defenses.cat_and_mouse import cat_and_mouse
+from mixjax.defenses.classifier import ClassifierInfo, ClassifierState
+from mixjax.defenses.minimax import against_network
 from mixjax.defenses.mixture import Defense, MixtureInfo, MixtureState, mixture
+from mixjax.defenses.sensitivity import learning_with_adversary, sensitivity
+from mixjax.defenses.several_attacks import against_several
 from mixjax.defenses.weighing import Weighing, entropic, oracle
 
 __all__ = [
+    "ClassifierInfo",
+    "ClassifierState",
     "Defense",
     "MixtureInfo",
     "MixtureState",
     "Objective",
     "Weighing",
     "adversarial_training",
+    "against_network",
+    "against_several",
+    "cat_and_mouse",
     "entropic",
+    "learning_with_adversary",
     "mixture",
     "oracle",
+    "sensitivity",
     "trades",
 ]

@@ -1,0 +1,69 @@
+"""Attack the classifier, retrain it on that attack, attack again: rounds without an end.
+
+Round 0 trains on clean inputs. In round r the attack is made with the classifier that round r - 1
+left, and the current one is trained on clean and attacked inputs, one to one.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mixjax import _check
+from mixjax.defenses.classifier import ClassifierInfo, attack_batch, mean_loss, train
+from mixjax.defenses.mixture import Defense
+from mixjax.models import Model
+from mixjax.threats import Threat
+
+_CLEAN_WEIGHT = 0.5
+
+
+def cat_and_mouse(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    threat: Threat,
+    attack,
+    *,
+    num_steps_per_round: int,
+) -> Defense:
+    """Adversarial training in rounds, each against the attack on the classifier of the last one.
+
+    The classifier of round r, the paper's "Adv FGSM r", is `state.variables` after
+    `(r + 1) num_steps_per_round` steps, and in the round after that `state.opponent`.
+
+    Args:
+      model: the classifier.
+      optimizer: of its parameters, learning rate included; its state goes on through the rounds.
+      threat: the attacker's ball, in the units of the images.
+      attack: `(key, loss_fn, x, threat) -> (x_adv, info)` on one example; the paper's is FGSM.
+      num_steps_per_round: training steps of a round.
+
+    Returns:
+      A `Defense` with `ClassifierState` and `ClassifierInfo`.
+
+    Raises:
+      ValueError: if `num_steps_per_round` is below 1.
+
+    References:
+      Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
+      section 3.1.
+    """
+    _check.at_least(1, num_steps_per_round=num_steps_per_round)
+
+    def opponent(state):
+        is_first = state.step % num_steps_per_round == 0
+        last = state.opponent or state.variables  # none yet in `init`
+        return jax.tree.map(lambda new, old: jnp.where(is_first, new, old), state.variables, last)
+
+    def objective(variables, state, key, images, labels):
+        clean, new = mean_loss(model, variables, images, labels)
+
+        def attacked_loss(variables):
+            attacked = attack_batch(model, state.opponent, attack, key, images, labels, threat)
+            attacked_loss, new = mean_loss(model, variables, attacked, labels)
+            return _CLEAN_WEIGHT * clean + (1 - _CLEAN_WEIGHT) * attacked_loss, new
+
+        is_clean = state.step < num_steps_per_round
+        loss, new = jax.lax.cond(is_clean, lambda _: (clean, new), attacked_loss, variables)
+        return loss, (new, ClassifierInfo(loss, jnp.zeros_like(loss)))
+
+    return train(model, optimizer, objective, opponent)

@@ -1,0 +1,108 @@
+"""The frame of the defences that train one classifier: a loss on the batch and a gradient step.
+
+An `attack` is `(key, loss_fn, x, threat) -> (x_adv, info)` on one example, as `attacks.pgd` with
+its numbers filled in; `loss_fn` is the cross-entropy of the classifier attacked.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mixjax import losses
+from mixjax.defenses.mixture import Defense
+from mixjax.models import Model
+from mixjax.threats import Threat
+from mixjax.typing import Array, Key, PyTree
+
+
+class ClassifierState(NamedTuple):
+    """Everything that the next step needs.
+
+    Attributes:
+      variables: the classifier's variables.
+      opponent: what the attacks are made with: variables of the classifier attacked where it is
+        another one than `variables`, those of attack networks, or nothing.
+      opt_state: the optimisers' states.
+      key: root of all randomness; step t uses `fold_in(key, t)`.
+      step: `[]` number of steps taken.
+    """
+
+    variables: PyTree
+    opponent: PyTree
+    opt_state: PyTree
+    key: Key
+    step: Array
+
+
+class ClassifierInfo(NamedTuple):
+    """What a person wants to see of a step, on the classifier before it.
+
+    Attributes:
+      loss: `[]` mean loss on what the classifier is trained on, without a penalty.
+      penalty: `[]` the penalty's value, 0 without one.
+    """
+
+    loss: Array
+    penalty: Array
+
+
+def train(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    objective: Callable[..., tuple[Array, tuple[PyTree, ClassifierInfo]]],
+    opponent: Callable[[ClassifierState], PyTree] = lambda state: state.opponent,
+) -> Defense:
+    """Gradient steps of one classifier on an objective that includes its attack.
+
+    Args:
+      model: the classifier.
+      optimizer: of its parameters, learning rate included.
+      objective: `(variables, state, key, images, labels) -> (loss [], (variables, info))`, to be
+        differentiated in `variables["params"]`; `state` is as it was, its opponent up to date.
+      opponent: the opponent of this step from the state before it.
+    """
+
+    def init(key):
+        init_key, train_key = jax.random.split(key)
+        variables = model.init(init_key)
+        opt_state = optimizer.init(variables["params"])
+        state = ClassifierState(variables, (), opt_state, train_key, jnp.zeros((), jnp.int32))
+        return state._replace(opponent=jax.tree.map(jnp.copy, opponent(state)))
+
+    def step(state, images, labels):
+        key = jax.random.fold_in(state.key, state.step)
+        state = state._replace(opponent=opponent(state))
+        params = state.variables["params"]
+
+        def loss(params):
+            return objective({**state.variables, "params": params}, state, key, images, labels)
+
+        gradient, (variables, info) = jax.grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+        variables = {**variables, "params": optax.apply_updates(params, updates)}
+        return state._replace(variables=variables, opt_state=opt_state, step=state.step + 1), info
+
+    return Defense(init, step)
+
+
+def attack_batch(
+    model: Model, variables: PyTree, attack, key: Key, images: Array, labels: Array, threat: Threat
+) -> Array:
+    """The attack on each example of a batch `[B, ...]`, against the classifier as in evaluation."""
+
+    def attack_one(key, x, label):
+        def loss_fn(x):
+            return losses.cross_entropy(model.apply(variables, x), label)
+
+        return attack(key, loss_fn, x, threat)[0]
+
+    return jax.vmap(attack_one)(jax.random.split(key, images.shape[0]), images, labels)
+
+
+def mean_loss(model: Model, variables: PyTree, images: Array, labels: Array):
+    """Mean cross-entropy in training, and the variables with their statistics updated."""
+    logits, variables = model.apply(variables, images, train=True)
+    return jnp.mean(jax.vmap(losses.cross_entropy)(logits, labels)), variables

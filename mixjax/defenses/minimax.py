@@ -1,0 +1,76 @@
+"""Training of a classifier against an attack network that is trained with it.
+
+`f(u, v)` is the mean loss of the classifier `u` on a batch as the attack network `v` moves it. Any
+two-player method of `games` plays it: minimax, maximin, alternating and the rest.
+"""
+
+from collections.abc import Callable
+
+import jax
+
+from mixjax import attacks, games
+from mixjax.defenses.classifier import ClassifierState, mean_loss
+from mixjax.defenses.mixture import Defense
+from mixjax.models import Model
+from mixjax.threats import Threat
+from mixjax.typing import Bounds
+
+
+def against_network(
+    model: Model,
+    network: Model,
+    method: Callable[[Callable], games.Method],
+    threat: Threat,
+    *,
+    bounds: Bounds = (0.0, 1.0),
+) -> Defense:
+    """Plays `f(u, v)`, the mean cross-entropy of a classifier under an attack network.
+
+    Args:
+      model: the classifier, `u`.
+      network: the attacker, `v`, of `models.attack_network` or the like.
+      method: `f -> games.Method`, as `functools.partial(games.minimax, descent=optax.adam(1e-4),
+        ascent=optax.adam(1e-3))`.
+      threat: the attacker's ball, in the units of the images.
+      bounds: lowest and highest value of an input.
+
+    Returns:
+      A `Defense` with `ClassifierState` and `games.PlayersInfo`; `state.opponent` holds the
+      network's variables. Statistics of BatchNorm come from the attacked batch after the step.
+
+    References:
+      Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
+      section 4.
+    """
+
+    def payoff(params, v, state, key, images, labels):
+        network_variables = {**state.opponent, "params": v}
+        attacked, _ = attacks.attack_batch(
+            network, network_variables, key, images, labels, threat, bounds=bounds
+        )
+        return mean_loss(model, {**state.variables, "params": params}, attacked, labels)[0]
+
+    init_players, update = method(payoff)
+
+    def init(key):
+        model_key, network_key, train_key = jax.random.split(key, 3)
+        variables, opponent = model.init(model_key), network.init(network_key)
+        players = init_players(variables["params"], opponent["params"])
+        return ClassifierState(variables, opponent, players[2:4], train_key, players.step)
+
+    def step(state, images, labels):
+        key = jax.random.fold_in(state.key, state.step)
+        u, v = state.variables["params"], state.opponent["params"]
+        u_opt_state, v_opt_state = state.opt_state
+        players = games.PlayersState(u, v, u_opt_state, v_opt_state, state.step)
+        players, info = update(players, state, key, images, labels)
+        variables = {**state.variables, "params": players.u}
+        opponent = {**state.opponent, "params": players.v}
+        if len(variables) > 1:
+            attacked, opponent = attacks.attack_batch(
+                network, opponent, key, images, labels, threat, bounds=bounds
+            )
+            _, variables = model.apply(variables, attacked, train=True)
+        return ClassifierState(variables, opponent, players[2:4], state.key, players.step), info
+
+    return Defense(init, step)

@@ -1,0 +1,114 @@
+"""Training on the attack that the classifier of the moment gives rise to.
+
+With `f(u, Z) = (1 / N) sum_i l(u, z_i)` and `Z` the attack on the classifier `u` as it is, LWA
+descends `f(u, Z)` with `Z` held fixed. Sens knows that the attack follows the classifier: for a
+gradient attack `dz_i/du = eta d2l/dz_i du`, and the gradient of `f(u, Z(u))` is that of
+`f + gamma / 2 sum_i |df/dz_i|^2` with `gamma = eta N`.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mixjax import _check
+from mixjax.defenses.classifier import ClassifierInfo, attack_batch, mean_loss, train
+from mixjax.defenses.mixture import Defense
+from mixjax.models import Model
+from mixjax.threats import Threat
+from mixjax.typing import Array, Bounds
+
+
+def sensitivity(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    threat: Threat,
+    attack,
+    *,
+    penalty: float | Array | None = None,
+    clean_weight: float = 0.0,
+    bounds: Bounds = (0.0, 1.0),
+) -> Defense:
+    """Sens: descends `f + penalty N / 2 sum_i |df/dz_i|^2` on the attack of the moment.
+
+    Args:
+      model: the classifier.
+      optimizer: of its parameters, learning rate included.
+      threat: the attacker's ball, in the units of the images.
+      attack: `(key, loss_fn, x, threat) -> (x_adv, info)` on one example; the paper's is FGSM.
+      penalty: `gamma / N`, at least 0, in squared units of the images. The paper's is `eta` for
+        pixels in [-1, 1]; if None it is the same in other bounds, `epsilon (high - low) / 2`.
+      clean_weight: share in [0, 1) of the loss on clean inputs.
+      bounds: lowest and highest value of an input.
+
+    Returns:
+      A `Defense` with `ClassifierState` and `ClassifierInfo`.
+
+    Raises:
+      ValueError: if a number is out of its range.
+
+    References:
+      Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018, eq. 7.
+    """
+    _check.increasing(bounds=bounds)
+    _check.fraction(clean_weight=clean_weight)
+    rate = threat.epsilon * (bounds[1] - bounds[0]) / 2 if penalty is None else penalty
+    _check.non_negative(penalty=rate)
+
+    def objective(variables, state, key, images, labels):
+        attacked = attack_batch(model, state.variables, attack, key, images, labels, threat)
+
+        def f(attacked):
+            return mean_loss(model, variables, attacked, labels)
+
+        (loss, new), gradient = jax.value_and_grad(f, has_aux=True)(attacked)
+        cost = rate * images.shape[0] / 2 * jnp.sum(gradient**2)
+        loss = _with_clean(model, variables, images, labels, loss, clean_weight)
+        return loss + cost, (new, ClassifierInfo(loss, cost))
+
+    return train(model, optimizer, objective)
+
+
+def learning_with_adversary(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    threat: Threat,
+    attack,
+    *,
+    clean_weight: float = 0.0,
+) -> Defense:
+    """LWA: descends the loss on the attack of the moment, without a penalty.
+
+    With `clean_weight=0.5` it is adversarial training on clean and attacked inputs, one to one.
+
+    Args:
+      model: the classifier.
+      optimizer: of its parameters, learning rate included.
+      threat: the attacker's ball, in the units of the images.
+      attack: `(key, loss_fn, x, threat) -> (x_adv, info)` on one example; the paper's is FGSM.
+      clean_weight: share in [0, 1) of the loss on clean inputs.
+
+    Returns:
+      A `Defense` with `ClassifierState` and `ClassifierInfo`.
+
+    Raises:
+      ValueError: if `clean_weight` is out of its range.
+
+    References:
+      Huang et al., Learning with a strong adversary, 2015.
+    """
+    _check.fraction(clean_weight=clean_weight)
+
+    def objective(variables, state, key, images, labels):
+        attacked = attack_batch(model, state.variables, attack, key, images, labels, threat)
+        loss, new = mean_loss(model, variables, attacked, labels)
+        loss = _with_clean(model, variables, images, labels, loss, clean_weight)
+        return loss, (new, ClassifierInfo(loss, jnp.zeros_like(loss)))
+
+    return train(model, optimizer, objective)
+
+
+def _with_clean(model, variables, images, labels, loss, weight):
+    """The loss with its share on clean inputs, whose statistics no BatchNorm keeps."""
+    if isinstance(weight, int | float) and weight == 0:
+        return loss
+    return (1 - weight) * loss + weight * mean_loss(model, variables, images, labels)[0]

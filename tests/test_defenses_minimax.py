@@ -1,0 +1,188 @@
+"""Training against attack networks, one and several: the steps written out."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mixjax import attacks, defenses, games, losses, models, threats
+
+C, B = 3, 6
+SHAPE = (2, 3, 1)
+MODEL = models.linear(C, input_shape=SHAPE)
+NETWORK = models.attack_network(C, input_shape=SHAPE, hidden=(5,))
+THREAT = threats.linf(0.1)
+DOWN, UP, GAMMA = 0.3, 0.2, 4.0
+
+
+def batch():
+    random = np.random.default_rng(3)
+    images = random.uniform(size=(B, *SHAPE)).astype(np.float32)
+    return images, random.integers(0, C, B)
+
+
+def losses_under(params, v, network=NETWORK):
+    """`[N]` losses of the classifier on the batch that the attack network moved."""
+
+    def one(x, label):
+        direction = network.apply({"params": v}, x, label)
+        logits = MODEL.apply({"params": params}, attacks.follow(x, direction, THREAT))
+        return losses.cross_entropy(logits, label)
+
+    return jax.vmap(one)(*batch())
+
+
+def mean_loss(params, v):
+    return jnp.mean(losses_under(params, v))
+
+
+def moved(tree, gradient, rate):
+    return jax.tree.map(lambda leaf, slope: leaf + rate * slope, tree, gradient)
+
+
+def assert_equal(tree, expected):
+    for leaf, want in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [0.0, GAMMA])
+def test_a_step_against_a_network_is_the_game_s(penalty):
+    method = functools.partial(
+        games.minimax, descent=optax.sgd(DOWN), ascent=optax.sgd(UP), penalty=penalty
+    )
+    defense = defenses.against_network(MODEL, NETWORK, method, THREAT)
+    state = defense.init(jax.random.key(0))
+    u, v = state.variables["params"], state.opponent["params"]
+    new, info = jax.jit(defense.step)(state, *batch())
+    expected_v = moved(v, jax.grad(mean_loss, 1)(u, v), UP)
+
+    def objective(u):
+        norm = optax.tree.norm(jax.grad(mean_loss, 1)(u, expected_v), squared=True)
+        return mean_loss(u, expected_v) + penalty / 2 * norm
+
+    assert_equal(new.opponent["params"], expected_v)
+    assert_equal(new.variables["params"], moved(u, jax.grad(objective)(u), -DOWN))
+    assert float(info.f) == pytest.approx(float(mean_loss(u, expected_v)), rel=1e-4)
+    assert new.step == 1
+
+
+@pytest.mark.parametrize("make", [games.maximin, games.alternating, games.extragradient])
+def test_every_method_of_the_games_trains(make):
+    method = functools.partial(make, descent=optax.adam(1e-2), ascent=optax.adam(1e-2))
+    defense = defenses.against_network(MODEL, NETWORK, method, THREAT)
+    step, state = jax.jit(defense.step), defense.init(jax.random.key(0))
+    state, first = step(state, *batch())
+    for _ in range(30):
+        state, info = step(state, *batch())
+    assert info.f < first.f
+
+
+def test_statistics_come_from_the_batch_that_the_new_network_attacked():
+    shape = (4, 4, 1)
+    model = models.small_resnet(C, width=2, input_shape=shape)
+    network = models.attack_network(C, input_shape=shape, hidden=(5,))
+    images = np.random.default_rng(0).uniform(size=(B, *shape)).astype(np.float32)
+    labels = np.arange(B) % C
+    method = functools.partial(
+        games.alternating, descent=optax.sgd(DOWN), ascent=optax.sgd(50 * UP)
+    )
+    defense = defenses.against_network(model, network, method, THREAT)
+    state = defense.init(jax.random.key(0))
+    new, _ = jax.jit(defense.step)(state, images, labels)
+    attacked, _ = attacks.attack_batch(network, new.opponent, None, images, labels, THREAT)
+    variables = {**state.variables, "params": new.variables["params"]}
+    _, expected = model.apply(variables, attacked, train=True)
+    assert_equal(new.variables["batch_stats"], expected["batch_stats"])
+
+
+def blind(key, loss_fn, x, threat):
+    """No attack at all."""
+    del key, loss_fn, threat
+    return x, ()
+
+
+def fgsm(key, loss_fn, x, threat):
+    del key
+    return attacks.fgsm(loss_fn, x, threat)
+
+
+def table(params, attacked_params, vs):
+    """`[N, M]` losses without attack, under FGSM on `attacked_params`, and under networks."""
+
+    def loss(params, x, label):
+        return losses.cross_entropy(MODEL.apply({"params": params}, x), label)
+
+    def one(x, label):
+        point, _ = attacks.fgsm(functools.partial(loss, attacked_params, label=label), x, THREAT)
+        return loss(params, x, label), loss(params, point, label)
+
+    columns = [losses_under(params, v) for v in vs]
+    return jnp.stack([*columns, *jax.vmap(one)(*batch())], axis=1)
+
+
+def softmax_mean(values, temperature):
+    return temperature * jnp.log(jnp.mean(jnp.exp(values / temperature), axis=-1))
+
+
+RISKS = {
+    "hard": (dict(), lambda table: jnp.max(jnp.mean(table, 0))),
+    "smooth": (dict(temperature=0.5), lambda table: softmax_mean(jnp.mean(table, 0), 0.5)),
+    "hard, each": (dict(per_example=True), lambda table: jnp.mean(jnp.max(table, 1))),
+    "smooth, each": (
+        dict(per_example=True, temperature=0.5),
+        lambda table: jnp.mean(softmax_mean(table, 0.5)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RISKS)
+def test_of_several_attacks_the_worst_is_descended_and_every_network_learns(name):
+    settings, risk = RISKS[name]
+    defense = defenses.against_several(
+        MODEL,
+        optax.sgd(DOWN),
+        THREAT,
+        [blind, fgsm],
+        networks=[NETWORK, NETWORK],
+        ascent=optax.sgd(UP),
+        **settings,
+    )
+    state = defense.init(jax.random.key(0))
+    u, vs = state.variables["params"], [variables["params"] for variables in state.opponent]
+    new, info = jax.jit(defense.step)(state, *batch())
+    expected = [moved(v, jax.grad(mean_loss, 1)(u, v), UP) for v in vs]
+    for variables, want in zip(new.opponent, expected, strict=True):
+        assert_equal(variables["params"], want)
+
+    def objective(params):
+        return risk(table(params, u, expected))
+
+    value, gradient = jax.value_and_grad(objective)(u)
+    assert float(info.loss) == pytest.approx(float(value), rel=1e-4)
+    assert_equal(new.variables["params"], moved(u, gradient, -DOWN))
+    assert jnp.abs(jax.tree.leaves(vs[0])[1] - jax.tree.leaves(vs[1])[1]).max() > 1e-3
+
+
+def test_fixed_attacks_alone_need_no_networks():
+    defense = defenses.against_several(MODEL, optax.sgd(DOWN), THREAT, [blind, fgsm])
+    state = defense.init(jax.random.key(0))
+    _, info = jax.jit(defense.step)(state, *batch())
+    u = state.variables["params"]
+    assert float(info.loss) == pytest.approx(float(jnp.max(jnp.mean(table(u, u, []), 0))), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(fixed_attacks=[]), "fixed_attacks must not be empty without networks"),
+        (dict(fixed_attacks=[fgsm], networks=[NETWORK]), "ascent must be an optimiser for 1"),
+        (dict(fixed_attacks=[fgsm], temperature=0.0), "temperature must be positive, got 0.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        defenses.against_several(MODEL, optax.sgd(DOWN), THREAT, **settings)

@@ -1,0 +1,213 @@
+"""LWA, Sens and cat and mouse on a linear classifier, whose gradients are written out."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mixjax import attacks, defenses, models, threats
+
+D, C, B = 6, 3, 8
+SHAPE = (2, 3, 1)
+MODEL = models.linear(C, input_shape=SHAPE)
+RATE, EPSILON = 0.3, 0.1
+THREAT = threats.linf(EPSILON)
+
+
+def fgsm(key, loss_fn, x, threat, bounds=(0.0, 1.0)):
+    del key
+    return attacks.fgsm(loss_fn, x, threat, bounds=bounds)
+
+
+def batch(seed=3):
+    random = np.random.default_rng(seed)
+    images = random.uniform(size=(B, *SHAPE)).astype(np.float32)
+    return images, random.integers(0, C, B)
+
+
+def layer(variables):
+    return variables["params"]["Dense_0"]
+
+
+def slopes(params, images, labels):
+    """`[N, C]`: derivatives of each example's cross-entropy in its logits."""
+    logits = images.reshape(B, D) @ params["kernel"] + params["bias"][None]
+    return jax.nn.softmax(logits) - jnp.eye(C)[labels]
+
+
+def attacked_by_hand(params, images, labels):
+    gradient = slopes(params, images, labels) @ params["kernel"].T
+    return jnp.clip(images + EPSILON * jnp.sign(gradient).reshape(images.shape), 0, 1)
+
+
+def loss_by_hand(params, images, labels):
+    logits = images.reshape(B, D) @ params["kernel"] + params["bias"][None]
+    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(B), labels])
+
+
+def penalty_by_hand(params, attacked, labels, gamma):
+    """`gamma / 2 sum_i |df/dz_i|^2`, `f` the mean loss."""
+    gradient = slopes(params, attacked, labels) @ params["kernel"].T / B
+    return gamma / 2 * jnp.sum(gradient**2)
+
+
+def first_step(defense, images, labels):
+    """The parameters before, the change of them at learning rate 1, and the info."""
+    state = defense.init(jax.random.key(0))
+    new, info = jax.jit(defense.step)(state, images, labels)
+    before = layer(state.variables)
+    assert new.step == 1
+    return before, jax.tree.map(lambda a, b: (a - b) / RATE, layer(new.variables), before), info
+
+
+def assert_descends(change, objective, params):
+    gradient = jax.grad(objective)(params)
+    for name in ("kernel", "bias"):
+        np.testing.assert_allclose(change[name], -gradient[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("penalty", [None, 0.7])
+@pytest.mark.parametrize("clean_weight", [0.0, 0.25])
+def test_sens_descends_the_loss_on_the_attack_held_fixed_and_its_sensitivity(penalty, clean_weight):
+    images, labels = batch()
+    defense = defenses.sensitivity(
+        MODEL, optax.sgd(RATE), THREAT, fgsm, penalty=penalty, clean_weight=clean_weight
+    )
+    params, change, info = first_step(defense, images, labels)
+    attacked = attacked_by_hand(params, images, labels)
+    gamma = B * (EPSILON / 2 if penalty is None else penalty)  # eta is 2 epsilon, its unit 1/2
+
+    def objective(params):
+        loss = (1 - clean_weight) * loss_by_hand(params, attacked, labels)
+        loss += clean_weight * loss_by_hand(params, images, labels)
+        return loss + penalty_by_hand(params, attacked, labels, gamma)
+
+    assert_descends(change, objective, params)
+    cost = float(penalty_by_hand(params, attacked, labels, gamma))
+    assert float(info.penalty) == pytest.approx(cost, rel=1e-4)
+    assert float(info.loss + info.penalty) == pytest.approx(float(objective(params)), rel=1e-5)
+
+
+def test_sens_does_not_care_whether_pixels_are_in_zero_to_one_or_in_minus_one_to_one():
+    """The paper's `gamma = eta N` for pixels in [-1, 1] is the default."""
+    images, labels = batch()
+    infos = []
+    for low in (0.0, -1.0):
+        width = 1.0 - low
+        bounds = (low, 1.0)
+
+        def apply(variables, x, train=False, low=low, width=width):
+            return MODEL.apply(variables, (x - low) / width, train=train)
+
+        defense = defenses.sensitivity(
+            models.Model(MODEL.init, apply),
+            optax.sgd(RATE),
+            threats.linf(EPSILON * width),
+            functools.partial(fgsm, bounds=bounds),
+            bounds=bounds,
+        )
+        infos.append(first_step(defense, low + width * images, labels)[1:])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), *infos)
+    explicit = defenses.sensitivity(MODEL, optax.sgd(RATE), THREAT, fgsm, penalty=EPSILON / 2)
+    np.testing.assert_allclose(
+        first_step(explicit, images, labels)[2].penalty, infos[0][1].penalty, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("clean_weight", [0.0, 0.5])
+def test_lwa_descends_the_loss_on_the_attack_alone(clean_weight):
+    images, labels = batch()
+    defense = defenses.learning_with_adversary(
+        MODEL, optax.sgd(RATE), THREAT, fgsm, clean_weight=clean_weight
+    )
+    params, change, info = first_step(defense, images, labels)
+    attacked = attacked_by_hand(params, images, labels)
+
+    def objective(params):
+        loss = (1 - clean_weight) * loss_by_hand(params, attacked, labels)
+        return loss + clean_weight * loss_by_hand(params, images, labels)
+
+    assert_descends(change, objective, params)
+    assert float(info.loss) == pytest.approx(float(objective(params)), rel=1e-5)
+    assert info.penalty == 0
+
+
+def test_each_round_of_cat_and_mouse_is_against_the_classifier_of_the_last():
+    defense = defenses.cat_and_mouse(MODEL, optax.sgd(RATE), THREAT, fgsm, num_steps_per_round=2)
+    step, state = jax.jit(defense.step), defense.init(jax.random.key(0))
+    before = [state.variables]
+    for index in range(6):
+        images, labels = batch(index)
+        new, info = step(state, images, labels)
+        params, opponent = layer(state.variables), layer(before[index // 2 * 2])
+        attacked = attacked_by_hand(opponent, images, labels)
+
+        def objective(params, index=index, images=images, labels=labels, attacked=attacked):
+            clean = loss_by_hand(params, images, labels)
+            if index < 2:  # round 0
+                return clean
+            return (clean + loss_by_hand(params, attacked, labels)) / 2
+
+        assert float(info.loss) == pytest.approx(float(objective(params)), rel=1e-5)
+        change = jax.tree.map(lambda a, b: (a - b) / RATE, layer(new.variables), params)
+        assert_descends(change, objective, params)
+        np.testing.assert_array_equal(layer(new.opponent)["kernel"], opponent["kernel"])
+        state = new
+        before.append(state.variables)
+
+
+def test_batch_statistics_are_those_of_the_attacked_batch():
+    model = models.small_resnet(C, width=2, input_shape=(4, 4, 1))
+    images = np.random.default_rng(0).uniform(size=(B, 4, 4, 1)).astype(np.float32)
+    labels = np.arange(B) % C
+    defense = defenses.sensitivity(model, optax.sgd(RATE), threats.linf(0.3), fgsm)
+    state = defense.init(jax.random.key(0))
+    new, _ = jax.jit(defense.step)(state, images, labels)
+
+    def attack(x, label):
+        def loss_fn(x):
+            return -jax.nn.log_softmax(model.apply(state.variables, x))[label]
+
+        return fgsm(None, loss_fn, x, threats.linf(0.3))[0]
+
+    _, expected = model.apply(state.variables, jax.vmap(attack)(images, labels), train=True)
+    for leaf, want in zip(
+        jax.tree.leaves(new.variables["batch_stats"]),
+        jax.tree.leaves(expected["batch_stats"]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(leaf, want, rtol=1e-3, atol=1e-5)
+
+
+SETTINGS = MODEL, optax.sgd(RATE), THREAT, fgsm
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: defenses.sensitivity(*SETTINGS, penalty=-1.0),
+            "penalty must be at least 0, got -1",
+        ),
+        (
+            lambda: defenses.sensitivity(*SETTINGS, clean_weight=1.0),
+            "clean_weight must be in [0, 1)",
+        ),
+        (lambda: defenses.sensitivity(*SETTINGS, bounds=(1.0, 0.0)), "bounds must be a pair"),
+        (
+            lambda: defenses.learning_with_adversary(*SETTINGS, clean_weight=-0.5),
+            "clean_weight must be in [0, 1), got -0.5",
+        ),
+        (
+            lambda: defenses.cat_and_mouse(*SETTINGS, num_steps_per_round=0),
+            "num_steps_per_round must be a whole number of at least 1, got 0",
+        ),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
