@@ -12,7 +12,7 @@ import pytest
 from mixjax import attacks, defenses, losses, models, threats
 
 SHAPE = (3, 2, 1)
-GAIN = 1.5
+GAIN = 2.0
 NETWORK = models.attack_network(3, input_shape=SHAPE, hidden=(8,), dropout=0.2)
 CLASSIFIER = models.linear(3, input_shape=SHAPE)
 X = jnp.array([0.0, 0.02, 0.5, 0.7, 0.98, 1.0]).reshape(SHAPE)

@@ -18,14 +18,14 @@ from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LossFn, PyTree
 
-_GAIN = 1.5  # of the squashed direction: a typical coordinate moves by tanh(1.5) = 0.9 epsilon
+_GAIN = 2.0  # of the squashed direction: a typical coordinate moves by tanh(2) = 0.96 epsilon
 _SMALLEST_SQUARE = 1e-12
 
 DirectionFn = Callable[[Array, Array], Array]  # `(x [...], label []) -> [...]`
 
 
 def follow(x: Array, direction: Array, threat: Threat, *, bounds: Bounds = (0.0, 1.0)) -> Array:
-    """`clip(x + P(epsilon tanh(1.5 h / rms(h))))`, `h` the direction.
+    """`clip(x + P(epsilon tanh(2 h / rms(h))))`, `h` the direction.
 
     To be differentiated in the direction: the gradient passes the clip unchanged, for the many
     pixels at a bound would else teach nothing.
