@@ -26,6 +26,7 @@ from mixjax.reporting.tables import (
     suite_table,
 )
 from mixjax.reporting.toy_figures import (
+    plot_bounds,
     plot_cycle,
     plot_game_of_two,
     plot_penalized_line,
@@ -44,6 +45,7 @@ __all__ = [
     "open_run",
     "plot_attacks",
     "plot_blindness",
+    "plot_bounds",
     "plot_curves",
     "plot_cycle",
     "plot_game_of_two",

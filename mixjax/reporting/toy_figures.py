@@ -275,3 +275,35 @@ def _theorem_2_panel(axis, curves, by="lam"):
         axis.axvspan(*each["interval"], color=color, alpha=0.1)
     axis.set(xlabel=r"weight $\alpha$ of $h_1$", ylabel="worst-case risk (dotted: $h_1$ alone)")
     _plain(axis)
+
+
+def plot_bounds(path, growths, *, alone, tolerance):
+    """Lower and upper bounds of the game's value at every round, one colour for each way to grow.
+
+    Args:
+      path: file to write, as PNG.
+      growths: `name -> dict` of `upper`, `lower` and `risk`, `[T]` each.
+      alone: risk of the first member.
+      tolerance: gap at which the game counts as solved.
+    """
+    figure, (left, right) = _figure(9.0, 3.6, 2)
+    for number, (name, rounds) in enumerate(growths.items()):
+        numbers = np.arange(1, len(rounds["upper"]) + 1)
+        style = {"color": _COLORS[number], "linestyle": _STYLES[number]}
+        left.plot(numbers, rounds["upper"], label=f"{name}: upper", **style)
+        left.plot(numbers, rounds["lower"], label=f"{name}: lower", linewidth=0.9, **style)
+        left.fill_between(
+            numbers, rounds["lower"], rounds["upper"], color=_COLORS[number], alpha=0.08
+        )
+        left.scatter(
+            numbers, rounds["risk"], s=7, color=_COLORS[number], marker=_MARKERS[number], alpha=0.5
+        )
+        gaps = np.subtract(rounds["upper"], rounds["lower"])
+        right.plot(numbers, gaps, label=name, **style)
+    left.axhline(alone, color="black", linewidth=0.8, linestyle=":", label="best single member")
+    left.set(xlabel="round", ylabel="adversarial risk", title="bounds; dots: risk of the round")
+    right.axhline(tolerance, color="black", linewidth=0.8, linestyle=":", label="tolerance")
+    right.set(xlabel="round", ylabel="upper - lower", yscale="log", title="certified gap")
+    for axis in (left, right):
+        _plain(axis)
+    _write(figure, path)

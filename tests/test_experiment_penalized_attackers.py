@@ -1,0 +1,159 @@
+"""Attackers who pay: closed forms, brute force beside them, and both theorems."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import _penalized, penalized_attackers
+from experiments._penalized import Classifier, Gaussians
+
+NARROW = Gaussians(0.25, 0.2)
+FIRST = _penalized.threshold(0.0)
+TINY = "--epsilons 0.4 --lams 0.2 --alphas 3 --cells 40 --rounds 12 --points 12".split()
+
+
+def brute(x, label, classifiers, weights, penalty, epsilon, lam):
+    """The best score over a fine grid of places to move to, and the place itself."""
+    z = np.append(np.linspace(x - epsilon, x + epsilon, 4001), x)
+    wrong = sum(w * (c(z) != label) for w, c in zip(weights, classifiers, strict=True))
+    cost = np.abs(z - x) if penalty == "norm" else (z != x)
+    return (wrong - lam * cost).max()
+
+
+@pytest.mark.parametrize("penalty", _penalized.PENALTIES)
+def test_the_score_is_that_of_the_best_of_all_moves(penalty):
+    classifiers = [Classifier((-0.3, 0.1, 0.5), (-1, 1, -1, 1)), _penalized.threshold(0.2)]
+    places = np.linspace(-1.03, 1.17, 23)
+    for label in (1, -1):
+        setting = (label, classifiers, [0.7, 0.3], penalty, 0.35, 0.6)
+        want = [brute(x, *setting) for x in places]
+        np.testing.assert_allclose(_penalized.worst_score(places, *setting), want, atol=3e-4)
+
+
+@pytest.mark.parametrize("penalty", _penalized.PENALTIES)
+@pytest.mark.parametrize("edge", [0.0, 0.17])
+def test_the_quadrature_meets_the_closed_form_of_a_threshold(penalty, edge):
+    setting = (penalty, 0.4, 0.7)
+    found, error = _penalized.worst_risk(NARROW, [_penalized.threshold(edge)], [1.0], *setting)
+    np.testing.assert_allclose(
+        found, _penalized.threshold_risk(NARROW, edge, *setting), atol=max(error, 1e-10)
+    )
+
+
+def test_the_price_lowers_what_the_attacker_gains():
+    free = _penalized.threshold_risk(NARROW, 0.1, "norm", 0.5, 0.0)
+    assert free == pytest.approx(_penalized.threshold_risk(NARROW, 0.1, "mass", 0.5, 0.0))
+    norm, mass = (_penalized.threshold_risk(NARROW, 0.1, p, 0.5, 0.5) for p in ("norm", "mass"))
+    assert mass < norm < free
+
+
+def test_the_defender_turns_the_attacked_zone_over_and_nothing_else():
+    second = _penalized.defender_response(_penalized.threshold(0.2), NARROW, 0.5)
+    assert second.edges == pytest.approx((-0.3, 0.2, 0.7)) and second.labels == (-1, 1, -1, 1)
+    # An edge far off the Bayes classifier's: between 0 and the zone the likelier class.
+    second = _penalized.defender_response(_penalized.threshold(0.8), NARROW, 0.5)
+    assert second.edges == pytest.approx((0.0, 0.8, 1.3)) and second.labels == (-1, 1, -1, 1)
+
+
+@pytest.mark.parametrize("penalty", _penalized.PENALTIES)
+@pytest.mark.parametrize("epsilon", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("lam", [0.05, 0.5, 0.95])
+def test_theorem_2_wherever_its_condition_holds(penalty, epsilon, lam):
+    found = penalized_attackers.gain(NARROW, penalty, epsilon, lam, 9)
+    assert all(each["holds"] for each in found["vanishing"])
+    assert found["least_gain"] > 10 * found["integration_error"] > 0
+    start = (1 + lam * (epsilon if penalty == "norm" else 1)) / 2
+    assert found["interval"][0] == pytest.approx(start)
+    assert found["risks"][-1] == pytest.approx(found["risk_alone"], abs=1e-5)
+
+
+def test_without_the_condition_a_mixture_loses():
+    found = penalized_attackers.gain(Gaussians(0.75, 0.15), "norm", 0.5, 0.01, 21)
+    assert not any(each["holds"] for each in found["vanishing"])
+    assert found["least_gain"] < -0.3 and found["part_of_the_interval_with_gain"] < 0.1
+
+
+def test_the_vanishing_measure_of_a_known_zone():
+    (outside, inside), (mirrored, _) = _penalized.vanishing(Gaussians(0.25, 0.5), 0.0, 0.5)
+    assert inside == pytest.approx(0.3829249, abs=1e-6)  # within half a deviation
+    assert outside == pytest.approx(0.8663856 - 0.3829249, abs=1e-6)  # within one and a half
+    assert mirrored == pytest.approx(outside)
+    first, second = _penalized.vanishing(Gaussians(0.25, 0.5), 0.2, 0.5)
+    assert first != pytest.approx(second)
+
+
+@pytest.mark.parametrize("penalty", _penalized.PENALTIES)
+def test_best_responses_go_round_and_each_is_a_strict_improvement(penalty):
+    config = penalized_attackers.Config(cells=80)
+    found = penalized_attackers.cycle(Gaussians(1.0, 1.0), penalty, config)
+    assert found["period"] == 2
+    assert found["least_gain_of_the_defender"] > 0.01
+    assert found["least_gain_of_the_attacker"] > 0.01
+
+
+def test_the_attack_on_cells_moves_no_further_than_allowed_and_only_across():
+    cells = _penalized.lattice(Gaussians(1.0, 1.0), 40, 4.0)
+    np.testing.assert_allclose(cells.masses.sum(axis=1), 0.5)
+    answers = np.where(cells.centers > 0.5, 1, -1)
+    for penalty in _penalized.PENALTIES:
+        target = _penalized.attack_cells(cells, answers, penalty, 0.6)
+        moved = target != np.arange(40)
+        assert np.abs(cells.centers[target] - cells.centers).max() <= 0.6 + 1e-9
+        assert moved.sum() == 6  # three cells of width .2 on either side
+        assert np.all(answers[target[0]][moved[0]] == -1)
+        assert np.all(answers[target[1]][moved[1]] == 1)
+
+
+def test_the_projection_onto_a_line_and_the_step_across_it():
+    x, labels = np.array([[1.0, 0.0], [0.2, 0.1], [-0.3, 0.0]]), np.array([1, 1, 1])
+    slope, offset = np.array([3.0, 4.0]), 0.0
+    norm = _penalized.linear_response(x, labels, slope, offset, "norm", 0.3)
+    np.testing.assert_allclose(norm, [[1.0, 0.0], [0.08, -0.06], [-0.3, 0.0]], atol=1e-12)
+    mass = _penalized.linear_response(x, labels, slope, offset, "mass", 0.2)
+    np.testing.assert_allclose(mass[1], x[1] - 0.2, atol=1e-12)
+    np.testing.assert_array_equal(mass[[0, 2]], x[[0, 2]])
+
+
+@pytest.mark.parametrize("penalty", _penalized.PENALTIES)
+def test_the_numerical_response_finds_the_nearest_point_of_a_circle(penalty):
+    def circle(x):
+        return np.sum(x**2, axis=-1) - 1.0
+
+    x, labels = np.array([[1.5, 0.0], [0.0, -0.7], [3.0, 0.0], [0.5, 0.2]]), np.array([1, -1, 1, 1])
+    found = _penalized.numerical_response(circle, x, labels, penalty, 0.6)
+    want = {"norm": [[1.0, 0.0], [0.0, -1.0]], "mass": None}[penalty]
+    if want is not None:
+        np.testing.assert_allclose(found[:2], want, atol=1e-3)
+        lengths = np.linalg.norm(found[:2] - x[:2], axis=1)
+        np.testing.assert_allclose(lengths, [0.5, 0.3], atol=1e-6)
+    assert np.all(labels[:2] * circle(found[:2]) <= 1e-12)
+    assert np.abs(found - x).max() <= 0.6 + 1e-9
+    np.testing.assert_array_equal(found[2:], x[2:])  # out of reach; wrong already
+
+
+def test_a_run_leaves_figures_and_numbers(tmp_path, capsys):
+    penalized_attackers.main([*TINY, "--run-dir", str(tmp_path / "run")])
+    assert "theorem 2" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"figure_1.png", "best_responses.png", "cycle.png", "theorem_2.png"} < names
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["theorem_2"]["condition_holds"] and result["theorem_2"]["least_gain"] > 0
+    assert not result["condition_fails"]["condition_holds"]
+    assert result["best_responses"]["norm penalty, line"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--lam 1", "lam must be in"),
+        ("--epsilon 2", "epsilon must lie in"),
+        ("--lams 0", "lams must be positive"),
+        ("--alphas 2", "alphas must be"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        penalized_attackers.main([*TINY, *flags.split(), "--run-dir", str(tmp_path / "run")])
+    error = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(error) == 1 and message in error[0]
