@@ -81,7 +81,9 @@ def experiment(config: Config, folder: pathlib.Path):
     radii, temperatures = check(config)
     shown, risks = None, np.zeros((config.seeds, len(radii), 4))
     excesses, gaps = np.zeros((2, config.seeds, len(temperatures)))
-    draw = jax.jit(functools.partial(draw_problem, config=config, radii=np.float32(radii)))
+    draw = jax.jit(
+        functools.partial(draw_problem, config=config, radii=np.array(radii, np.float32))
+    )
     for seed in range(config.seeds):
         problem, codes = draw(jax.random.fold_in(jax.random.key(config.seed), seed))
         codes = np.asarray(codes)

@@ -79,7 +79,7 @@ def test_the_vanishing_measure_of_a_known_zone():
     assert inside == pytest.approx(0.3829249, abs=1e-6)  # within half a deviation
     assert outside == pytest.approx(0.8663856 - 0.3829249, abs=1e-6)  # within one and a half
     assert mirrored == pytest.approx(outside)
-    first, second = _penalized.vanishing(Gaussians(0.25, 0.5), 0.2, 0.5)
+    first, second = _penalized.vanishing(Gaussians(0.25, 0.5), 0.2, 0.3)
     assert first != pytest.approx(second)
 
 
