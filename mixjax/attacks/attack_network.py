@@ -6,7 +6,7 @@ hundred steps of training, since a longer direction always pays, and has no grad
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,11 @@ import optax
 
 from mixjax import _check
 from mixjax.attacks._steps import AttackInfo
-from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LossFn, PyTree
+
+if TYPE_CHECKING:  # an attack by itself does without Flax
+    from mixjax.models import Model
 
 _GAIN = 2.0  # of the squashed direction: a typical coordinate moves by tanh(2) = 0.96 epsilon
 _SMALLEST_SQUARE = 1e-12
@@ -122,7 +124,7 @@ def attack_network_over_labels(
 
 
 def attack_batch(
-    network: Model,
+    network: "Model",
     variables: PyTree,
     key: Key | None,
     images: Array,
@@ -200,7 +202,7 @@ class AttackTraining(NamedTuple):
 
 
 def attack_network_training(
-    network: Model,
+    network: "Model",
     optimizer: optax.GradientTransformation,
     loss_fn: Callable[[Any, Array, Array], Array],
     threat: Threat,
