@@ -3,7 +3,7 @@
 The padded images are cut into tiles of 4 x 4 that overlap by two. A tile gives 2 x 2 pixels of the
 result: 16 sums of its values meet 16 sums of the kernel's in as many matrix products over the
 channels, and sums of these are the pixels. With many channels, XLA's convolution on a CPU takes
-1.4 to 1.6 times as long; the result differs from it by about 1e-6 of its largest value.
+1.3 to 1.6 times as long; the result differs from it by about 1e-6 of its largest value.
 
 References:
   Lavin and Gray, Fast algorithms for convolutional neural networks, 2016, section 4.1.
