@@ -5,10 +5,10 @@
 The network is a ResNet of two blocks, trained on digits for a moment, or a ResNet18 of width 16
 with random weights. PGD and AutoPGD take as many steps in an l-inf ball on all sides, Carlini and
 Wagner's attack as many of Adam under as many constants. foolbox attacks the network in PyTorch and
-in JAX, where it is handed a compiled one, in PGD also one that is not. The points found are scored by one network, and how often
-each attack asks the network about the batch is counted, our closing steps included. At the end:
-what the attack suite asks for, in gradients per example. About 2 minutes for a network on one CPU
-core. Needs the extra `peers`; `--no-peers` times mixjax alone.
+in JAX, where it is handed a compiled one, and for PGD also one that is not. The points found are
+scored by one network, and how often each attack asks the network about the batch is counted, our
+closing steps included. At the end: what the attack suite asks for, in gradients per example. About
+2 minutes for a network on one CPU core. Needs the extra `peers`; `--no-peers` times mixjax alone.
 """
 
 import argparse
@@ -159,13 +159,13 @@ def ours(problem: Problem, name: str) -> Side:
         program = jax.jit(attack_batch).lower(*arguments).compile()
         return lambda: np.asarray(program(*arguments))
 
-    def count():
+    def count_calls():
         calls = []
         compiled(lambda: jax.debug.callback(lambda: calls.append(None)))()
         jax.effects_barrier()
         return len(calls)
 
-    return Side("mixjax", name, compiled, count)
+    return Side("mixjax", name, compiled, count_calls)
 
 
 def compare(problem: Problem, sides: list[Side], flags: argparse.Namespace) -> list[dict[str, Any]]:
@@ -210,7 +210,7 @@ def compare(problem: Problem, sides: list[Side], flags: argparse.Namespace) -> l
                 "library": side.library,
                 "batch_size": len(fooled),
                 "images_per_second": len(fooled) / seconds.median,
-                "network_calls": side.count(),
+                "network_calls": side.count_calls(),
                 "fooled": float(fooled.mean()),
                 "median_norm": {
                     "linf": float(np.median(np.abs(change).max(axis=1))),
@@ -236,7 +236,7 @@ def suite_cost() -> list[dict[str, Any]]:
     for budget, norm, num_members in itertools.product(BUDGETS, NORMS, SUITE_MEMBERS):
         variables = ensemble.init(model.init, jax.random.key(0), num_members)
         logits_fn = functools.partial(ensemble.apply, model.apply, variables)
-        weights = np.full(num_members, 1 / num_members, np.float32)
+        weights = jnp.full(num_members, 1 / num_members)
         suite = evaluation.attack_suite(getattr(threats, norm)(1.0), BUDGETS[budget])
         costs = [evaluation.count_passes(each, logits_fn, weights, x) for each in suite]
         runs = [len(each.names) for each in suite]

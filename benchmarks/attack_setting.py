@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -57,13 +58,13 @@ class Side(NamedTuple):
       attack: one of `ATTACKS`.
       prepare: compiles if there is something to compile, and returns the call that attacks all
         images: `() -> [B, H, W, channels]`.
-      count: `() -> ` how often one call asks the network about all images; after a call.
+      count_calls: `() -> ` how often one call asks the network about all images; after a call.
     """
 
     library: str
     attack: str
     prepare: Callable[[], Callable[[], np.ndarray]]
-    count: Callable[[], int]
+    count_calls: Callable[[], int]
 
 
 def problem(flags: argparse.Namespace) -> Problem:
@@ -97,11 +98,11 @@ def _trained(batch_size, seed):
     rate = optax.constant_schedule(1.0)
     defense = defenses.mixture(model, optax.adam(3e-3), rate, threat, attack, num_members=1)
     generator, step = np.random.default_rng(seed), jax.jit(defense.step)
-    images, labels = data.to_float(digits.train.images), digits.train.labels
+    images, labels = data.to_float(jnp.asarray(digits.train.images)), digits.train.labels
     state = defense.init(jax.random.key(seed))
     for _ in range(TRAINING_STEPS):
         batch = generator.integers(0, len(labels), TRAINING_BATCH)
         state, _ = step(state, images[batch], labels[batch])
     variables = jax.tree.map(lambda leaf: np.asarray(leaf[0]), state.variables)
-    tests = np.asarray(data.to_float(digits.test.images))
+    tests = np.asarray(data.to_float(jnp.asarray(digits.test.images)))
     return model, variables, tests[np.arange(batch_size) % len(tests)]

@@ -64,7 +64,7 @@ def sides(problem: Problem) -> list[Side]:
 
 
 def _sides_in_jax(problem):
-    """foolbox handed a compiled network, and, for PGD, the network as it is."""
+    """JAX for foolbox: a compiled network, and for PGD also one that is not."""
     variables, calls, found = jax.device_put(problem.variables), [], []
     images, labels = jax.device_put((problem.images, problem.labels))
     for library, apply in {JAX: jax.jit(problem.apply), UNCOMPILED: problem.apply}.items():
