@@ -8,7 +8,7 @@ some hundred points of the disc around each example. Both players' best response
 looking at the whole pool and at all points, so that both bounds are certain. Boosted adversarial
 training (Pinot et al. 2020, algorithm 1) is the same loop with fixed weights and a defender who
 answers the last attack only: same pool, same first member, as many answers of both players. Expect
-double oracle's bounds to meet within .01 after about 30 rounds, and boosting to stay above.
+double oracle's bounds to meet within .01 after 17 rounds at .685, and boosting to stay at .70.
 
 Writes `figure.png`, `rounds.csv` and `result.json`.
 """
@@ -41,7 +41,8 @@ class Config:
     epsilon: float = flag(3.0, "radius of the discs")
     half_planes: int = flag(40, "random half-planes in the pool")
     networks: int = flag(40, "small networks trained for the pool")
-    max_risk: float = flag(0.4, "no member of the pool errs on this part of the examples")
+    max_risk: float = flag(0.4, "no half-plane errs on this part of the examples")
+    max_network_risk: float = flag(0.25, "no network does: it says something of both classes")
     training_radius: float = flag(0.5, "networks are trained against moves of at most this")
     width: int = flag(12, "hidden units of a network")
     steps: int = flag(200, "training steps of a network")
@@ -138,7 +139,8 @@ def check(config: Config):
     _check.positive(epsilon=config.epsilon, learning_rate=config.learning_rate)
     _check.positive(max_risk=config.max_risk)
     _check.non_negative(training_radius=config.training_radius)
-    _check.fraction(max_risk=config.max_risk)
+    _check.non_negative(max_network_risk=config.max_network_risk)
+    _check.fraction(max_risk=config.max_risk, max_network_risk=config.max_network_risk)
     _check.positive(tolerance=config.tolerance)
     shares = _toy.numbers(0.0, 1.0, shares=config.shares)
     for share in shares:
@@ -149,9 +151,8 @@ def check(config: Config):
 def finite_game(config: Config) -> Finite:
     """The game of the pool: networks that err too often are left out."""
     losses = np.asarray(jax.jit(functools.partial(pool, config=config))())
-    is_good = losses[:, 0].mean(axis=0) < config.max_risk
-    if not is_good.any():
-        raise ValueError(f"max_risk must leave a member in the pool, got {config.max_risk}")
+    is_good = losses[:, 0].mean(axis=0) < config.max_network_risk
+    is_good[: config.half_planes] = True
     return Finite(np.ascontiguousarray(losses[:, :, is_good]))
 
 

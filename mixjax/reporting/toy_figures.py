@@ -9,7 +9,7 @@ from mixjax import _files
 from mixjax.reporting.figures import _COLORS, _MARKERS, _STYLES, _figure
 
 _DOTS_PER_INCH = 110
-_PALETTE = 128  # colours: a file of a third of the size
+_PALETTE = 256  # colours: a file of a third of the size
 _POSITIVE, _NEGATIVE = _COLORS[0], _COLORS[1]  # class 1 and class -1, everywhere
 
 
@@ -102,7 +102,11 @@ def _plain(axis):
 def _write(figure, path):
     full, small = io.BytesIO(), io.BytesIO()
     figure.savefig(full, format="png", dpi=_DOTS_PER_INCH)
-    picture = Image.open(full).convert("RGB").quantize(_PALETTE, dither=Image.Dither.NONE)
+    picture = (
+        Image.open(full)
+        .convert("RGB")
+        .quantize(_PALETTE, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    )
     picture.save(small, format="png", optimize=True)
     _files.write(path, small.getvalue())
 
