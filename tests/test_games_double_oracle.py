@@ -119,6 +119,21 @@ def test_a_new_member_corrects_the_bound_of_earlier_attacks():
     assert grown.rounds[0].lower <= worse_members.max(axis=1).mean() + 1e-12
 
 
+def test_the_weights_returned_are_the_best_of_all_rounds_not_the_last():
+    """A defender who mixes in the first round and then plays one member alone."""
+    plans = iter([np.ones(3) / 3, *3 * [np.eye(3)[0]]])
+    grown = Whole(random_game(6)).grow(
+        (0, 1, 2),
+        defender=None,
+        strategies=lambda losses: (next(plans), games.solve(losses).attack),
+        num_rounds=3,
+        tolerance=-1.0,
+    )
+    assert grown.rounds[-1].risk > grown.upper + 0.05
+    np.testing.assert_allclose(grown.weights, 1 / 3)
+    np.testing.assert_allclose((grown.losses @ grown.weights).max(axis=1).mean(), grown.upper)
+
+
 def test_it_ends_within_the_tolerance_and_not_before():
     exact = Whole(random_game(5, (20, 8, 12))).grow()
     loose = Whole(random_game(5, (20, 8, 12))).grow(tolerance=0.05)
