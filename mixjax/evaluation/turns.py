@@ -34,7 +34,7 @@ class Record(NamedTuple):
 
     Attributes:
       outcomes: answers at `R + 1` points, the clean one first; where a run was left out because
-        the example was lost, those at the point that lost it.
+        the example was lost, nobody is right.
       is_complete: `[N]` whether the example met every run, lost or not.
       num_attacked: `[R]` number of examples that met each run.
       num_answers: `[R]` forward passes through single networks of one run on one example.
@@ -114,12 +114,9 @@ def attack_in_turn(
     averaged = np.zeros((num_examples, len(runs)), bool)
     num_attacked, seconds = np.zeros(len(runs), int), np.zeros(len(runs))
     counts = np.asarray(weights) > 0
-    is_lost, lost_at = np.zeros(num_examples, bool), np.zeros(num_examples, int)
+    is_lost = np.zeros(num_examples, bool)
     for place, (stage, run, name) in enumerate(runs):
-        left_out = is_lost & ~is_complete
-        members[left_out, place] = members[left_out, lost_at[left_out]]
-        averaged[left_out, place] = averaged[left_out, lost_at[left_out]]
-        rows = np.flatnonzero(~left_out)
+        rows = np.flatnonzero(~is_lost | is_complete)
         num_attacked[place] = len(rows)
         evaluate = functools.partial(stage.evaluate, key, np.int32(run), logits_fn, weights)
         for start in range(0, len(rows), batch_size):
@@ -133,8 +130,7 @@ def attack_in_turn(
             seconds[place] += duration
             progress(place * num_examples + start + len(batch), len(runs) * num_examples)
         progress((place + 1) * num_examples, len(runs) * num_examples)
-        newly = ~is_lost & ~members[:, place, counts].any(axis=1)
-        lost_at[newly], is_lost[newly] = place, True
+        is_lost |= ~members[:, place, counts].any(axis=1)
 
     answers, gradients = np.array([passes[stage] for stage, _, _ in runs[1:]], int).reshape(-1, 2).T
     outcomes = Outcomes(members, averaged)
