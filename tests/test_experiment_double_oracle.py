@@ -10,8 +10,8 @@ from experiments.double_oracle import Finite
 from mixjax import games
 
 TINY = (
-    "--examples 50 --candidates 30 --half-planes 12 --networks 4 --width 4 --steps 20 --rounds 40 "
-    "--shares 0.1,0.5 --tolerance 0.01"
+    "--epsilon 4 --examples 50 --candidates 30 --half-planes 12 --networks 4 --width 4 --steps 20 "
+    "--rounds 40 --shares 0.1,0.5 --tolerance 0.01"
 ).split()
 
 
@@ -40,7 +40,7 @@ def test_the_bounds_hold_the_value_of_the_whole_game_and_boosting_stays_above(fi
     own = result["double_oracle"]
     assert own["gap"] <= 0.01 and own["rounds"] < 40
     config = double_oracle.Config(
-        examples=50, candidates=30, half_planes=12, networks=4, width=4, steps=20
+        epsilon=4, examples=50, candidates=30, half_planes=12, networks=4, width=4, steps=20
     )
     value = games.solve(double_oracle.finite_game(config).losses.astype(float)).value
     assert own["lower"] - 1e-9 <= value <= own["upper"] + 1e-9
