@@ -2,8 +2,8 @@
 
     python -m benchmarks.results_table      # rewrites the part of README.md between the markers
 
-A run's `result.json` gets in by being copied to `benchmarks/results/<data>_<what>.json`; the name
-of the file is the name of the row.
+A run's `result.json`, or its `evaluation_<budget>.json`, gets in by being copied to
+`benchmarks/results/<data>_<what>.json`; the name of the file is the name of the row.
 """
 
 import json
@@ -25,6 +25,8 @@ def table() -> str:
     lines = [reporting.results_table(list(results.values()), list(results))]
     for name, result in results.items():
         lines.append(reporting.difference_line(name, result))
+    evaluations = {name: result for name, result in results.items() if "reported_by" in result}
+    lines.append(reporting.reported_table(evaluations))
     return "\n".join(filter(None, lines))
 
 
