@@ -187,7 +187,7 @@ def compare(problem: Problem, sides: list[Side], flags: argparse.Namespace) -> l
 
             return call
 
-        return timing.Case(f"{problem.name}, {side.attack}, {side.library}", 0, prepare), found
+        return timing.Case(f"{problem.name}, {side.attack}, {side.package}", 0, prepare), found
 
     cases = [case(side) for side in sides]
     timings = timing.interleave(
@@ -199,7 +199,7 @@ def compare(problem: Problem, sides: list[Side], flags: argparse.Namespace) -> l
     base = {
         side.attack: entry
         for side, entry in zip(sides, timings, strict=True)
-        if side.library == "mixjax"
+        if side.package == "mixjax"
     }
     rows = []
     for side, entry, (_, found) in zip(sides, timings, cases, strict=True):
@@ -210,7 +210,7 @@ def compare(problem: Problem, sides: list[Side], flags: argparse.Namespace) -> l
             {
                 "network": problem.name,
                 "attack": side.attack,
-                "library": side.library,
+                "library": side.package,
                 "batch_size": len(fooled),
                 "images_per_second": len(fooled) / seconds.median,
                 "network_calls": side.count_calls(),

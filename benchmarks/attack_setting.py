@@ -54,14 +54,14 @@ class Side(NamedTuple):
     """One library's attack.
 
     Attributes:
-      library: its name, and what it runs on.
+      package: its name, and what it runs on.
       attack: one of `ATTACKS`.
       prepare: compiles if there is something to compile, and returns the call that attacks all
         images: `() -> [B, H, W, channels]`.
       count_calls: `() -> ` how often one call asks the network about all images; after a call.
     """
 
-    library: str
+    package: str
     attack: str
     prepare: Callable[[], Callable[[], np.ndarray]]
     count_calls: Callable[[], int]

@@ -3,8 +3,11 @@
 import argparse
 import dataclasses
 import fractions
+import pathlib
 import sys
 from typing import Any, NoReturn
+
+import jax
 
 
 def flag(default: Any, help: str, *, options: tuple | None = None) -> Any:
@@ -85,3 +88,10 @@ def _whole(text):
 
 
 _READERS = {float: _real, int: _whole, str: str}
+
+
+def cache_compilation():
+    """Keeps compiled programs in the user's cache, unless JAX was told where."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        cache = pathlib.Path("~/.cache/mixjax/compiled").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -15,7 +15,6 @@ vulnerability of randomized ensembles, 2022, on why ascent fails here.
 """
 
 import functools
-import pathlib
 import shlex
 import sys
 import time
@@ -61,9 +60,7 @@ def main(argv=None):
         description=__doc__ or "",
         selector="budget",
     )
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = pathlib.Path("~/.cache/mixjax/compiled").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    _config.cache_compilation()
     try:
         run(budget, config, sys.argv[1:] if argv is None else argv)
     except (ValueError, OSError) as error:

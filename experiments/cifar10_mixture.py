@@ -83,9 +83,7 @@ def main(argv=None):
     preset, config = _config.parse(
         argv, PRESETS, default="fast", program=PROGRAM, description=__doc__ or ""
     )
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = pathlib.Path("~/.cache/mixjax/compiled").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    _config.cache_compilation()
     try:
         parallel.initialize(config.coordinator or None, config.processes, config.process)
         if not config.cpu and jax.default_backend() == "cpu":

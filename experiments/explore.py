@@ -58,9 +58,7 @@ def main(argv=None):
         description=__doc__ or "",
         selector="budget",
     )
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = pathlib.Path("~/.cache/mixjax/compiled").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    _config.cache_compilation()
     try:
         path = write_page(BUDGETS[budget], settings)
     except (ValueError, OSError) as error:

@@ -69,7 +69,9 @@ def test_apgd_is_as_strong_as_theirs(loss, norm, problem):
     threat = THREATS[norm]
 
     def attack(key, x, label):
-        loss_fn = lambda x: LOSSES[loss](network.apply(params, x), label)  # noqa: E731
+        def loss_fn(x):
+            return LOSSES[loss](network.apply(params, x), label)
+
         return attacks.apgd(key, loss_fn, x, threat, num_steps=NUM_STEPS)
 
     their_attack = torchattacks.APGD(peer, norm, threat.epsilon, steps=NUM_STEPS, loss=loss, seed=0)
