@@ -7,6 +7,7 @@ for the attacker.
 Beside them, two players whose strategies are parameters: any `f(u, v)` by gradient steps on both.
 """
 
+from mixjax.games._players import Method, PlayersInfo, PlayersState
 from mixjax.games.attacker import (
     Attacker,
     best_response,
@@ -20,17 +21,8 @@ from mixjax.games.attacker import (
 from mixjax.games.double_oracle import Growth, Round, boosting, double_oracle
 from mixjax.games.equilibrium import Equilibrium, duality_gap, solve
 from mixjax.games.hedge import AveragedPlay, hedge, regret_matching
-from mixjax.games.players import (
-    Method,
-    PlayersInfo,
-    PlayersState,
-    alternating,
-    extragradient,
-    maximin,
-    minimax,
-    simultaneous,
-    unrolled,
-)
+from mixjax.games.player_baselines import extragradient, simultaneous, unrolled
+from mixjax.games.players import alternating, maximin, minimax
 from mixjax.games.weights import (
     adversarial_risk,
     entropic,
