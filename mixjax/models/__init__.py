@@ -9,6 +9,8 @@ from mixjax.models.linear import linear as linear
 from mixjax.models.model import Model as Model
 from mixjax.models.model import from_linen as from_linen
 from mixjax.models.model import from_nnx as from_nnx
+from mixjax.models.plain_cnn import cifar_cnn as cifar_cnn
+from mixjax.models.plain_cnn import mnist_cnn as mnist_cnn
 from mixjax.models.pretrained import load_pretrained as load_pretrained
 from mixjax.models.resnet import resnet18 as resnet18
 from mixjax.models.resnet import small_resnet as small_resnet

@@ -6,9 +6,11 @@ while the run trains; `write_result` writes `result.json` with its `provenance`;
 JSON is strict and every file but the growing `metrics.jsonl` is written whole or not at all.
 """
 
+from mixjax.reporting.errors import error_table, rate_table
 from mixjax.reporting.figures import plot_attacks, plot_blindness, plot_curves, plot_weights
 from mixjax.reporting.origin import provenance
 from mixjax.reporting.page import difference_line, write_report
+from mixjax.reporting.player_figures import plot_errors, plot_gallery
 from mixjax.reporting.result import check_result, read_evaluations, read_result, write_result
 from mixjax.reporting.run_folder import (
     append_metrics,
@@ -40,6 +42,7 @@ __all__ = [
     "attack_table",
     "check_result",
     "difference_line",
+    "error_table",
     "findings_table",
     "members_table",
     "open_run",
@@ -48,6 +51,8 @@ __all__ = [
     "plot_bounds",
     "plot_curves",
     "plot_cycle",
+    "plot_errors",
+    "plot_gallery",
     "plot_game_of_two",
     "plot_penalized_line",
     "plot_penalized_plane",
@@ -55,6 +60,7 @@ __all__ = [
     "plot_theorem_2",
     "plot_weights",
     "provenance",
+    "rate_table",
     "read_config",
     "read_evaluations",
     "read_metrics",

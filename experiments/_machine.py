@@ -1,0 +1,232 @@
+"""What the experiments of Hamm 2018 share: settings, data, networks and attacks.
+
+Units: the paper's pixels lie in [-1, 1] and so do its radii, eta. Ours lie in [0, 1], where two
+values are half as far apart. `ball` is the one place that knows: `epsilon = eta / 2`. All networks
+shift their input to [-1, 1] themselves; `defenses.sensitivity` has the paper's penalty by default.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+
+from experiments._config import flag
+from mixjax import _check, attacks, data, defenses, models, threats
+from mixjax.typing import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Every field is a flag; the defaults are the paper's for MNIST."""
+
+    dataset: str = flag("mnist", "name of the data set", options=data.NAMES)
+    data_dir: str = flag("", "folder of prepared data sets; empty: the user's cache")
+    manual_dir: str = flag("", "folder with the official archives, to prepare data offline")
+    train_examples: int = flag(0, "training examples used; 0: all")
+    test_examples: int = flag(10_000, "test examples used, at most")
+    model: str = flag("mnist_cnn", "classifier", options=("mnist_cnn", "cifar_cnn", "small_resnet"))
+    width: int = flag(32, "channels of its first convolution")
+    batch_size: int = flag(128, "examples per training step")
+    steps: int = flag(50_000, "training steps of a classifier")
+    learning_rate: float = flag(1e-4, "of Adam, for classifiers")
+    network_width: int = flag(300, "units of each of the opponent's three hidden layers")
+    network_steps: int = flag(30_000, "training steps of an opponent against what is finished")
+    network_learning_rate: float = flag(1e-3, "of Adam, for opponents")
+    test_batch_size: int = flag(500, "examples evaluated at once")
+    measurements: int = flag(20, "test errors and checkpoints during one training")
+    dispatch_steps: int = flag(100, "training steps per dispatch, at most")
+    seed: int = flag(0, "root of all randomness")
+    run_dir: str = flag("", "folder of the run; empty: runs/<experiment>-<preset>")
+    resume: bool = flag(False, "continue the run in this folder")
+    cpu: bool = flag(False, "insist on a CPU for a preset that is made for accelerators")
+    debug: bool = flag(False, "show the traceback of an error")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig):
+    """And the attacks; radii are in the paper's units, of pixels within [-1, 1]."""
+
+    etas: str = flag("0.3 0.4 0.5 0.6", "l-inf radii, for pixels in [-1, 1]")
+    network_dropout: float = flag(0.5, "of the attack network's hidden units, in training")
+    ifgsm_steps: int = flag(10, "steps of IFGSM")
+    apgd_steps: int = flag(100, "steps of AutoPGD, which the paper does not run")
+
+
+PLACES = ("data_dir", "manual_dir", "run_dir", "resume", "cpu", "debug", "dispatch_steps")
+DIGITS: dict[str, Any] = dict(
+    dataset="digits", width=8, etas="0.4", steps=600, learning_rate=2e-3, network_steps=600,
+    network_dropout=0.0, apgd_steps=20, test_batch_size=360, measurements=6, cpu=True,
+)  # fmt: skip
+CIFAR10: dict[str, Any] = dict(
+    dataset="cifar10", model="cifar_cnn", width=64, etas="0.1 0.2 0.3 0.4", steps=100_000
+)
+
+
+class Setting(NamedTuple):
+    """What a config stands for.
+
+    Attributes:
+      config: the flags.
+      dataset: images in [0, 1], standardised where the paper does.
+      model: the classifier.
+      network: the attack network.
+      folder: of the run.
+      command: the command line, for provenance.
+    """
+
+    config: Any
+    dataset: data.Dataset
+    model: models.Model
+    network: models.Model
+    folder: pathlib.Path
+    command: str
+
+
+def check(config: RunConfig):
+    """Raises `ValueError` for what would otherwise go wrong only after the run has begun."""
+    names = (
+        "width batch_size steps network_width network_steps test_examples test_batch_size "
+        "measurements dispatch_steps"
+    ).split()
+    _check.at_least(1, **{name: getattr(config, name) for name in names})
+    _check.at_least(0, seed=config.seed, train_examples=config.train_examples)
+    names = ("learning_rate", "network_learning_rate")
+    _check.positive(**{name: getattr(config, name) for name in names})
+    if isinstance(config, Config):
+        _check.at_least(1, ifgsm_steps=config.ifgsm_steps, apgd_steps=config.apgd_steps)
+        _check.fraction(network_dropout=config.network_dropout)
+        _check.positive(etas=np.array(etas(config)))
+
+
+def recorded(config: RunConfig) -> dict:
+    """What identifies a run: places may change when it is continued."""
+    fields = dataclasses.asdict(config)
+    return {name: value for name, value in fields.items() if name not in PLACES}
+
+
+def etas(config: Config) -> list[float]:
+    """The radii of the flag `etas`."""
+    try:
+        values = [float(word) for word in config.etas.replace(",", " ").split()]
+    except ValueError as error:
+        raise ValueError(f"etas must be numbers, got {config.etas!r}") from error
+    if not values:
+        raise ValueError(f"etas must hold at least one number, got {config.etas!r}")
+    return values
+
+
+def ball(eta: float | Array) -> threats.Threat:
+    """The paper's l-inf ball of radius `eta` for pixels in [-1, 1], for pixels in [0, 1]."""
+    return threats.linf(eta / 2)
+
+
+def load(config: RunConfig) -> data.Dataset:
+    """The data set, cut to size; CIFAR standardised as in the paper's appendix B."""
+    dataset = data.load(
+        config.dataset, config.data_dir or None, manual_dir=config.manual_dir or None
+    )
+    prepare = standardize if config.dataset.startswith("cifar") else _to_float
+
+    def cut(split, number):
+        return data.Split(prepare(split.images[:number]), split.labels[:number])
+
+    return dataclasses.replace(
+        dataset,
+        train=cut(dataset.train, config.train_examples or None),
+        validation=cut(dataset.validation, None),
+        test=cut(dataset.test, config.test_examples),
+    )
+
+
+def standardize(images: np.ndarray) -> np.ndarray:
+    """Each image minus its mean, over its standard deviation, clipped to +-2, rescaled to [0, 1].
+
+    Args:
+      images: `[N, H, W, C]` uint8.
+
+    Returns:
+      The float32 images, 0 standing for the paper's -1.
+    """
+    axes = (1, 2, 3)
+    images = _to_float(images)
+    mean, std = images.mean(axes, keepdims=True), images.std(axes, keepdims=True)
+    floor = 1 / np.sqrt(images[0].size)  # as in TensorFlow, for an image of one colour
+    return (np.clip((images - mean) / np.maximum(std, floor), -2, 2) / 4 + 0.5).astype(np.float32)
+
+
+def _to_float(images):
+    return np.asarray(images, np.float32) / np.float32(255)
+
+
+def build(config: RunConfig, dataset: data.Dataset) -> tuple[models.Model, models.Model]:
+    """The classifier and the attack network."""
+    shape, num_classes = dataset.image_shape, dataset.num_classes
+    model = getattr(models, config.model)(num_classes, config.width, input_shape=shape)
+    network = models.attack_network(
+        num_classes,
+        input_shape=shape,
+        hidden=(config.network_width,) * 3,
+        dropout=getattr(config, "network_dropout", 0.0),
+    )
+    return model, network
+
+
+def fgsm(key, loss_fn, x, threat):
+    """FGSM in the form that defences take."""
+    del key
+    return attacks.fgsm(loss_fn, x, threat)
+
+
+@functools.cache
+def ifgsm(num_steps: int):
+    """IFGSM in the form that defences take; all steps together go 2.5 times across the ball."""
+
+    def attack(key, loss_fn, x, threat):
+        size = 2.5 * threat.epsilon / num_steps
+        return attacks.pgd(
+            key, loss_fn, x, threat, num_steps=num_steps, step_size=size, random_start=False
+        )
+
+    return attack
+
+
+def stay(key, loss_fn, x, threat):
+    """No attack, in the form that defences take."""
+    del key, loss_fn, threat
+    return x, ()
+
+
+@functools.cache
+def undefended(setting: Setting) -> Callable[[], defenses.Defense]:
+    """`() -> Defense`: training on images as they are."""
+
+    def make():
+        optimizer = optax.adam(setting.config.learning_rate)
+        return defenses.learning_with_adversary(setting.model, optimizer, ball(1.0), stay)
+
+    return make
+
+
+@functools.cache
+def attacker(setting: Setting) -> Callable[[Array, PyTree], defenses.Defense]:
+    """`(eta, variables of a classifier) -> Defense`: training of an attack network against it."""
+    config, model = setting.config, setting.model
+
+    def log_error(variables, x, label):
+        return attacks.log_error(model.apply(variables, x), label)
+
+    def make(eta, variables):
+        training = attacks.attack_network_training(
+            setting.network, optax.adam(config.network_learning_rate), log_error, ball(eta)
+        )
+
+        def step(state, images, labels):
+            return training.step(state, variables, images, labels)
+
+        return defenses.Defense(training.init, step)
+
+    return make

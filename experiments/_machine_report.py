@@ -1,0 +1,211 @@
+"""From a command line to `result.json` and `report.md`, for the experiments of Hamm 2018."""
+
+import functools
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import _config, _machine_score
+from experiments._machine import (
+    CIFAR10,
+    DIGITS,
+    Config,
+    Setting,
+    ball,
+    build,
+    check,
+    fgsm,
+    load,
+    recorded,
+)
+from experiments._machine_paper import PAPER
+from mixjax import _files, attacks, data, losses, reporting
+from mixjax.typing import PyTree
+
+ATTACKS = {
+    "clean": "no attack",
+    "fgsm_curr": "FGSM-curr",
+    "attack_network_curr": "AttNet-curr",
+    "ifgsm_curr": "IFGSM-curr",
+    "auto_pgd": "AutoPGD (not in the paper)",
+    "worst": "worst of all",
+}
+_MEANING = """\
+Error rates on test examples ± one standard error; in brackets what the paper reports. **FGSM-curr**
+is FGSM on this very classifier, **AttNet-curr** an attack network trained afresh against it,
+**AutoPGD** the worst of two losses, which the paper does not run. Radii eta are for pixels in
+[-1, 1].
+"""
+
+
+class Outcome(NamedTuple):
+    """What an experiment found.
+
+    Attributes:
+      result: entries of `result.json`.
+      sections: parts of the report, Markdown.
+      figures: `file -> caption` of what it drew into the folder.
+      summary: lines to print.
+    """
+
+    result: dict[str, Any]
+    sections: list[str]
+    figures: dict[str, str]
+    summary: str
+
+
+def presets(
+    make: Callable[..., Config], *, demo: dict | None = None, cifar10: dict | None = None
+) -> dict[str, Config]:
+    """The presets of an experiment: the paper's two, Fashion-MNIST, and digits for a minute."""
+    return {
+        "demo": make(**DIGITS | (demo or {})),
+        "mnist": make(),
+        "fashion_mnist": make(dataset="fashion_mnist"),
+        "cifar10": make(**CIFAR10 | (cifar10 or {})),
+    }
+
+
+def main(
+    program: str,
+    description: str,
+    presets: dict[str, Any],
+    experiment: Callable[[Setting], Outcome],
+    argv,
+    check_own: Callable[[Any], None] = lambda config: None,
+):
+    """Runs an experiment and writes its result and report; bad input is one line, exit code 2.
+
+    Args:
+      program: name of the module.
+      description: what `--help` shows.
+      presets: name to config, "demo" among them.
+      experiment: the experiment.
+      argv: arguments; None for those of the process.
+      check_own: raises `ValueError` for fields of its own that are out of range.
+    """
+    command = f"python -m {program}"
+    preset, config = _config.parse(
+        argv, presets, default="demo", program=command, description=description
+    )
+    _config.cache_compilation()
+    try:
+        if not config.cpu and jax.default_backend() == "cpu":
+            raise ValueError(
+                f"preset {preset} is made for a GPU and there is none: --preset demo takes "
+                "3 minutes on a CPU, --cpu insists"
+            )
+        check(config)
+        check_own(config)
+        start, dataset = time.monotonic(), load(config)
+        folder = pathlib.Path(config.run_dir or f"runs/{program.split('.')[-1]}-{preset}")
+        reporting.open_run(folder, recorded(config), resume=config.resume)
+        words = f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+        model, network = build(config, dataset)
+        setting = Setting(config, dataset, model, network, folder, words)
+        outcome = experiment(setting)
+        origin = reporting.provenance(words, config.seed, time.monotonic() - start)
+        result = {"dataset": config.dataset, **outcome.result, "config": recorded(config)}
+        _files.write_json(folder / "result.json", {**result, "provenance": origin}, "result")
+        write_page(
+            setting, outcome, f"{program.split('.')[-1].replace('_', ' ')}: {preset}", origin
+        )
+        print(outcome.summary)
+        print(f"{folder / 'report.md'} holds the report.")
+    except (ValueError, OSError, FloatingPointError) as error:
+        if config.debug:
+            raise
+        hint = "; --preset demo needs no data" if isinstance(error, data.DataError) else ""
+        _config.fail(command, f"{error}{hint}")
+
+
+def write_page(setting: Setting, outcome: Outcome, title: str, origin: dict[str, Any]):
+    """Writes `report.md`."""
+    parts = [f"# {title}\n", *outcome.sections]
+    parts += [f"![{text}]({file})\n\n{text}\n" for file, text in outcome.figures.items()]
+    parts += ["## Provenance\n"]
+    parts += [f"- {name}: {value}" for name, value in origin.items()]
+    _files.write(setting.folder / "report.md", "\n".join(parts) + "\n")
+
+
+def tables(setting: Setting, rows: dict[tuple[str, float], dict[str, Any]]) -> list[str]:
+    """A table for each radius: `(classifier, eta) -> result`, beside the paper's numbers."""
+    number = next(iter(rows.values()))["num_examples"]
+    sections = [_MEANING, f"{number} test examples of {setting.config.dataset}.\n"]
+    for eta in dict.fromkeys(eta for _, eta in rows):
+        here = {name: result for (name, each), result in rows.items() if each == eta}
+        paper = PAPER.get(setting.config.dataset, {}).get(eta, {})
+        sections.append(f"## eta = {eta:g}\n\n{reporting.error_table(here, ATTACKS, paper)}")
+    return sections
+
+
+def errors_of(rows: dict[tuple[str, float], dict[str, Any]]) -> dict[str, Any]:
+    """The same for `result.json`: `eta -> classifier -> attack -> error and error bar`."""
+    found: dict[str, Any] = {}
+    for (name, eta), result in rows.items():
+        accuracies = {"clean": result["clean_accuracy"], **result["robust_accuracy"]}
+        found.setdefault(f"{eta:g}", {})[name] = {
+            attack: {"error": 1 - accuracy, "error_bar": result["error_bar"][attack]}
+            for attack, accuracy in accuracies.items()
+        }
+    return {"errors": found, "num_examples": next(iter(rows.values()))["num_examples"]}
+
+
+def outcome(
+    setting: Setting, rows: dict[tuple[str, float], dict[str, Any]], figures: dict[str, str], **more
+) -> Outcome:
+    """The outcome of an experiment whose result is a table of classifiers, "No defense" with them.
+
+    Args:
+      setting: what was trained on what.
+      rows: `(classifier, eta) -> result`.
+      figures: `file -> caption`.
+      **more: further entries of `result.json`.
+    """
+    gates = [
+        _machine_score.gate(result) for (name, _), result in rows.items() if name == "No defense"
+    ]
+    sentences = [sentence for _, sentence in gates]
+    result = errors_of(rows) | {
+        "attack_network_is_strong": all(is_strong for is_strong, _ in gates)
+    }
+    sections = [*tables(setting, rows), *(f"{sentence}\n" for sentence in sentences)]
+    summary = "\n".join([*sections[2:]])
+    return Outcome({**result, **more}, sections, figures, summary)
+
+
+def draw_attacks(
+    setting: Setting, variables: PyTree, network: PyTree, eta: float, number: int = 8
+) -> dict[str, str]:
+    """Figure 4: examples clean, under FGSM and under the attack network; `{file: caption}`."""
+    images, labels = (np.asarray(part[:number]) for part in setting.dataset.test)
+    apply = setting.model.apply
+
+    def one(variables, network, x, label):
+        def loss_fn(x):
+            return losses.cross_entropy(apply(variables, x), label)
+
+        direction_fn = functools.partial(setting.network.apply, network)
+        threat = ball(eta)
+        points = {
+            "clean": x,
+            "FGSM": fgsm(None, loss_fn, x, threat)[0],
+            "attack network": attacks.attack_network(direction_fn, loss_fn, x, label, threat)[0],
+        }
+        return points, {name: apply(variables, point).argmax() for name, point in points.items()}
+
+    points, answers = jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0)))(
+        variables, network, images, labels
+    )
+    names = setting.dataset.class_names
+    reporting.plot_gallery(setting.folder / "attacks.png", points, labels, answers, names)
+    caption = (
+        f"Test examples under attacks of eta = {eta:g}, and what the classifier makes of them."
+    )
+    return {"attacks.png": caption}

@@ -1,0 +1,86 @@
+"""Training that knows how the attack follows the classifier: LWA and Sens (Hamm 2018, section 3.2).
+
+    python -m experiments.sensitivity                                # digits, a CPU, 2 minutes
+    python -m experiments.sensitivity --preset mnist                 # the paper's setting, a GPU
+    python -m experiments.sensitivity --preset mnist --cpu --etas 0.3 --steps 5000 --width 16
+
+Trains a classifier without defence and, for each eta, one by LWA (on the FGSM attack of the moment)
+and one by Sens (the same with the penalty `gamma / 2 sum_i |df/dz_i|^2`, `gamma = eta N`), draws
+their errors during training (figures 2 and 6), and attacks them by FGSM, an attack network and
+AutoPGD (rows LWA and Sens of tables 3 to 5 and 8 to 10). Expect LWA and Sens level under FGSM and
+far below the classifier without defence.
+"""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import optax
+
+from experiments import _machine, _machine_report, _machine_score
+from experiments._machine import Setting
+from experiments._machine_report import Outcome
+from experiments._machine_training import train
+from mixjax import defenses, reporting
+
+PROGRAM = "experiments.sensitivity"
+NAMES = {"LWA FGSM": defenses.learning_with_adversary, "Sens FGSM": defenses.sensitivity}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(_machine.Config):
+    """Every field is a flag; radii are for pixels in [-1, 1]."""
+
+
+PRESETS = _machine_report.presets(Config)
+
+
+def main(argv=None):
+    """Trains, attacks, reports."""
+    _machine_report.main(PROGRAM, __doc__ or "", PRESETS, experiment, argv)
+
+
+def experiment(setting: Setting) -> Outcome:
+    """All rows at all radii."""
+    config = setting.config
+    optimizer = optax.adam(config.learning_rate)
+    makes = {
+        name: functools.partial(_make, method, setting, optimizer) for name, method in NAMES.items()
+    }
+    clean = train(setting, "no_defense", _machine.undefended(setting), num_steps=config.steps)
+    rows, curves, figures = {}, {}, {}
+    for eta in _machine.etas(config):
+        name = f"no_defense/eta_{eta:g}"
+        rows["No defense", eta] = _machine_score.score(setting, name, clean.variables, eta)
+        panel = curves.setdefault(f"eta = {eta:g}", {})
+        for row, make in makes.items():
+            name = f"{row.split()[0].lower()}/eta_{eta:g}"
+            state = train(
+                setting,
+                name,
+                make,
+                jnp.float32(eta),
+                num_steps=config.steps,
+                measure=lambda state, eta=eta: _machine_score.current(
+                    setting, state.variables, eta
+                ),
+            )
+            rows[row, eta] = _machine_score.score(setting, name, state.variables, eta)
+            metrics = reporting.read_metrics(setting.folder / name)
+            for attack in ("clean", "fgsm_curr"):
+                x, errors = zip(*((each["step"], each[attack]) for each in metrics), strict=True)
+                panel[f"{row.split()[0]}, {_machine_report.ATTACKS[attack]}"] = (x, errors)
+            if not figures:
+                network = _machine_score.attack_network(setting, name, state.variables, eta)
+                figures = _machine_report.draw_attacks(setting, state.variables, network, eta)
+    reporting.plot_errors(setting.folder / "errors.png", curves, xlabel="training steps")
+    figures = {"errors.png": "Test errors during training (figures 2 and 6).", **figures}
+    return _machine_report.outcome(setting, rows, figures)
+
+
+def _make(method, setting, optimizer, eta):
+    return method(setting.model, optimizer, _machine.ball(eta), _machine.fgsm)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The classifiers of Hamm 2018: their layers written out, their pooling against JAX's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixjax import models
+from mixjax.models.plain_cnn import max_pool
+
+
+def by_window(x, window):
+    shape, stride = (1, window, window, 1), (1, 2, 2, 1)
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, shape, stride, "SAME")
+
+
+@pytest.mark.parametrize("window", [2, 3])
+@pytest.mark.parametrize("size", [(8, 8), (7, 4), (5, 9)])
+def test_pooling_by_slices_is_the_windowed_maximum_and_so_is_its_gradient(key, window, size):
+    x = jax.random.normal(key, (2, *size, 3))
+
+    def total(pool):
+        return lambda x: jnp.sum(jnp.sin(pool(x, window)))
+
+    np.testing.assert_array_equal(max_pool(x, window), by_window(x, window))
+    gradients = [jax.grad(total(pool))(x) for pool in (max_pool, by_window)]
+    np.testing.assert_allclose(*gradients, rtol=1e-6)
+
+
+def conv(x, layer):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(
+        x, layer["kernel"], (1, 1), "SAME", dimension_numbers=dimensions
+    )
+    return jax.nn.relu(y + layer["bias"].reshape(1, 1, 1, -1))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "window", "num_dense"),
+    [(models.mnist_cnn, (7, 8, 1), 2, 2), (models.cifar_cnn, (8, 6, 3), 3, 3)],
+)
+def test_the_network_is_two_convolutions_and_dense_layers_on_pixels_in_minus_one_to_one(
+    make, shape, window, num_dense, key
+):
+    model = make(4, 2, input_shape=shape)
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, model.init(key))
+    params, images = variables["params"], jax.random.uniform(jax.random.key(1), (3, *shape))
+    x = 2 * images - 1
+    for i in range(2):
+        x = by_window(conv(x, params[f"Conv_{i}"]), window)
+    x = x.reshape(3, -1)
+    for i in range(num_dense):
+        layer = params[f"Dense_{i}"]
+        x = x @ layer["kernel"] + layer["bias"][None]
+        x = jax.nn.relu(x) if i < num_dense - 1 else x
+    np.testing.assert_allclose(model.apply(variables, images), x, rtol=1e-4, atol=1e-5)
+    logits, new = model.apply(variables, images, train=True)
+    np.testing.assert_allclose(logits, x, rtol=1e-4, atol=1e-5)
+    assert set(new) == {"params"}
+
+
+@pytest.mark.parametrize(
+    ("model", "number"),
+    # 5 x 5 convolutions and dense layers, their shifts included.
+    [
+        (models.mnist_cnn(), 832 + 51_264 + (7 * 7 * 64 + 1) * 512 + 513 * 10),
+        (models.cifar_cnn(), 4_864 + 102_464 + (8 * 8 * 64 + 1) * 384 + 385 * 192 + 193 * 10),
+    ],
+)
+def test_there_are_as_many_parameters_as_in_the_paper_s_networks(model, number):
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == number
+
+
+def test_sizes_below_one_are_refused():
+    for make in (models.mnist_cnn, models.cifar_cnn):
+        with pytest.raises(ValueError, match="width must be a whole number of at least 1, got 0"):
+            make(10, 0)
