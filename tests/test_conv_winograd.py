@@ -78,6 +78,18 @@ def test_it_takes_over_where_it_is_faster(changed):
     assert found == ([1, 1] if changed else [0, 0])
 
 
+def test_a_convolution_and_its_gradient_share_the_sums_of_the_kernel(key):
+    """Three matrix products: the kernel's sums once, the convolution and the input gradient."""
+    x, w = arrays(key)
+
+    def value_and_gradient(x, w):
+        y, pull_back = jax.vjp(lambda x: same(conv.unrolled, x, w), x)
+        return y, pull_back(y)
+
+    compiled = jax.jit(value_and_gradient).lower(x, w).compile().as_text()
+    assert compiled.count(" dot(") == 3
+
+
 def test_derivatives_of_both_modes_and_of_second_order_are_those_of_lax(key):
     x, w = arrays(key)
     w = w / 30

@@ -41,24 +41,33 @@ def convolve(x: Array, w: Array, *, transposed: bool = False) -> Array:
     """Images `[B, H, W, C]`, padded by one pixel, with a kernel `[3, 3, C, K]`: `[B, H, W, K]`.
 
     The height `H` and the width `W` are even. With `transposed` the images are `[B, H, W, K]`,
-    the kernel is flipped, and the result is the input gradient `[B, H, W, C]`.
+    the kernel is flipped, and the result is the input gradient `[B, H, W, C]`. To flip a kernel
+    is to exchange the first and the last of its sums: the images' are exchanged in their place,
+    and XLA computes the kernel's but once for a convolution and its gradient.
     """
-    sums = np.kron(_SUMS_OF_KERNEL, _SUMS_OF_KERNEL)[:, :: -1 if transposed else 1]
+    sums = np.kron(_SUMS_OF_KERNEL, _SUMS_OF_KERNEL)
     kernel = lax.dot(jnp.asarray(sums), w.reshape(9, -1)).reshape(16, *w.shape[2:])
-    contracted = 2 if transposed else 1
+    contracted, order = (2, _ends_exchanged) if transposed else (1, tuple)
     batch, height, width, channels = x.shape
     chunk = images_in_cache(batch, height * width)
 
     def of_chunk(x):
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = x.reshape(chunk, height // 2 + 1, 2, width // 2 + 1, 2, channels)
-        tiles = [part.reshape(-1, channels) for row in _sums(x, 1) for part in _sums(row, 2)]
+        rows = order(_sums(x, 1))
+        tiles = [part.reshape(-1, channels) for row in rows for part in order(_sums(row, 2))]
         y = lax.dot_general(jnp.stack(tiles), kernel, (((2,), (contracted,)), ((0,), (0,))))
         y = y.reshape(4, 4, chunk, height // 2, width // 2, -1)
-        return jnp.stack([jnp.stack(_pixels(row), axis=3) for row in _pixels(y)], axis=2)
+        rows = _pixels(*order(y))
+        return jnp.stack([jnp.stack(_pixels(*order(row)), axis=3) for row in rows], axis=2)
 
     y = of_chunk(x) if chunk == batch else lax.map(of_chunk, x.reshape(-1, chunk, *x.shape[1:]))
     return y.reshape(batch, height, width, -1)
+
+
+def _ends_exchanged(four):
+    first, second, third, last = four
+    return last, second, third, first
 
 
 def _sums(x, axis):
@@ -72,6 +81,6 @@ def _sums(x, axis):
     return a - c, b + c, c - b, b - d
 
 
-def _pixels(y):
-    """The two pixels that four products `[4, ...]` are summed to."""
-    return y[0] + y[1] + y[2], y[1] - y[2] - y[3]
+def _pixels(a, b, c, d):
+    """The two pixels that four products are summed to."""
+    return a + b + c, b - c - d
