@@ -5,8 +5,9 @@
 
 Attacks the run's most robust mixture, each of its members alone and their average, all with the
 same number of runs, and the single classifier of the same run if there is one; looks for signs
-that the attacks were weak; writes `evaluation_<budget>.json` and a section of `report.md`. A
-process that was stopped, or killed, continues with `--resume` to the same numbers.
+that the attacks were weak; draws what they leave at other radii (`security.png`); writes
+`evaluation_<budget>.json` and a section of `report.md`. A process that was stopped, or killed,
+continues with `--resume` to the same numbers.
 """
 
 import dataclasses
@@ -14,19 +15,17 @@ import pathlib
 import shlex
 import sys
 import time
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jax.sharding import PartitionSpec
 
 from experiments import _config
 from experiments._config import flag
-from experiments._game import Config, Game, build, members
-from experiments._training import Progress
-from mixjax import _check, checkpoint, data, defenses, ensemble, evaluation, parallel, reporting
+from experiments._finished import Run, read_run, restore
+from experiments._game import build, members
+from mixjax import _check, data, ensemble, evaluation, parallel, reporting, threats
 from mixjax.interrupt import interruptible
 
 PROGRAM = "python -m experiments.evaluate"
@@ -42,22 +41,16 @@ class Settings:
     num_complete: int = flag(
         1000, "examples that meet every attack, lost or not, so that each can be judged alone"
     )
-    num_diagnosed: int = flag(100, "examples on which signs of weak attacks are looked for")
+    num_diagnosed: int = flag(
+        100, "examples of the security curve, and on which signs of weak attacks are looked for"
+    )
+    num_radii: int = flag(4, "radii of the security curve, up to twice the run's; 0: no curve")
     batch_size: int = flag(0, "examples attacked at once; 0: 50 on a CPU, 500 elsewhere")
     data_dir: str = flag("", "folder of prepared data sets; empty: the user's cache")
     manual_dir: str = flag("", "folder with the official archives, to prepare data offline")
     devices: int = flag(0, "number of devices; 0: all")
     resume: bool = flag(False, "continue an evaluation of the same run and budget")
     debug: bool = flag(False, "show the traceback of an error")
-
-
-class Run(NamedTuple):
-    """A finished run, or the single classifier in it."""
-
-    folder: pathlib.Path
-    recorded: dict
-    config: Config
-    result: dict
 
 
 def main(argv=None):
@@ -99,6 +92,9 @@ def run(budget: str, settings: Settings, argv):
     results = {name: each.result for name, each in runs.items()}
     title = f"{mixture.config.dataset}, {mixture.config.loss}"
     on_disk = reporting.read_evaluations({name: each.folder for name, each in runs.items()})
+    if settings.num_radii:
+        curves = {name: each["security"] for name, each in evaluations.items()}
+        reporting.plot_security(folder / "security.png", curves)
     reporting.write_report(folder, results, title, on_disk)
     print(reporting.reported_table(evaluations))
     print(reporting.results_table(list(evaluations.values()), list(evaluations)))
@@ -109,35 +105,12 @@ def run(budget: str, settings: Settings, argv):
 def check(settings: Settings):
     """Raises `ValueError` for what would otherwise go wrong only after the attacks."""
     _check.at_least(1, num_complete=settings.num_complete, num_diagnosed=settings.num_diagnosed)
-    names = ("num_examples", "batch_size", "devices")
+    names = ("num_examples", "num_radii", "batch_size", "devices")
     _check.at_least(0, **{name: getattr(settings, name) for name in names})
     number = jax.device_count()
     _check.within(1, number, devices=settings.devices or number)
     if not settings.run_dir:
         raise ValueError("run_dir must be the folder of a finished run: --run-dir DIR")
-
-
-def read_run(folder: pathlib.Path) -> Run:
-    """Reads a finished run.
-
-    Raises:
-      ValueError: if there is none, or one that is not finished or of another program.
-    """
-    for file, what in (
-        ("config.json", "no run of experiments.cifar10_mixture"),
-        ("result.json", "a run that is not finished (continue it with --resume of its program)"),
-        ("checkpoints", "a run without its checkpoints"),
-    ):
-        if not (folder / file).exists():
-            raise ValueError(f"run_dir {folder} holds {what}: it has no {file}")
-    recorded = reporting.read_config(folder)
-    known = {field.name for field in dataclasses.fields(Config)}
-    if foreign := sorted(recorded.keys() - known):
-        raise ValueError(
-            f"run_dir {folder} holds a run of another program or version: "
-            f"config.json has {', '.join(foreign)}"
-        )
-    return Run(folder, recorded, Config(**recorded), reporting.read_result(folder))
 
 
 def refuse_what_is_there(folder: pathlib.Path, budget: str, resume: bool):
@@ -148,20 +121,6 @@ def refuse_what_is_there(folder: pathlib.Path, budget: str, resume: bool):
                 f"run_dir holds {path} already: continue it with --resume, or remove both "
                 f"{path.stem}.json and the folder {path.stem} to begin anew"
             )
-
-
-def restore(each: Run, game: Game) -> defenses.MixtureState:
-    """The state that was most robust on validation data: the one that the run has tested."""
-    training = game.defense.init(jax.random.key(0))
-    progress = Progress(training, jnp.zeros(()), jnp.zeros((), jnp.int32))
-    with checkpoint.open(each.folder / "checkpoints", each.recorded) as saved:
-        progress, _, skipped = checkpoint.restore(saved, progress, "best")
-    if skipped:
-        raise ValueError(
-            f"the best checkpoint of {each.folder} is damaged: "
-            + "; ".join(f"step {step}: {reason}" for step, reason in skipped)
-        )
-    return progress.training
 
 
 def evaluate(
@@ -193,8 +152,12 @@ def evaluate(
     ]
     num_examples = settings.num_examples or each.config.test_examples
     images, labels = (part[:num_examples] for part in dataset.test)
-    suite = evaluation.attack_suite(game.threat, BUDGETS[budget])
+    threat, limit = getattr(threats, each.config.norm), BUDGETS[budget]
+    suite = evaluation.attack_suite(game.threat, limit)
     mixture = (members(game, state), state.weights, images, labels)
+    key = jax.random.fold_in(jax.random.key(each.config.seed), 4)
+    batch = batch_size(settings.batch_size, len(labels), num_devices)
+    transform = jax.jit if num_devices == 1 else over_devices(mesh)
     with interruptible() as interrupt, Bars(name) as bars:
 
         def progress(*done):
@@ -203,15 +166,15 @@ def evaluate(
                 raise SystemExit(interrupt.exit_code)
 
         found = evaluation.evaluate_suite(
-            jax.random.fold_in(jax.random.key(each.config.seed), 4),
+            key,
             *mixture,
             suite,
             member_fns=member_fns,
             num_complete=settings.num_complete,
-            batch_size=batch_size(settings.batch_size, len(labels), num_devices),
+            batch_size=batch,
             folder=each.folder / f"evaluation_{budget}",
             progress=progress,
-            transform=jax.jit if num_devices == 1 else over_devices(mesh),
+            transform=transform,
         )
     findings = evaluation.diagnose(*mixture, game.threat, num_examples=settings.num_diagnosed)
     findings += evaluation.compare_attacks(found.mixture, state.weights, suite)
@@ -220,6 +183,18 @@ def evaluate(
     if versus is not None:
         difference, error_bar = evaluation.paired_difference(worst, versus)
         figures["versus_single"] = {"difference": difference, "error_bar": error_bar}
+    if settings.num_radii:
+        curves = evaluation.security_curves(
+            key,
+            *mixture[:2],
+            images[: settings.num_diagnosed],
+            labels[: settings.num_diagnosed],
+            lambda radius: evaluation.attack_suite(threat(radius), limit),
+            each.config.epsilon * np.linspace(0, 2, settings.num_radii + 1)[1:],
+            batch_size=batch,
+            transform=transform,
+        )
+        figures["security"] = evaluation.security_report(curves)
     seconds = max(time.monotonic() - start, figures["cost"]["all"]["seconds"] * len(labels))
     result = {
         "dataset": each.config.dataset,
@@ -227,7 +202,7 @@ def evaluate(
         "diagnostics": [
             finding._asdict() | {"is_suspicious": finding.is_suspicious} for finding in findings
         ],
-        "budget": {"name": budget, **BUDGETS[budget]._asdict()},
+        "budget": {"name": budget, **limit._asdict()},
         "config": each.recorded,
         "provenance": reporting.provenance(command, each.config.seed, seconds),
     }

@@ -21,14 +21,15 @@ from PIL import Image
 
 from experiments import _config
 from experiments._config import flag
+from experiments._finished import read_run, restore
 from experiments._game import build, members
-from experiments.evaluate import BUDGETS, read_run, restore
+from experiments.evaluate import BUDGETS
 from mixjax import _check, _files, data, evaluation, losses, mixture, threats
 
 PROGRAM = "python -m experiments.explore"
 PAGE = "explore.html"
 TEMPLATE = pathlib.Path(__file__).with_name("explore.html")
-ATTACKS = ("pgd_expected_loss", "apgd_expected_loss", "arc", "lattice_climber")
+ATTACKS = evaluation.CURVES
 ASCENT = "ascent_path"  # not an attack of its own: what the first of them does step by step
 MAX_BYTES = 2_000_000
 
@@ -123,33 +124,24 @@ def write_page(budget: evaluation.Budget, settings: Settings) -> pathlib.Path:
 
 def explored(logits_fn, weights, images, labels, ball, epsilon, budget, settings: Settings) -> dict:
     """The security curves, and what there is to see on the first images, as plain values."""
-    attack = functools.partial(
-        jax.jit(functools.partial(attacked, ball, budget)), logits_fn, weights
+    curves = evaluation.security_curves(
+        jax.random.key(0),
+        logits_fn,
+        weights,
+        images,
+        labels,
+        lambda radius: evaluation.attack_suite(ball(radius), budget),
+        epsilon * np.linspace(0, 2, settings.num_radii + 1)[1:],
+        batch_size=min(settings.batch_size, len(labels)),
     )
-    radii = epsilon * np.linspace(0, 2, settings.num_radii + 1)
-    batch = min(settings.batch_size, len(labels))
-    by_radius = [
-        evaluation.over_batches(
-            functools.partial(attack, np.float32(radius)), images, labels, batch_size=batch
-        )
-        for radius in radii[1:]
-    ]
-    clean = np.asarray(jax.jit(accuracies)(logits_fn, weights, images, labels))
-    # Of each example, attack and radius: what is found within a radius is within larger ones.
-    left = {
-        name: np.minimum.accumulate([clean, *(each[name][1] for each in by_radius)])
-        for name in ATTACKS
-    }
-    left["worst"] = np.min(list(left.values()), axis=0)
-
     threat, num_points = ball(epsilon), settings.num_points
     walk = jax.jit(functools.partial(line, threat, num_points=num_points))
     climb = jax.jit(functools.partial(ascent_path, threat, num_steps=num_points))
-    at_epsilon = by_radius[settings.num_radii // 2 - 1]
+    found = {name: points[settings.num_radii // 2 - 1] for name, points in curves.points.items()}
     pictures = []
     for n in range(min(settings.num_images, len(labels))):
         example = logits_fn, weights, images[n], labels[n]
-        walks = {name: described(*walk(*example, at_epsilon[name][0][n])) for name in ATTACKS}
+        walks = {name: described(*walk(*example, found[name][n])) for name in ATTACKS}
         walks[ASCENT] = described(*climb(*example), is_straight=False)
         pictures.append(
             {
@@ -162,43 +154,9 @@ def explored(logits_fn, weights, images, labels, ball, epsilon, budget, settings
         )
     return {
         "attacks": ATTACKS,
-        "curves": {
-            "radii": radii.tolist(),
-            "num_examples": len(labels),
-            "accuracy": {name: values.mean(axis=1).tolist() for name, values in left.items()},
-            "error_bar": {
-                name: [evaluation.mean_and_error_bar(row)[1] for row in values]
-                for name, values in left.items()
-            },
-        },
+        "curves": evaluation.security_report(curves),
         "images": pictures,
     }
-
-
-def attacked(ball, budget, logits_fn, weights, epsilon, images, labels, indices) -> dict:
-    """`attack -> (points [B, ...], expected accuracy there [B])` within `epsilon`, traced."""
-    suite = evaluation.attack_suite(ball(epsilon), budget)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), indices)
-    found = {}
-    for name in ATTACKS:
-        attack = next(each for each in suite if name in each.names)
-        run = jnp.int32(attack.names.index(name))
-
-        def one(key, x, label, attack=attack, run=run):
-            return attack.run(key, run, logits_fn, weights, x, label)
-
-        points = jax.vmap(one)(keys, images, labels)
-        found[name] = points, accuracies(logits_fn, weights, points, labels)
-    return found
-
-
-def accuracies(logits_fn, weights, points, labels):
-    """Exact expected accuracy at each point: `[N, ...], [N] -> [N]`."""
-
-    def one(x, label):
-        return jnp.sum(weights * mixture.correct(logits_fn(x), label))
-
-    return jax.vmap(one)(points, labels)
 
 
 def line(threat, logits_fn, weights, x, label, x_adv, *, num_points: int):

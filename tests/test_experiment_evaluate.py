@@ -46,17 +46,18 @@ def evaluated(finished, tmp_path_factory):
     """The run, evaluated without disturbance."""
     folder = tmp_path_factory.mktemp("runs") / "evaluated"
     shutil.copytree(finished, folder)
-    run(folder)
+    run(folder, "--num-radii", "2")
     return folder
 
 
 def run(folder, *flags):
-    evaluate.main(["--run-dir", str(folder), "--devices", "1", *flags])
+    evaluate.main(["--run-dir", str(folder), "--devices", "1", "--num-radii", "0", *flags])
 
 
 def numbers(folder):
-    """Everything found except durations and the command."""
+    """Everything found except durations, the command, and what is found at other radii."""
     result = json.loads((folder / "evaluation_quick.json").read_text())
+    result.pop("security", None)
     del result["provenance"], result["cost"]
     for attack in result["attacks"].values():
         del attack["seconds"]
@@ -92,8 +93,24 @@ def test_an_evaluation_leaves_its_numbers_and_a_section_of_the_report(evaluated)
         "signs of weak attacks",
         "huge radius survived",
         "curves.png",
+        "security.png",
     ):
         assert text in report
+
+
+def test_the_security_curve_begins_at_the_clean_accuracy_and_goes_to_twice_the_radius(evaluated):
+    assert (evaluated / "security.png").read_bytes().startswith(b"\x89PNG")
+    for folder in (evaluated, evaluated / "single"):
+        result = json.loads((folder / "evaluation_quick.json").read_text())
+        curves, epsilon = result["security"], result["config"]["epsilon"]
+        assert curves["radii"] == pytest.approx([0, epsilon, 2 * epsilon])
+        assert curves["num_examples"] == result["num_examples"] == 30
+        assert [*curves["accuracy"]] == ["pgd_expected_loss", "apgd_expected_loss", "worst"]
+        for clean, at_epsilon, beyond in curves["accuracy"].values():
+            assert clean == pytest.approx(result["clean_accuracy"], abs=1e-6)
+            assert beyond < at_epsilon < clean
+            # The suite has more runs than the one of each that the curve shows.
+            assert at_epsilon >= result["robust_accuracy"]["worst"] - 0.1
 
 
 def test_the_mixture_attacked_is_the_one_that_the_run_has_tested(evaluated):
@@ -168,6 +185,7 @@ def test_a_run_of_another_program_or_with_damaged_files_is_refused(finished, cap
         ("--num-examples -1", "num_examples must be a whole number of at least 0, got -1"),
         ("--num-examples many", "--num-examples: not a whole number: 'many'"),
         ("--num-complete 0", "num_complete must be a whole number of at least 1, got 0"),
+        ("--num-radii -1", "num_radii must be a whole number of at least 0, got -1"),
         ("--num-diagnosed 0", "num_diagnosed must be a whole number of at least 1, got 0"),
         ("--batch-size -5", "batch_size must be a whole number of at least 0, got -5"),
         ("--devices 400", "devices must lie in [1, 4], got"),
@@ -195,10 +213,15 @@ def test_several_devices_give_the_numbers_of_one(evaluated, finished, tmp_path):
     """The single classifier in the run's folder is a finished run of its own."""
     folder = tmp_path / "run"
     shutil.copytree(finished / "single", folder)
-    evaluate.main(["--run-dir", str(folder), "--devices", "4", "--batch-size", "10"])
+    run(folder, "--devices", "4", "--batch-size", "10", "--num-radii", "2")
     found, expected = numbers(folder), numbers(evaluated / "single")
     for name in ("robust_accuracy", "members", "averaged", "sandwich"):
         assert found[name] == expected[name]
+    security = [
+        json.loads((each / "evaluation_quick.json").read_text())["security"]
+        for each in (folder, evaluated / "single")
+    ]
+    assert security[0] == security[1]
 
 
 def test_an_evaluation_that_was_interrupted_ends_with_the_numbers_of_one_that_was_not(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import cifar10_mixture, evaluate, explore
+from experiments import _finished, cifar10_mixture, explore
 from experiments._game import build
 from mixjax import attacks, data, losses, mixture, threats
 
@@ -68,8 +68,8 @@ def content(page):
 @pytest.fixture(scope="module")
 def logits_of(finished):
     """`images [N, 8, 8, 1] -> [L, N, C]` of the run's linear members, in NumPy."""
-    run = evaluate.read_run(finished)
-    state = evaluate.restore(run, build(run.config, data.load("digits")))
+    run = _finished.read_run(finished)
+    state = _finished.restore(run, build(run.config, data.load("digits")))
     (dense,) = state.average["params"].values()
     kernels, biases = np.float64(dense["kernel"]), np.float64(dense["bias"])
 

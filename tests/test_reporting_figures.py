@@ -148,6 +148,30 @@ def test_the_files_are_png_of_readme_size(tmp_path):
         assert image.format == "PNG" and 1000 <= image.width <= 1600
 
 
+def test_a_security_curve_has_a_panel_for_each_classifier_and_a_line_for_each_attack(
+    tmp_path, drawn
+):
+    single = {
+        "radii": [0.0, 0.1],
+        "accuracy": {"arc": [0.9, 0.5], "worst": [0.9, 0.4]},
+        "error_bar": {"arc": [0.01, 0.02], "worst": [0.01, 0.03]},
+    }
+    mixture = single | {"accuracy": {"arc": [0.8, 0.6], "worst": [0.8, 0.3]}}
+    path = tmp_path / "security.png"
+    reporting.plot_security(path, {"single": single, "mixture": mixture})
+    for axis, name, ends in zip(
+        drawn[0].axes, ("single", "mixture"), ([90, 40], [80, 30]), strict=True
+    ):
+        assert axis.get_title() == name and axis.get_xlabel() == "radius"
+        found = {bars.get_label(): bars.lines[0] for bars in axis.containers}
+        assert [*found] == ["arc", "worst"]
+        assert found["worst"].get_xdata() == pytest.approx([0.0, 0.1])
+        assert found["worst"].get_ydata() == pytest.approx(ends)
+        (segments,) = axis.containers[1].lines[2]
+        assert np.ptp(segments.get_segments()[1][:, 1]) == pytest.approx(6)  # ± 3 %
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
 def test_lines_differ_in_lightness_or_style_so_that_colour_is_not_needed():
     def lightness(color):
         return np.dot(matplotlib.colors.to_rgb(color), [0.2126, 0.7152, 0.0722])
@@ -170,6 +194,7 @@ def test_lines_differ_in_lightness_or_style_so_that_colour_is_not_needed():
             "metrics of single must hold an entry with epoch, weights",
         ),
         (lambda path: reporting.plot_curves(path, {}), "runs must hold at least one run"),
+        (lambda path: reporting.plot_security(path, {}), "curves must hold those of one"),
         (lambda path: reporting.plot_weights(path, {}), "runs must hold at least one run"),
         (
             lambda path: reporting.plot_attacks(path, *examples(2), NAMES),

@@ -2,7 +2,8 @@
 
 `attack_suite` names the attacks of a budget, `evaluate_suite` runs them on a mixture, on each of
 its members and on their average, `suite_report` reads every figure off that; `diagnose` looks for
-signs that the attacks, and not the mixture, are what is weak.
+signs that the attacks, and not the mixture, are what is weak; `security_curves` attacks within
+one radius after the other.
 
 `pgd_attacks`, `evaluate_mixture` (or `evaluate_batch` under a transformation of the caller's and
 `over_batches`) and `report` are the same with PGD alone, as at the end of a training run;
@@ -29,12 +30,19 @@ from mixjax.evaluation.report import (
     sandwich,
     worst_case,
 )
+from mixjax.evaluation.security import (
+    CURVES,
+    SecurityCurves,
+    security_curves,
+    security_report,
+)
 from mixjax.evaluation.subjects import Evaluation, evaluate_suite
 from mixjax.evaluation.suite import Attack, pgd_attacks
 from mixjax.evaluation.suite_report import lower_bound, suite_report
 from mixjax.evaluation.turns import Record
 
 __all__ = [
+    "CURVES",
     "QUICK",
     "STANDARD",
     "Attack",
@@ -44,6 +52,7 @@ __all__ = [
     "Outcomes",
     "Passes",
     "Record",
+    "SecurityCurves",
     "Validation",
     "attack_suite",
     "compare_attacks",
@@ -62,6 +71,8 @@ __all__ = [
     "pgd_attacks",
     "report",
     "sandwich",
+    "security_curves",
+    "security_report",
     "suite_report",
     "validate",
     "worst_case",

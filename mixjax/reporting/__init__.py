@@ -7,7 +7,13 @@ JSON is strict and every file but the growing `metrics.jsonl` is written whole o
 """
 
 from mixjax.reporting.errors import error_table, rate_table
-from mixjax.reporting.figures import plot_attacks, plot_blindness, plot_curves, plot_weights
+from mixjax.reporting.figures import (
+    plot_attacks,
+    plot_blindness,
+    plot_curves,
+    plot_security,
+    plot_weights,
+)
 from mixjax.reporting.origin import provenance
 from mixjax.reporting.page import difference_line, write_report
 from mixjax.reporting.player_figures import plot_errors, plot_gallery
@@ -56,6 +62,7 @@ __all__ = [
     "plot_game_of_two",
     "plot_penalized_line",
     "plot_penalized_plane",
+    "plot_security",
     "plot_synthetic",
     "plot_theorem_2",
     "plot_weights",

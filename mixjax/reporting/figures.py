@@ -154,6 +154,38 @@ def plot_blindness(path, results, attacks, blind):
     _write(figure, path)
 
 
+def plot_security(path, curves):
+    """Accuracy that each attack leaves against the radius, one panel for each classifier.
+
+    Args:
+      path: file to write, as PNG.
+      curves: `name -> curves` with the entries of `evaluation.security_report`.
+
+    Raises:
+      ValueError: if there are no curves.
+    """
+    if not curves:
+        raise ValueError("curves must hold those of one classifier, got none")
+    figure, axes = _figure(4.0 * len(curves), 3.2, len(curves))
+    for axis, (name, each) in zip(axes, curves.items(), strict=True):
+        for number, (attack, accuracy) in enumerate(each["accuracy"].items()):
+            axis.errorbar(
+                each["radii"],
+                100 * np.asarray(accuracy),
+                yerr=100 * np.asarray(each["error_bar"][attack]),
+                label=attack.replace("_", " "),
+                color=_COLORS[number % len(_COLORS)],
+                linestyle=_STYLES[number % len(_STYLES)],
+                marker=_MARKERS[number % len(_MARKERS)],
+                markersize=4,
+            )
+        axis.set(title=name, xlabel="radius", ylabel="accuracy left (%)", ylim=(-3, 103))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    _write(figure, path)
+
+
 def _caption(axis, label, predictions, class_names):
     """Each member's class and, for those who cannot see the colour, a mark where it is wrong."""
     words = [

@@ -16,6 +16,7 @@ _FIGURES = {
     "blindness.png": "What each attack leaves, and the exact optimum where it is known.",
     "curves.png": "Standard and robust accuracy on validation data against epochs per classifier.",
     "weights.png": "Weights of the mixture against epochs per classifier.",
+    "security.png": "What one run of each attack leaves, against the radius that it is allowed.",
     "attacks.png": "Examples as they are, attacked, and the difference.",
 }
 _MEANING = """\

@@ -1,7 +1,7 @@
 """AutoPGD beside torchattacks: the same weights, the same digits, the same number of steps.
 
-Never weaker by more than .5 %. Theirs is weaker by up to 1.6 % (.558 against .542, l2 with DLR), so
-that a bound of 1 % on the other side would fail; 2 % still notices another attack or radius.
+From one random start to the next the success rate of either side varies by up to 1.6 %, so that
+each attacks several times and the means are compared.
 """
 
 import jax
@@ -15,6 +15,7 @@ from mixjax import attacks, losses, threats
 from tests.peers import network
 
 NUM_STEPS = 50
+SEEDS = range(3)
 THREATS = {"Linf": threats.linf(0.15), "L2": threats.l2(0.8)}
 LOSSES = {"ce": losses.cross_entropy, "dlr": losses.dlr}
 
@@ -41,25 +42,34 @@ def success(params, x_adv, labels):
     return np.mean(np.argmax(logits, axis=1) != labels)
 
 
-def ours(attack, images, labels, seed):
-    keys = jax.random.split(jax.random.key(seed), len(labels))
-    return jax.jit(jax.vmap(lambda *example: attack(*example)[0]))(keys, images, labels)
+def ours(attack, images, labels, seeds=SEEDS):
+    attack_all = jax.jit(jax.vmap(lambda *example: attack(*example)[0]))
+    for seed in seeds:
+        yield attack_all(jax.random.split(jax.random.key(seed), len(labels)), images, labels)
 
 
-def theirs(attack, images, labels):
-    x_adv = attack(channels_first(images), torch.tensor(labels).long())
-    return x_adv.detach().permute(0, 2, 3, 1).numpy()
+def theirs(attack, images, labels, seeds=SEEDS):
+    for attack.seed in seeds:
+        x_adv = attack(channels_first(images), torch.tensor(labels).long())
+        yield x_adv.detach().permute(0, 2, 3, 1).numpy()
 
 
-def compare(params, images, labels, x_adv, peer_x_adv, norm):
+def compare(params, images, labels, found, peer_found, norm):
     threat = THREATS[norm]
-    for points in (x_adv, peer_x_adv):
-        norms = jax.vmap(threat.norm)(jnp.asarray(points) - images)
-        assert np.max(norms) <= threat.epsilon * (1 + 1e-5)
-    rates = success(params, x_adv, labels), success(params, peer_x_adv, labels)
-    print(norm, rates)
-    assert 0.1 < rates[1] < 0.9  # neither hopeless nor trivial
-    assert rates[1] - 0.005 <= rates[0] <= rates[1] + 0.02, rates
+
+    def rate(found):
+        """Mean over the starts, all of whose points are inside the ball."""
+        rates = []
+        for points in found:
+            norms = jax.vmap(threat.norm)(jnp.asarray(points) - images)
+            assert np.max(norms) <= threat.epsilon * (1 + 1e-5)
+            rates.append(success(params, points, labels))
+        print(norm, rates)
+        return np.mean(rates)
+
+    peer_rate = rate(peer_found)
+    assert 0.1 < peer_rate < 0.9  # neither hopeless nor trivial
+    assert peer_rate - 0.005 <= rate(found) <= peer_rate + 0.01
 
 
 @pytest.mark.parametrize("norm", THREATS)
@@ -74,13 +84,14 @@ def test_apgd_is_as_strong_as_theirs(loss, norm, problem):
 
         return attacks.apgd(key, loss_fn, x, threat, num_steps=NUM_STEPS)
 
-    their_attack = torchattacks.APGD(peer, norm, threat.epsilon, steps=NUM_STEPS, loss=loss, seed=0)
-    x_adv, peer_x_adv = ours(attack, images, labels, 0), theirs(their_attack, images, labels)
-    compare(params, images, labels, x_adv, peer_x_adv, norm)
+    their_attack = torchattacks.APGD(peer, norm, threat.epsilon, steps=NUM_STEPS, loss=loss)
+    found = ours(attack, images, labels), theirs(their_attack, images, labels)
+    compare(params, images, labels, *found, norm)
 
 
 @pytest.mark.parametrize("norm", THREATS)
 def test_targeted_apgd_is_as_strong_as_theirs(norm, problem):
+    """From nine starts, one for each target: one round of them varies little."""
     params, peer, images, labels = problem
     threat = THREATS[norm]
 
@@ -96,6 +107,5 @@ def test_targeted_apgd_is_as_strong_as_theirs(norm, problem):
         )
 
     their_attack = torchattacks.APGDT(peer, norm, threat.epsilon, steps=NUM_STEPS, n_classes=10)
-    their_attack.seed = 0
-    x_adv, peer_x_adv = ours(attack, images, labels, 0), theirs(their_attack, images, labels)
-    compare(params, images, labels, x_adv, peer_x_adv, norm)
+    found = ours(attack, images, labels, [0]), theirs(their_attack, images, labels, [0])
+    compare(params, images, labels, *found, norm)
