@@ -228,6 +228,13 @@ def test_the_table_says_what_how_good_and_how_sure_in_percent():
     assert single_row[:3] == ["cifar10", "1", "1.00"]
 
 
+def test_the_duration_of_a_resumed_run_is_marked_as_incomplete():
+    command = "python -m experiments.cifar10_mixture --resume --run-dir runs/demo"
+    resumed = changed(["provenance", "command"], command)
+    *_, row = cells(reporting.results_table([resumed]))
+    assert row[-2:] == ["1.5 (resumed)", "4 x cpu"]
+
+
 def test_labels_become_the_first_column_and_cannot_break_the_table():
     table = reporting.results_table([RESULT], ["L = 2 | averaged"])
     assert table.splitlines()[2].startswith("| L = 2 \\| averaged | digits |")

@@ -113,9 +113,15 @@ def _row(result):
         _percent(result["averaged"]["robust_accuracy"]),
         str(result["num_examples"]),
         str(result.get("num_attack_runs", "")),
-        f"{result['provenance']['seconds'] / 60:.1f}",
+        _minutes(result["provenance"]),
         f"{device['number']} x {device['kind']}",
     ]
+
+
+def _minutes(provenance):
+    """How long the run took; what came before it was resumed is not counted, and said to be."""
+    minutes = f"{provenance['seconds'] / 60:.1f}"
+    return f"{minutes} (resumed)" if "--resume" in provenance["command"] else minutes
 
 
 def _clean(result):
