@@ -29,7 +29,6 @@ from mixjax import _check, games, reporting
 from mixjax.data import toy
 
 PROGRAM = "experiments.synthetic"
-_FORBIDDEN = -1e3  # added to the losses of what fills up a table: nobody plays it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,23 +259,19 @@ def convergence(patterns: Patterns, temperatures, num_steps: int):
     """
     steps = [2**power for power in range(num_steps.bit_length())]
     losses = jnp.asarray(patterns.losses, jnp.float32)
-    # A number added to the losses of all members at a candidate counts it `exp(number / alpha)`
-    # times in the relaxation: the merged table stands for the whole one.
-    with np.errstate(divide="ignore"):
-        log_mass = jnp.maximum(jnp.log(jnp.asarray(patterns.mass, jnp.float32)), _FORBIDDEN)
+    mass = jnp.asarray(patterns.mass, jnp.float32)
 
     @functools.partial(jax.jit, static_argnames="num_steps")
-    def relaxed(losses, log_mass, alphas, num_steps):
+    def relaxed(losses, mass, alphas, num_steps):
         def last(alpha):
-            weighted = losses + alpha * log_mass[..., None]
-            return games.entropic(weighted, alpha, num_steps=num_steps)[0]
+            return games.entropic(losses, alpha, num_steps=num_steps, mass=mass)[0]
 
         return jax.lax.map(last, alphas)
 
     _, visited = jax.jit(functools.partial(games.oracle, num_steps=steps[-1]))(losses)
     curves = {"oracle": np.minimum.accumulate(visited)[np.array(steps) - 1]}
     alphas = jnp.asarray(temperatures, jnp.float32)
-    weights = [np.asarray(relaxed(losses, log_mass, alphas, n), np.float64) for n in steps]
+    weights = [np.asarray(relaxed(losses, mass, alphas, n), np.float64) for n in steps]
     for index, alpha in enumerate(temperatures):
         curves[f"{alpha:g}"] = np.array([adversarial_risk(w[index], patterns) for w in weights])
     return steps, curves

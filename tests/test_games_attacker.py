@@ -162,21 +162,21 @@ def test_tables_work_in_jit_and_vmap():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: games.best_response(np.ones(3), table()), "weights must be on the simplex"),
-        (lambda: games.best_response(np.ones(2) / 2, table()), r"weights must have shape \[3\]"),
-        (
-            lambda: games.entropic_attack(WEIGHTS, table(), -1.0),
-            "temperature must be positive, got -1.0",
-        ),
-        (
-            lambda: games.entropic_attack(WEIGHTS, np.ones((0, 5, 3)), 1.0),
-            "losses must have 3 axes, none empty",
-        ),
         (
             lambda: games.losses_under(2 * some_attack(), table()),
             "attack must lie in|sums of attack",
         ),
         (lambda: games.losses_under(some_attack().T, table()), r"attack must have shape \[6, 5\]"),
+        (lambda: games.losses_under(some_attack(), -table()), "losses must lie in .* got values"),
+        (lambda: games.losses_under(some_attack(), table()[..., :0]), "losses must have 3 axes"),
+        (
+            lambda: games.score(line_attacker(), lambda points: points[:1]),
+            r"losses must have shape \[2, 1\], got \[1, 1\]",
+        ),
+        (
+            lambda: games.score(line_attacker(), lambda points: points * np.nan),
+            "the mean losses must lie in .* nan",
+        ),
         (
             lambda: games.draw(jax.random.key(0), line_attacker()._replace(attack=np.eye(2))),
             r"attack must have shape \[2, 3\], got \[2, 2\]",

@@ -1,5 +1,6 @@
 """The grown game: on finite games whose whole solution is known, step by step, and against BAT."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -161,6 +162,51 @@ def test_points_and_members_are_whatever_the_functions_make_of_them():
     np.testing.assert_allclose(grown.weights, [0, 1])
 
 
+def test_a_defender_may_train_each_new_member_against_the_attack(key):
+    """Two points that a line must tell apart, each moved by at most 1; members are `[2]` lines.
+
+    The attack found so far is the training set: points weighed by their probabilities.
+    """
+    x, labels = jnp.array([-0.5, 0.3, 0.9]), jnp.array([-1.0, 1.0, 1.0])
+
+    def losses_fn(member, points):
+        return (labels * (member[0] * points + member[1]) <= 0).astype(jnp.float32)
+
+    def attacker(weights, members, index):
+        grid = x[:, None] + jnp.linspace(-1.0, 1.0, 21)[None]
+        losses = jnp.zeros(grid.shape)
+        for w, (slope, offset) in zip(weights, members, strict=True):
+            losses += w * (labels[:, None] * (slope * grid + offset) <= 0)
+        return grid[jnp.arange(3), losses.argmax(axis=1)]
+
+    @jax.jit
+    def train(attack, points, member):
+        def loss_fn(member):
+            margins = labels[:, None] * (member[0] * points + member[1])
+            return jnp.sum(attack * jax.nn.softplus(-10 * margins))
+
+        def step(member, _):
+            return member - 0.05 * jax.grad(loss_fn)(member), None
+
+        return jax.lax.scan(step, member, length=200)[0]
+
+    trained = []
+
+    def defender(attack, points, index):
+        start = jax.random.normal(jax.random.fold_in(key, index), (2,))
+        trained.append((attack, train(jnp.asarray(attack), jnp.stack(points, axis=1), start)))
+        return trained[-1][1]
+
+    members = [jnp.array([1.0, 0.0])]
+    grown = games.double_oracle(losses_fn, attacker, members, [x], num_rounds=5, defender=defender)
+    assert len(trained) == len(grown.rounds) == len(grown.members) - 1
+    np.testing.assert_array_equal(grown.members[-1], trained[-1][1])
+    alone = grown.losses[:, :, 0].max(axis=1).mean()
+    assert grown.upper < alone - 0.1  # what was trained is of use
+    # Lines answer right on two of the three at best, whatever is done; one class always loses.
+    assert 1 / 3 - 1e-9 <= grown.lower <= grown.upper
+
+
 # Boosted adversarial training.
 
 
@@ -213,6 +259,9 @@ def test_losses_that_make_no_sense_are_refused(value):
         ({"num_rounds": 0}, "num_rounds must be .* at least 1, got 0"),
         ({"members": []}, "must not be empty, got 0 members and 1 points"),
         ({"points": []}, "must not be empty, got 1 members and 0 points"),
+        ({"tolerance": float("nan")}, "tolerance must lie in .* nan"),
+        ({"strategies": lambda t: (np.ones(1), np.ones(t.shape[:2]))}, "the sums of attack"),
+        ({"strategies": lambda t: (np.ones(2) / 2, None)}, r"weights must have shape \[1\]"),
     ],
 )
 def test_an_empty_game_is_refused(setting, message):
@@ -230,6 +279,14 @@ def test_a_share_outside_of_its_range_is_refused(share):
 
 def test_losses_of_the_wrong_shape_are_refused():
     whole = Whole(random_game(0))
+    with pytest.raises(ValueError, match=r"losses must have shape \[4\], got \[3\]"):
+        games.double_oracle(
+            lambda member, points: np.ones(len(points)),
+            lambda weights, members, index: np.zeros(3),
+            [0],
+            [whole.start],
+            num_rounds=1,
+        )
     with pytest.raises(ValueError, match=r"losses must have 1 axes, none empty, got \[4, 1\]"):
         games.double_oracle(
             lambda member, points: np.ones((4, 1)), whole.attacker, [0], [whole.start], num_rounds=1

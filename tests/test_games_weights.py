@@ -173,6 +173,31 @@ def test_one_candidate_leaves_nothing_to_the_attacker():
     np.testing.assert_allclose(games.entropic_risk(weights, losses, 0.2), mean, rtol=1e-5)
 
 
+def test_a_candidate_of_mass_stands_for_equal_ones_and_one_without_is_not_there():
+    """Candidate 0 three times, 1 once, 4 twice; 2 and 3 never, though 2 is the worst of all."""
+    losses, alpha = table(), jnp.float32([0.05, 0.1, 0.2, 0.5, 1.0, 3.0])
+    apart = losses[:, [0, 0, 0, 1, 4, 4]]
+    together, mass = losses.copy(), np.tile(np.float32([3, 1, 0, 0, 2]) / 6, (6, 1))
+    together[:, 2] = 1.0
+    weights = jnp.float32(SLOW_WEIGHTS)
+    risk = games.entropic_risk(weights, together, alpha, mass=mass)
+    np.testing.assert_allclose(risk, games.entropic_risk(weights, apart, alpha), rtol=1e-5)
+    want, risks = games.entropic(apart, alpha, num_steps=20)
+    found, same_risks = games.entropic(together, alpha, num_steps=20, mass=mass)
+    np.testing.assert_allclose(found, want, atol=1e-4)
+    np.testing.assert_allclose(same_risks, risks, rtol=1e-5)
+    attack = games.entropic_attack(weights, together, alpha, mass=mass)
+    whole = np.asarray(games.entropic_attack(weights, apart, alpha))
+    columns = [
+        whole[:, :3].sum(1),
+        whole[:, 3],
+        0 * whole[:, 0],
+        0 * whole[:, 0],
+        whole[:, 4:].sum(1),
+    ]
+    np.testing.assert_allclose(attack, np.stack(columns, axis=1), atol=1e-6)
+
+
 # The oracle algorithm.
 
 
@@ -448,6 +473,51 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature):
         games.entropic(losses, temperature, num_steps=3)
     with pytest.raises(ValueError, match="temperature must be positive, got"):
         games.entropic_risk(jnp.ones(2) / 2, losses, temperature)
+
+
+RISKS = [
+    pytest.param(games.adversarial_risk, id="adversarial"),
+    pytest.param(functools.partial(games.entropic_risk, temperature=0.1), id="entropic"),
+    pytest.param(functools.partial(games.entropic_attack, temperature=0.1), id="entropic attack"),
+    pytest.param(games.best_response, id="best response"),
+]
+
+
+@pytest.mark.parametrize("risk", RISKS)
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"losses": np.ones((0, 1, 2))}, "losses must have 3 axes, none empty"),
+        ({"losses": np.ones((2, 2))}, r"losses must have 3 axes, none empty, got \[2, 2\]"),
+        ({"losses": np.full((1, 1, 2), -0.5)}, "losses must lie in .*, got values from -0.5"),
+        ({"losses": np.full((1, 1, 2), NAN)}, "losses must lie in .*, got values from nan"),
+        ({"weights": np.array([0.5, 0.6])}, "weights must be on the simplex"),
+        ({"weights": np.array([1.5, -0.5])}, "weights must be on the simplex"),
+        ({"weights": np.array([NAN, 1.0])}, "weights must be on the simplex"),
+        ({"weights": np.ones(1)}, r"weights must have shape \[2\], got \[1\]"),
+    ],
+)
+def test_no_risk_of_what_makes_no_sense(risk, argument, message):
+    sound = {"weights": np.array([0.5, 0.5]), "losses": np.ones((2, 1, 2))}
+    with pytest.raises(ValueError, match=message):
+        risk(**(sound | argument))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"temperature": np.ones(3)}, r"temperature must have shape \[2\], got \[3\]"),
+        ({"mass": np.ones((2, 1)) / 2}, "the sums of mass must lie in"),
+        ({"mass": np.ones((1, 1))}, r"mass must have shape \[2, 1\], got \[1, 1\]"),
+        ({"mass": np.full((2, 1), NAN)}, "mass must lie in .* nan"),
+    ],
+)
+def test_masses_and_temperatures_that_do_not_fit_are_refused(argument, message):
+    argument = {"temperature": 0.1} | argument
+    with pytest.raises(ValueError, match=message):
+        games.entropic(np.ones((2, 1, 2)), num_steps=3, **argument)
+    with pytest.raises(ValueError, match=message):
+        games.entropic_attack(np.ones(2) / 2, np.ones((2, 1, 2)), **argument)
 
 
 def test_starting_weights_off_the_simplex_are_refused():

@@ -1,5 +1,6 @@
 """What the games' files share: tables of losses, expectations over them, and their checks."""
 
+import math
 import sys
 from typing import Any
 
@@ -25,36 +26,61 @@ def mean_losses(attack, losses):
     return mean.reshape(losses.shape[2:])
 
 
+def mean_losses_at(candidates, losses):
+    """`[N], [N, M, L] -> [L]`: mean losses if each example plays one candidate."""
+    return jnp.mean(jnp.take_along_axis(losses, candidates[:, None, None], axis=1)[:, 0], axis=0)
+
+
 def uniform(size, dtype):
     """`[size]` equal probabilities."""
     return jnp.full(size, 1.0 / size, dtype)
 
 
+def tempered(weights, losses, temperature, mass):
+    """`[N]` temperatures, and `[N, M]` logits `expected / temperature + log mass`."""
+    check_game(weights, losses)
+    _check.positive(temperature=temperature)
+    if np.ndim(temperature):
+        _check.shape(losses.shape[:1], temperature=temperature)
+    temperature = jnp.broadcast_to(temperature, losses.shape[:1])
+    scaled = expected(losses, weights) / temperature[:, None]
+    if mass is None:
+        return temperature, scaled - math.log(losses.shape[1])
+    check_probabilities(losses.shape[:2], mass=mass)
+    return temperature, scaled + jnp.log(mass)
+
+
 def checked(losses, loss_bound=_LARGEST):
     """The losses as floating-point numbers of at least 32 bits, once they are known to be sound."""
     _check.positive(loss_bound=loss_bound)
-    _check.non_empty(3, losses=losses)
-    _check.within(0.0, loss_bound, losses=losses)
+    check_losses(losses, loss_bound)
     losses = jnp.asarray(losses)
     return losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
 
 
-def checked_doubles(losses) -> np.ndarray:
-    """The losses in double precision, once they are known to be finite and not negative."""
+def check_losses(losses, loss_bound=_LARGEST):
+    """Raises `ValueError` unless `losses [N, M, L]` hold numbers from 0 to the bound."""
     _check.non_empty(3, losses=losses)
-    _check.within(0.0, _LARGEST, losses=losses)
-    return np.asarray(losses, np.float64)
+    _check.within(0.0, loss_bound, losses=losses)
+
+
+def check_game(weights, losses):
+    """Raises `ValueError` unless the losses are sound and the weights probabilities of members."""
+    check_losses(losses)
+    _check.shape(np.shape(losses)[2:], weights=weights)
+    _check.simplex(weights=weights)
+
+
+def check_probabilities(shape, **values):
+    """Raises `ValueError` unless each value `[N, M]` holds probabilities for each example."""
+    for name, value in values.items():
+        _check.non_empty(2, **{name: value})
+        _check.shape(shape, **{name: value})
+        _check.within(0.0, 1.0 + _TOLERANCE, **{name: value})
+        sums = value.sum(axis=1) if hasattr(value, "sum") else np.sum(value, axis=1)
+        _check.within(1.0 - _TOLERANCE, 1.0 + _TOLERANCE, **{f"the sums of {name}": sums})
 
 
 def are_host_arrays(*arrays: Any) -> bool:
     """Whether none of them is JAX's."""
     return all(isinstance(array, np.ndarray | np.generic | list | tuple) for array in arrays)
-
-
-def check_attack(attack, num_examples=None, num_candidates=None):
-    """Raises `ValueError` unless `attack [N, M]` holds probabilities for each example."""
-    _check.non_empty(2, attack=attack)
-    _check.shape((num_examples, num_candidates), attack=attack)
-    _check.within(0.0, 1.0 + _TOLERANCE, attack=attack)
-    sums = attack.sum(axis=1) if hasattr(attack, "sum") else np.sum(attack, axis=1)
-    _check.within(1.0 - _TOLERANCE, 1.0 + _TOLERANCE, **{"the sums of attack": sums})

@@ -8,6 +8,7 @@ when it was found.
 
 import io
 import pathlib
+import sys
 import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -44,38 +45,39 @@ def best_response(weights: Array, losses: Array) -> Array:
       `[N, M]` attack, 0 or 1: its mean loss against the mixture is the adversarial risk.
 
     Raises:
-      ValueError: if the shapes do not fit or `weights` is not on the simplex.
+      ValueError: as `adversarial_risk`.
     """
-    _check_weights(weights, losses)
+    _tables.check_game(weights, losses)
     worst = jnp.argmax(_tables.expected(losses, weights), axis=1)
     return jax.nn.one_hot(worst, losses.shape[1], dtype=jnp.asarray(weights).dtype)
 
 
-def entropic_attack(weights: Array, losses: Array, temperature: float | Array) -> Array:
-    """`attack_nm = softmax_m(sum_k weights_k losses_nmk / alpha_n)`: the relaxation's attacker.
+def entropic_attack(
+    weights: Array, losses: Array, temperature: float | Array, *, mass: Array | None = None
+) -> Array:
+    """`attack_nm ~ mass_nm exp(sum_k weights_k losses_nmk / alpha_n)`: the relaxation's attacker.
 
     The gradient of `entropic_risk` in the weights is the members' mean losses under this attack.
-    At the weights that minimise it, the attack's own duality gap is at most `alpha log M`.
+    At the weights that minimise it, the attack's own duality gap is at most `alpha log M` where
+    all candidates have the same mass.
 
     Args:
       weights: `[L]` probabilities of the members.
       losses: `[N, M, L]` losses of the members at the candidates.
       temperature: `[]` or `[N]`, the `alpha` above, positive, in the units of the losses.
+      mass: `[N, M]` probabilities of each example's candidates; all equal if None.
 
     Returns:
       `[N, M]` attack.
 
     Raises:
-      ValueError: if the shapes do not fit, `weights` is not on the simplex, or `temperature` is
-        not positive.
+      ValueError: as `entropic_risk`.
 
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
     """
-    _check_weights(weights, losses)
-    _check.positive(temperature=temperature)
-    alpha = jnp.broadcast_to(temperature, losses.shape[:1])
-    return jax.nn.softmax(_tables.expected(losses, weights) / alpha[:, None], axis=1)
+    _, logits = _tables.tempered(weights, losses, temperature, mass)
+    return jax.nn.softmax(logits, axis=1)
 
 
 def losses_under(attack: Array, losses: Array) -> Array:
@@ -89,9 +91,12 @@ def losses_under(attack: Array, losses: Array) -> Array:
       `[...]` mean losses. No mixture of many classifiers pays less than the least of them.
 
     Raises:
-      ValueError: if the shapes do not fit or `attack` does not hold probabilities.
+      ValueError: if the shapes do not fit, `attack` does not hold probabilities or `losses` holds
+        what is negative or not finite.
     """
-    _tables.check_attack(attack, *np.shape(losses)[:2])
+    _tables.check_probabilities(np.shape(losses)[:2], attack=attack)
+    _check.non_empty(np.ndim(losses), losses=losses)
+    _check.within(0.0, sys.float_info.max, losses=losses)
     return _tables.mean_losses(jnp.asarray(attack), jnp.asarray(losses))
 
 
@@ -135,8 +140,12 @@ def score(attacker: Attacker, losses_fn: Callable[[Array], Array]) -> Array:
         return jnp.tensordot(probabilities, losses_fn(points), axes=1, precision="highest")
 
     points, attack = jnp.asarray(attacker.points), jnp.asarray(attacker.attack)
+    found = jax.eval_shape(losses_fn, points[:, 0])
+    _check.shape((len(points), *found.shape[1:]), losses=found)
     candidates = jnp.swapaxes(points, 0, 1), attack.T
-    return jnp.sum(jax.lax.map(candidate_losses, candidates), axis=0) / len(points)
+    mean = jnp.sum(jax.lax.map(candidate_losses, candidates), axis=0) / len(points)
+    _check.within(0.0, sys.float_info.max, **{"the mean losses": mean})
+    return mean
 
 
 def save_attacker(path, attacker: Attacker):
@@ -176,11 +185,5 @@ def load_attacker(path) -> Attacker:
     return attacker
 
 
-def _check_weights(weights, losses):
-    _check.non_empty(3, losses=losses)
-    _check.shape(np.shape(losses)[2:], weights=weights)
-    _check.simplex(weights=weights)
-
-
 def _check_attacker(attacker):
-    _tables.check_attack(attacker.attack, *np.shape(attacker.points)[:2])
+    _tables.check_probabilities(np.shape(attacker.points)[:2], attack=attacker.attack)

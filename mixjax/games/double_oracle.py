@@ -13,6 +13,7 @@ last answer falls short of a best response, which nobody here can know. Both bou
 in everything found until its end, so that a late discovery also corrects earlier strategies.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mixjax import _check
+from mixjax.games import _tables
 from mixjax.games.equilibrium import solve
 from mixjax.typing import PyTree
 
@@ -108,19 +110,21 @@ def double_oracle(
       The grown game.
 
     Raises:
-      ValueError: if there are no members or no points, `num_rounds` is not positive, or a loss is
-        negative or not finite.
+      ValueError: if there are no members or no points, `num_rounds` is not positive, `tolerance` is
+        not a number, losses are not `[N]`, negative or not finite, or strategies are not
+        probabilities.
 
     References:
       McMahan et al., Planning in the presence of cost functions controlled by an adversary, 2003.
     """
     _check.at_least(1, num_rounds=num_rounds)
+    _check.within(-math.inf, math.inf, tolerance=tolerance)
     if not members or not points:
         raise ValueError(
             "members and points must not be empty, "
             f"got {len(members)} members and {len(points)} points"
         )
-    strategies = strategies or _equilibrium
+    strategies = _checked(strategies or _equilibrium)
     members, points = tuple(members), tuple(points)
     columns = [[_scored(losses_fn, member, point) for member in members] for point in points]
     tried_weights, tried_attacks, rounds = [], [], []
@@ -192,6 +196,16 @@ def boosting(share: float) -> Strategies:
     return strategies
 
 
+def _checked(strategies):
+    def checked(losses):
+        weights, attack = strategies(losses)
+        _tables.check_game(weights, losses)
+        _tables.check_probabilities(losses.shape[:2], attack=attack)
+        return np.asarray(weights, np.float64), np.asarray(attack, np.float64)
+
+    return checked
+
+
 def _equilibrium(losses):
     found = solve(losses)
     return found.weights, found.attack
@@ -206,6 +220,8 @@ def _scored(losses_fn, member, points):
 
 def _table(columns):
     """`[N, M, L]` from `M` lists of `L` losses `[N]`."""
+    for losses in (losses for column in columns for losses in column):
+        _check.shape(columns[0][0].shape, losses=losses)
     return np.ascontiguousarray(np.transpose(np.array(columns), (2, 0, 1)))
 
 

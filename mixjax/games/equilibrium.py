@@ -11,7 +11,6 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from mixjax import _check
 from mixjax.games import _tables
 from mixjax.games.patterns import merge
 from mixjax.games.weights import adversarial_risk
@@ -65,7 +64,8 @@ def solve(losses) -> Equilibrium:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, theorem 1.
       Kelley, The cutting-plane method for solving convex programs, 1960.
     """
-    table = _tables.checked_doubles(losses)
+    _tables.check_losses(losses)
+    table = np.asarray(losses, np.float64)
     scale = table.max() or 1.0
     patterns = merge(table)
     weights, attack = _cutting_planes(patterns.losses / scale, patterns.mass)
@@ -90,13 +90,11 @@ def duality_gap(weights, attack, losses) -> Array | float:
       `[]` gap, in the units of the losses.
 
     Raises:
-      ValueError: if the shapes do not fit, or the strategies are not probabilities.
+      ValueError: if the shapes do not fit, the strategies are not probabilities, or `losses` holds
+        what is negative or not finite.
     """
-    _check.non_empty(3, losses=losses)
-    num_examples, num_candidates, num_members = np.shape(losses)
-    _check.shape((num_members,), weights=weights)
-    _check.simplex(weights=weights)
-    _tables.check_attack(attack, num_examples, num_candidates)
+    _tables.check_game(weights, losses)
+    _tables.check_probabilities(np.shape(losses)[:2], attack=attack)
     if _tables.are_host_arrays(weights, attack, losses):
         upper, lower = _bounds(*(np.asarray(x, np.float64) for x in (weights, attack, losses)))
         return upper - lower

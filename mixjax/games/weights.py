@@ -25,34 +25,41 @@ def adversarial_risk(weights: Array, losses: Array) -> Array:
 
     Returns:
       `[]` risk, in the units of the losses.
+
+    Raises:
+      ValueError: if `losses` is not `[N, M, L]` or holds what is negative or not finite, or
+        `weights` is not `[L]` on the simplex.
     """
+    _tables.check_game(weights, losses)
     return jnp.mean(jnp.max(_tables.expected(losses, weights), axis=1))
 
 
-def entropic_risk(weights: Array, losses: Array, temperature: float | Array) -> Array:
-    """`mean_n alpha_n log mean_m exp(sum_k weights_k losses_nmk / alpha_n)`.
+def entropic_risk(
+    weights: Array, losses: Array, temperature: float | Array, *, mass: Array | None = None
+) -> Array:
+    """`mean_n alpha_n log sum_m mass_nm exp(sum_k weights_k losses_nmk / alpha_n)`.
 
-    Per example it lies between `max_m - alpha log M` and `max_m` of the expected losses.
+    Per example it lies between `max_m - alpha log M` and `max_m` of the expected losses, if all
+    candidates have the mass `1 / M`. One candidate of their total mass does for equal ones.
 
     Args:
       weights: `[L]` probabilities of the members.
       losses: `[N, M, L]` losses of the members at the candidates.
       temperature: `[]` or `[N]`, the `alpha` above, positive, in the units of the losses.
+      mass: `[N, M]` probabilities of each example's candidates; all equal if None.
 
     Returns:
       `[]` risk, in the units of the losses: convex and smooth in `weights`.
 
     Raises:
-      ValueError: if `temperature` is not positive.
+      ValueError: as `adversarial_risk`, or if `temperature` is not `[]` or `[N]` and positive, or
+        `mass` does not hold probabilities.
 
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
     """
-    _check.positive(temperature=temperature)
-    alpha = jnp.broadcast_to(temperature, losses.shape[:1])
-    scaled = _tables.expected(losses, weights) / alpha[:, None]
-    log_mean = jax.nn.logsumexp(scaled, axis=1) - math.log(losses.shape[1])
-    return jnp.mean(alpha * log_mean)
+    alpha, logits = _tables.tempered(weights, losses, temperature, mass)
+    return jnp.mean(alpha * jax.nn.logsumexp(logits, axis=1))
 
 
 def oracle(losses: Array, *, num_steps: int, loss_bound: float = 1.0) -> tuple[Array, Array]:
@@ -79,8 +86,7 @@ def oracle(losses: Array, *, num_steps: int, loss_bound: float = 1.0) -> tuple[A
     losses = _tables.checked(losses, loss_bound)
 
     def best_response(weights, _):
-        worst = jnp.argmax(_tables.expected(losses, weights), axis=1)
-        return jnp.mean(jnp.take_along_axis(losses, worst[:, None, None], axis=1)[:, 0], axis=0)
+        return _tables.mean_losses_at(jnp.argmax(_tables.expected(losses, weights), axis=1), losses)
 
     return projected_subgradient(
         best_response,
@@ -136,6 +142,7 @@ def entropic(
     num_steps: int,
     loss_bound: float = 1.0,
     weights: Array | None = None,
+    mass: Array | None = None,
     axis_name: str | None = None,
 ) -> tuple[Array, Array]:
     """Minimises `entropic_risk` over the simplex by accelerated projected gradient (FISTA).
@@ -150,14 +157,16 @@ def entropic(
       num_steps: number of gradient steps, static.
       loss_bound: largest possible loss.
       weights: `[L]` weights to start from; uniform if None.
+      mass: `[N, M]` probabilities of each example's candidates; all equal if None.
       axis_name: mapped axis over which the examples are spread; None: all are here.
 
     Returns:
       The `[L]` weights after the last step, and the `[num_steps]` entropic risks after each.
 
     Raises:
-      ValueError: if `losses` is not `[N, M, L]` or leaves its bounds, a number is not positive, or
-        `weights` is not `[L]` on the simplex.
+      ValueError: if `losses` is not `[N, M, L]` or leaves its bounds, a number is not positive,
+        `temperature` is not `[]` or `[N]`, `weights` is not `[L]` on the simplex, or `mass` does
+        not hold probabilities.
 
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
@@ -176,7 +185,7 @@ def entropic(
     beta = losses.shape[2] * loss_bound**2 * average(jnp.mean(1.0 / jnp.asarray(temperature))) / 4
 
     def risk(weights):
-        return average(entropic_risk(weights, losses, temperature))
+        return average(entropic_risk(weights, losses, temperature, mass=mass))
 
     def step(carry, _):
         weights, look_ahead, momentum = carry
