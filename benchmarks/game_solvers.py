@@ -1,13 +1,15 @@
-"""The linear program against the iterative solvers on one game: time, and the gap reached.
+"""The linear program against the iterative solvers on one game: time, memory, the gap reached.
 
-    python -m benchmarks.game_solvers
+    taskset --cpu-list 1 python -m benchmarks.game_solvers        # one thread, 3 minutes
+    python -m benchmarks.game_solvers --examples 50000 --output large.json
 
 The game: 20 000 examples of Meunier's synthetic problem in four dimensions, 64 uniform points in
 the l2 ball of radius 3 around each, 8 random linear classifiers whose standard risk is below 0.4.
 The loss is a sigmoid of the margin, so that no two rows of the table are equal and merging does
 not help; `--errors` takes 0/1 losses instead. An iterative solver runs 8, 16, 32, ... steps, each
-time from the start, until its risk is within `--tolerance` of the value; the time of the last run
-counts, compiled. About 2 minutes on 2 CPU cores.
+time from the start, until its risk is within `--tolerance` of the value, or, where its name says
+"certified", until its own duality gap is; then all solvers are timed in turn, compiled, the program
+with them. Every time stands in the file as seconds on the clock and of CPU time.
 """
 
 import argparse
@@ -16,8 +18,9 @@ import os
 import pathlib
 import resource
 import time
+import tracemalloc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,31 +36,47 @@ SLOPE = 2.0  # of the sigmoid, per unit of distance from the boundary
 LOSS_BOUND = 1.0
 
 
+class Solver(NamedTuple):
+    """What is timed, and what it found.
+
+    Attributes:
+      call: solves the game.
+      case: its row of the result.
+    """
+
+    call: Callable[[], Any]
+    case: dict[str, Any]
+
+
 def main(argv=None):
     """Times all solvers on one table and writes what they reached."""
     flags = parse(argv)
     start, load = time.perf_counter(), [os.getloadavg()[0]]
     losses = table(flags)
-    seconds, exact = _timed(lambda: games.solve(losses), flags.repeats)
-    comparison.tell(
-        f"linear program: {min(seconds):.2f} s, value {exact.value:.6f}, gap {exact.gap:.1e}"
-    )
-    cases = [{"solver": "linear program", "seconds": seconds, "gap": exact.gap, "excess": 0.0}]
-    for name, solver in solvers(flags).items():
-        cases.append(case(name, solver, jax.numpy.asarray(losses), exact.value, flags))
-        comparison.tell(line(cases[-1]))
+    prepared = [linear_program(losses)]
+    value = prepared[0].case["value"]
+    for name, (run, measure) in solvers(flags).items():
+        prepared.append(prepare(name, run, measure, jax.numpy.asarray(losses), value, flags))
+    for _ in range(flags.repeats):
+        for solver in prepared:
+            clock, cpu = time.perf_counter(), time.process_time()
+            jax.block_until_ready(solver.call())
+            solver.case["cpu_seconds"].append(time.process_time() - cpu)
+            solver.case["seconds"].append(time.perf_counter() - clock)
+        comparison.tell("\n".join(line(solver.case) for solver in prepared))
     load.append(os.getloadavg()[0])
-    origin = reporting.provenance(
-        comparison.argv_of(PROGRAM, argv), flags.seed, time.perf_counter() - start
-    )
+    cases = [solver.case for solver in prepared]
     result = {
         "benchmark": "game_solvers",
         "settings": {key: value for key, value in vars(flags).items() if key != "output"},
+        "threads": setting.num_threads(),
         "load_before_and_after": load,
-        "value": exact.value,
+        "value": value,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "cases": cases,
-        "provenance": origin,
+        "provenance": reporting.provenance(
+            comparison.argv_of(PROGRAM, argv), flags.seed, time.perf_counter() - start
+        ),
     }
     _files.write_json(flags.output, result)
     print("\n".join(map(line, cases)))
@@ -119,8 +138,8 @@ def table(flags: argparse.Namespace) -> np.ndarray:
     return np.stack(members, axis=2).astype(np.float32)
 
 
-def solvers(flags: argparse.Namespace) -> dict[str, Callable]:
-    """`(losses, num_steps) -> (weights, attack or None)` by name, to be compiled."""
+def solvers(flags: argparse.Namespace) -> dict[str, tuple[Callable, str]]:
+    """`(losses, num_steps) -> (weights, attack or None)`, and what ends the search, by name."""
 
     def play(name, **setting):
         def run(losses, num_steps):
@@ -136,60 +155,76 @@ def solvers(flags: argparse.Namespace) -> dict[str, Callable]:
     def oracle(losses, num_steps):
         return games.oracle(losses, num_steps=num_steps)[0], None
 
+    matching = play("regret_matching")
+    answering = play("regret_matching", best_response=True)
     return {
-        "oracle": oracle,
-        f"entropic, temperature {flags.temperature:g}": entropic,
-        "hedge, its guaranteed step": play("hedge"),
-        "hedge, ten times the step": play("hedge", step_size=10.0 / LOSS_BOUND),
-        "regret matching+": play("regret_matching"),
+        "oracle": (oracle, "excess"),
+        f"entropic, temperature {flags.temperature:g}": (entropic, "excess"),
+        "hedge, its guaranteed step": (play("hedge"), "excess"),
+        "hedge, ten times the step": (play("hedge", step_size=10.0 / LOSS_BOUND), "excess"),
+        "regret matching+": (matching, "excess"),
+        "regret matching+, certified": (matching, "gap"),
+        "best responses": (answering, "excess"),
+        "best responses, certified": (answering, "gap"),
     }
 
 
-def case(
-    name: str, solver: Callable, losses, value: float, flags: argparse.Namespace
-) -> dict[str, Any]:
-    """What a solver reaches, with the fewest steps tried that bring it within the tolerance."""
+def linear_program(losses: np.ndarray) -> Solver:
+    """The exact solution; the call that finds its memory is not timed."""
+    tracemalloc.start()
+    exact = games.solve(losses)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    case = {
+        "solver": "linear program",
+        "value": exact.value,
+        "excess": 0.0,
+        "gap": exact.gap,
+        "memory_bytes": losses.nbytes + peak,
+    }
+    return Solver(lambda: games.solve(losses), case | {"seconds": [], "cpu_seconds": []})
+
+
+def prepare(
+    name: str, solver: Callable, measure: str, losses, value: float, flags: argparse.Namespace
+) -> Solver:
+    """A solver with the fewest steps tried that bring its measure within the tolerance."""
     num_steps, table = 4, np.asarray(losses, np.float64)
     while True:
         num_steps = min(2 * num_steps, flags.max_steps)
         start = time.perf_counter()
         run = jax.jit(functools.partial(solver, num_steps=num_steps)).lower(losses).compile()
         compile_seconds = time.perf_counter() - start
-        weights, attack = jax.block_until_ready(run(losses))
-        excess = float((table @ np.asarray(weights, np.float64)).max(axis=1).mean() - value)
-        if excess <= flags.tolerance or num_steps == flags.max_steps:
+        weights, attack = run(losses)
+        weights = np.asarray(weights, np.float64)
+        found = {"excess": float((table @ weights).max(axis=1).mean() - value), "gap": None}
+        if attack is not None:
+            found["gap"] = games.duality_gap(weights, np.asarray(attack, np.float64), table)
+        if found[measure] <= flags.tolerance or num_steps == flags.max_steps:
             break
-    seconds, _ = _timed(lambda: jax.block_until_ready(run(losses)), flags.repeats)
-    doubles = (np.asarray(x, np.float64) for x in (weights, attack, table))
-    return {
+    memory = run.memory_analysis()
+    names = ("argument", "output", "temp")
+    sizes = [getattr(memory, f"{name}_size_in_bytes") for name in names] if memory else []
+    case = {
         "solver": name,
         "num_steps": num_steps,
-        "within_tolerance": excess <= flags.tolerance,
-        "excess": excess,
-        "gap": None if attack is None else float(games.duality_gap(*doubles)),
-        "seconds": seconds,
+        "within_tolerance": found[measure] <= flags.tolerance,
+        **found,
+        "memory_bytes": sum(sizes),
         "compile_seconds": compile_seconds,
     }
+    return Solver(lambda: run(losses), case | {"seconds": [], "cpu_seconds": []})
 
 
 def line(case: dict[str, Any]) -> str:
     """A case as a line of text."""
     gap = "none" if case["gap"] is None else f"{case['gap']:.1e}"
     steps = f"{case['num_steps']} steps, " if "num_steps" in case else ""
+    seconds, megabytes = np.median(case["seconds"]), case["memory_bytes"] / 1e6
     return (
-        f"{case['solver']:30}{min(case['seconds']):8.3f} s  {steps}"
+        f"{case['solver']:30}{seconds:8.2f} s{megabytes:8.0f} MB  {steps}"
         f"risk above the value {case['excess']:.1e}, duality gap {gap}"
     )
-
-
-def _timed(call: Callable[[], Any], num_repeats: int) -> tuple[list[float], Any]:
-    """Seconds of each call, and what the last one returned."""
-    seconds, result = [], None
-    for _ in range(num_repeats):
-        start = time.perf_counter()
-        result = call()
-        seconds.append(time.perf_counter() - start)
-    return seconds, result
 
 
 if __name__ == "__main__":
