@@ -65,6 +65,22 @@ def test_on_members_with_pixels_of_their_own_the_suite_reaches_the_optimum(key, 
         assert report["robust_accuracy"][name] == pytest.approx(optimum.mean(), abs=0.03)
 
 
+def test_the_baseline_is_pgd_20_on_the_expected_cross_entropy(key, network):
+    threat, label = threats.l2(0.3), jnp.int32(2)
+    x = jax.random.uniform(key, (SIZE,))
+
+    def loss_fn(x):
+        members = network(x)
+        return sum(WEIGHTS[k] * losses.cross_entropy(members[k], label) for k in range(2))
+
+    attack, *_ = evaluation.attack_suite(threat, BUDGET)
+    found = jax.jit(attack.run)(key, 0, network, WEIGHTS, x, label)
+    settings = dict(num_steps=20, step_size=0.125 * 0.3)
+    plain, _ = jax.jit(lambda x: attacks.pgd(key, loss_fn, x, threat, **settings))(x)
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+    assert attack.names == ("pgd_expected_loss",) and attack.num_steps == 20
+
+
 def test_every_run_of_auto_pgd_climbs_the_loss_that_its_name_says(key, network):
     """Against AutoPGD on a directly written loss, from the same key."""
     threat, label = threats.linf(0.1), jnp.int32(1)
@@ -126,6 +142,33 @@ def test_the_number_of_runs_is_that_of_the_budget_and_nobody_leaves_the_ball(key
         assert point.shape == x.shape
         assert float(threat.norm(point - x)) <= 0.3 * (1 + 1e-4)
         assert 0.0 <= float(point.min()) <= float(point.max()) <= 1.0
+
+
+def test_a_trained_attack_network_joins_the_suite_with_a_line_of_its_own(key):
+    """Its direction fools the second member, whom the rest of this short suite cannot reach."""
+    vectors = jnp.zeros((2, SIZE)).at[0, 0].set(1.0).at[1, 1].set(1.0)
+    logits_fn = functools.partial(linear_logits, vectors)
+    images = np.full((4, SIZE), 0.5, np.float32)
+    images[:, 0], images[:, 1] = 0.9, 0.55
+    threat, labels = threats.linf(0.1), np.zeros(4, np.int32)
+
+    def run(key, run, logits_fn, weights, x, label):
+        return attacks.attack_network(
+            lambda x, label: -vectors[1], lambda x: 0.0 * x[0], x, label, threat
+        )[0]
+
+    def idle(key, run, logits_fn, weights, x, label):
+        return x
+
+    suite = (
+        evaluation.Attack(("idle",), 1, idle),
+        evaluation.Attack(("attack_network",), 1, run),
+    )
+    found = evaluation.evaluate_suite(key, logits_fn, WEIGHTS, images, labels, suite)
+    report = evaluation.suite_report(found, WEIGHTS, suite)
+    assert report["robust_accuracy"] == pytest.approx(
+        {"idle": 1.0, "attack_network": 0.3, "worst": 0.3}
+    )
 
 
 def test_the_nearest_fooling_point_counts_only_inside_the_radius(key):

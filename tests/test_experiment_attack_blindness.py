@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import _blindness, attack_blindness
-from mixjax import data, evaluation, models, reporting
+from mixjax import attacks, data, evaluation, models, reporting, threats
 from tests.linear_game import LinearGame
 
 BUDGET = evaluation.Budget(1, 1, 2, 5, 1, 20, 1, 5)
@@ -138,6 +138,34 @@ def test_the_two_blind_losses_differ_where_members_do():
     assert expected == pytest.approx(0.75 * cross_entropy(2) + 0.25 * cross_entropy(-5), rel=1e-5)
     averaged = attack_blindness.loss_of_averaged_logits(logits, 0, weights)
     assert averaged == pytest.approx(cross_entropy(0.25), rel=1e-5)
+
+
+def test_the_blind_attacks_are_pgd_with_restarts_on_these_two_losses(key):
+    suite, _ = attack_blindness.compiled(0.2, "quick", _blindness.Config(pgd_runs=3, pgd_steps=4))
+    slopes, weights = jax.random.normal(key, (2, 2, 6)), jnp.array([0.8, 0.2])
+    x = jnp.linspace(0.3, 0.7, 6)
+
+    def logits_fn(x):
+        return jnp.tanh(3 * jnp.sum(slopes * (x - 0.4)[None, None], axis=-1))
+
+    points = []
+    for attack, name, loss in (
+        (suite[0], "pgd_averaged_logits", attack_blindness.loss_of_averaged_logits),
+        (suite[1], "pgd_expected_loss", attack_blindness.expected_loss),
+    ):
+        assert attack.names == (name,) * 3 and attack.num_steps == 4
+        points.append(jax.jit(lambda a=attack: a.run(key, 0, logits_fn, weights, x, 0))())
+        plain, _ = attacks.pgd(
+            key,
+            lambda x, loss=loss: loss(logits_fn(x), 0, weights),
+            x,
+            threats.linf(0.2),
+            num_steps=4,
+            step_size=0.125,
+        )
+        np.testing.assert_allclose(points[-1], plain, atol=1e-6)
+    assert not np.allclose(*points, atol=1e-3)
+    assert sum("pgd_expected_loss" in attack.names for attack in suite) == 1
 
 
 @pytest.mark.parametrize(

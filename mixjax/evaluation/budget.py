@@ -81,8 +81,9 @@ def attack_suite(
       bounds: lowest and highest value of an input.
 
     Returns:
-      A list of attacks for `evaluate_suite`, which anybody may extend. The number of runs is the
-      same for every `L`.
+      A list of attacks for `evaluate_suite`, which anybody may extend, by a trained network for
+      example: `(*attack_suite(threat), Attack(("attack_network",), 1, run))`. The number of runs
+      is the same for every `L`.
 
     Raises:
       ValueError: if a number of the budget is not at least 1.
