@@ -30,6 +30,15 @@ def test_only_the_direction_counts_and_its_length_does_not():
     np.testing.assert_array_equal(attacks.follow(X, 0 * DIRECTION, threat), X)
 
 
+def test_a_finished_network_goes_further_than_one_that_learns():
+    threat = threats.linf(0.1)
+    h = np.asarray(DIRECTION) / np.sqrt(np.mean(np.asarray(DIRECTION) ** 2))
+    x_adv, _ = attacks.attack_network(lambda x, label: DIRECTION, jnp.sum, X, jnp.array(0), threat)
+    expected = np.clip(np.asarray(X) + 0.1 * np.tanh(2 * GAIN * h), 0, 1)
+    np.testing.assert_allclose(x_adv, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(x_adv, attacks.follow(X, DIRECTION, threat, gain=2 * GAIN))
+
+
 @pytest.mark.parametrize("threat", [threats.linf(0.3), threats.l2(0.2)], ids=["linf", "l2"])
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 2.0)])
 def test_the_attack_stays_in_the_ball_and_in_the_bounds(threat, bounds, key):
@@ -210,6 +219,10 @@ def test_a_mixture_trains_against_it(trained):
         (
             lambda: attacks.follow(X, DIRECTION, threats.linf(0.1), bounds=(1.0, 0.0)),
             "bounds must be a pair (low, high) with low < high",
+        ),
+        (
+            lambda: attacks.follow(X, DIRECTION, threats.linf(0.1), gain=0.0),
+            "gain must be positive, got 0.0",
         ),
         (
             lambda: attacks.attack_network_over_labels(

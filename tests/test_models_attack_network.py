@@ -15,18 +15,21 @@ DENSE = models.attack_network(4, input_shape=SHAPE, hidden=(7, 5), dropout=0.5)
 CONV = models.convolutional_attack_network(3, 2, input_shape=(5, 6, 2))
 
 
-def test_the_dense_network_is_layers_of_relu_on_pixels_and_label(key):
-    variables = DENSE.init(key)
+@pytest.mark.parametrize("label_scale", [None, 5.0])
+def test_the_dense_network_is_layers_of_relu_on_pixels_and_label(label_scale, key):
+    model = models.attack_network(4, input_shape=SHAPE, hidden=(7, 5), label_scale=label_scale)
+    variables = model.init(key)
     x, label = jax.random.uniform(jax.random.key(1), (2, *SHAPE)), jnp.array([3, 1])
     layers = [variables["params"][f"Dense_{i}"] for i in range(3)]
     assert [layer["kernel"].shape for layer in layers] == [(10, 7), (7, 5), (5, 6)]
     for example in range(2):
-        hidden = np.concatenate([2 * np.ravel(x[example]) - 1, np.eye(4)[label[example]]])
+        one_hot = (label_scale or 6**0.5) * np.eye(4)[label[example]]
+        hidden = np.concatenate([2 * np.ravel(x[example]) - 1, one_hot])
         for layer in layers[:-1]:
             hidden = np.maximum(hidden @ np.asarray(layer["kernel"]) + layer["bias"], 0)
         expected = hidden @ np.asarray(layers[-1]["kernel"]) + layers[-1]["bias"]
         np.testing.assert_allclose(
-            DENSE.apply(variables, x, label)[example].ravel(), expected, rtol=1e-4, atol=1e-6
+            model.apply(variables, x, label)[example].ravel(), expected, rtol=1e-4, atol=1e-6
         )
 
 
@@ -80,6 +83,7 @@ def test_dropout_acts_in_training_with_a_key_alone(key):
         (lambda: models.attack_network(0), "num_classes must be a whole number of at least 1"),
         (lambda: models.attack_network(hidden=(3, 0)), "hidden must be a whole number"),
         (lambda: models.attack_network(dropout=1.0), "dropout must be in [0, 1), got 1.0"),
+        (lambda: models.attack_network(label_scale=0.0), "label_scale must be positive, got 0.0"),
         (lambda: models.convolutional_attack_network(width=0), "width must be a whole number"),
         (
             lambda: DENSE.apply({}, jnp.ones((2, 2, 3, 1)), jnp.ones(2, int)),

@@ -21,13 +21,21 @@ if TYPE_CHECKING:  # an attack by itself does without Flax
     from mixjax.models import Model
 
 _GAIN = 2.0  # of the squashed direction: a typical coordinate moves by tanh(2) = 0.96 epsilon
+_FINAL_GAIN = 4.0  # of a finished network: nothing has to be learned from what is squashed
 _SMALLEST_SQUARE = 1e-12
 
 DirectionFn = Callable[[Array, Array], Array]  # `(x [...], label []) -> [...]`
 
 
-def follow(x: Array, direction: Array, threat: Threat, *, bounds: Bounds = (0.0, 1.0)) -> Array:
-    """`clip(x + P(epsilon tanh(2 h / rms(h))))`, `h` the direction.
+def follow(
+    x: Array,
+    direction: Array,
+    threat: Threat,
+    *,
+    gain: float = _GAIN,
+    bounds: Bounds = (0.0, 1.0),
+) -> Array:
+    """`clip(x + P(epsilon tanh(gain h / rms(h))))`, `h` the direction.
 
     To be differentiated in the direction: the gradient passes the clip unchanged, for the many
     pixels at a bound would else teach nothing.
@@ -36,18 +44,22 @@ def follow(x: Array, direction: Array, threat: Threat, *, bounds: Bounds = (0.0,
       x: `[...]` one input, inside `bounds`.
       direction: `[...]`, what the network gives for `x` and its label.
       threat: the allowed perturbations, in the units of `x`.
+      gain: how much is squashed, positive: the larger, the closer to the corners of the box and
+        the less a coordinate's gradient.
       bounds: lowest and highest value of an input.
 
     Returns:
       The `[...]` attacked input, within `bounds` and within the threat up to rounding.
 
     Raises:
-      ValueError: if `bounds` are no interval or the direction does not have the shape of `x`.
+      ValueError: if `gain` is not positive, `bounds` are no interval or the direction does not
+        have the shape of `x`.
     """
+    _check.positive(gain=gain)
     _check.increasing(bounds=bounds)
     _check.shape(jnp.shape(x), direction=direction)
     direction *= jax.lax.rsqrt(jnp.mean(direction**2) + _SMALLEST_SQUARE)
-    moved = x + threat.project(threat.epsilon * jnp.tanh(_GAIN * direction))
+    moved = x + threat.project(threat.epsilon * jnp.tanh(gain * direction))
     return moved + jax.lax.stop_gradient(jnp.clip(moved, *bounds) - moved)
 
 
@@ -81,7 +93,7 @@ def attack_network(
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 4.1.
     """
-    x_adv = follow(x, direction_fn(x, label), threat, bounds=bounds)
+    x_adv = follow(x, direction_fn(x, label), threat, gain=_FINAL_GAIN, bounds=bounds)
     return x_adv, AttackInfo(loss_fn(x_adv), loss_fn(x), jnp.zeros((), jnp.int32))
 
 
@@ -115,7 +127,7 @@ def attack_network_over_labels(
     _check.at_least(1, num_classes=num_classes)
 
     def attack(label):
-        return follow(x, direction_fn(x, label), threat, bounds=bounds)
+        return follow(x, direction_fn(x, label), threat, gain=_FINAL_GAIN, bounds=bounds)
 
     points = jax.vmap(attack)(jnp.arange(num_classes))
     losses = jax.vmap(loss_fn)(points)
@@ -210,6 +222,13 @@ def attack_network_training(
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackTraining:
     """Training of an attack network against a classifier or a mixture that stays as it is.
+
+    The defaults won comparisons against undefended classifiers of MNIST, within 0.15. One with
+    the initial weights of TensorFlow's tutorial, as in the paper (clean error .05, under FGSM .97):
+    200 steps of 64 examples lead to an error of .90; to .82 where the label enters with scale 1, to
+    .89 where the direction is clipped and differentiated as if it were not. One with He's (.02, .63
+    under FGSM): 400 steps of 128 lead to .35, and to .12 if the cross-entropy is raised instead of
+    `log_error`; 600 steps lead to .36, and to .23 if the direction keeps its length.
 
     Args:
       network: its architecture, of `models.attack_network` or the like.

@@ -1,8 +1,8 @@
 """Networks that attack: from an input and its label to the direction in which to move it.
 
 The direction is not bounded; what an attacker may make of it is known to `mixjax.attacks`. Inputs
-are in [0, 1] and shifted to [-1, 1] here; the label comes as a one-hot vector or as `num_classes`
-channels, each all 0 or all 1.
+are in [0, 1] and shifted to [-1, 1] here; the label comes as a one-hot vector, scaled so that
+hundreds of pixels do not drown it, or as `num_classes` channels, each all 0 or all 1.
 """
 
 import math
@@ -25,24 +25,27 @@ def attack_network(
     input_shape: tuple[int, ...] = (28, 28, 1),
     hidden: Sequence[int] = (300, 300, 300),
     dropout: float = 0.0,
+    label_scale: float | None = None,
 ) -> Model:
     """Dense layers with ReLU on the flattened input and its label.
 
-    Hamm 2018 uses `dropout=0.5` in training.
+    Hamm 2018 uses `dropout=0.5` in training and does not scale the label.
 
     Args:
       num_classes: number of classes `C`.
       input_shape: shape of one example.
       hidden: units of each hidden layer.
       dropout: probability of dropping a hidden unit in training; needs a key.
+      label_scale: the label's entry of the one-hot vector, positive; None: `sqrt(size)` for the
+        `size` numbers of an example, which is the length of an input of -1 and 1.
 
     Returns:
       The `Model`, whose `apply` is `(variables, x [..., *input_shape], label [...], train=False,
       key=None) -> direction [..., *input_shape]`, and in training a pair as for any `Model`.
 
     Raises:
-      ValueError: if a size is below 1 or `dropout` not in [0, 1); by `apply` if a shape does not
-        fit.
+      ValueError: if a size is below 1, `dropout` not in [0, 1) or `label_scale` not positive; by
+        `apply` if a shape does not fit.
 
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
@@ -53,9 +56,16 @@ def attack_network(
         _check.at_least(1, hidden=units)
     _check.fraction(dropout=dropout)
     size = math.prod(input_shape)
+    if label_scale is None:
+        label_scale = math.sqrt(size)
+    _check.positive(label_scale=label_scale)
     module = _Dense((*hidden, size), dropout)
     inner = from_linen(module, (size + num_classes,), draw=he_normal)
-    return _labelled(inner, num_classes, input_shape, lambda x: x.reshape(*x.shape[:1], size))
+
+    def flatten(x):
+        return x.reshape(*x.shape[:1], size)
+
+    return _labelled(inner, num_classes, input_shape, flatten, label_scale)
 
 
 def convolutional_attack_network(
@@ -86,10 +96,10 @@ def convolutional_attack_network(
     module = _UNet(input_shape[-1], width, conv)
     joined_shape = (*input_shape[:-1], input_shape[-1] + num_classes)
     inner = from_linen(module, joined_shape, draw=he_normal)
-    return _labelled(inner, num_classes, input_shape, lambda x: x)
+    return _labelled(inner, num_classes, input_shape, lambda x: x, 1.0)
 
 
-def _labelled(inner, num_classes, input_shape, flatten) -> Model:
+def _labelled(inner, num_classes, input_shape, flatten, label_scale) -> Model:
     """The model of `(x, label)` from one whose input has the label's channels behind `x`'s own."""
     input_shape = tuple(input_shape)
 
@@ -98,7 +108,7 @@ def _labelled(inner, num_classes, input_shape, flatten) -> Model:
         _check.shape((*leading, *input_shape), x=x)
         _check.shape(leading, label=label)
         centred = flatten(2.0 * x.reshape(math.prod(leading), *input_shape) - 1.0)
-        one_hot = jax.nn.one_hot(jnp.reshape(label, centred.shape[0]), num_classes)
+        one_hot = label_scale * jax.nn.one_hot(jnp.reshape(label, centred.shape[0]), num_classes)
         one_hot = one_hot.reshape(-1, *(1,) * (centred.ndim - 2), num_classes)
         channels = jnp.broadcast_to(one_hot, (*centred.shape[:-1], num_classes))
         joined = jnp.concatenate([centred, channels], axis=-1)
