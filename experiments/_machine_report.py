@@ -203,6 +203,7 @@ def draw_attacks(
     points, answers = jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0)))(
         variables, network, images, labels
     )
+    points = {name: points[name] for name in ("clean", "FGSM", "attack network")}
     names = setting.dataset.class_names
     reporting.plot_gallery(setting.folder / "attacks.png", points, labels, answers, names)
     caption = (

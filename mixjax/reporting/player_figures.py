@@ -35,7 +35,7 @@ def plot_errors(path, panels, *, xlabel, points=False):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
-    columns = min(len(labels), 3)
+    columns = min(len(labels), 1 + len(panels))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     _write(figure, path)
 

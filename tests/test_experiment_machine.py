@@ -1,0 +1,205 @@
+"""What the experiments of Hamm 2018 share: units, data, the training loop, scores."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import _machine, _machine_score, sensitivity
+from experiments._machine import Config, Setting
+from experiments._machine_training import train
+from mixjax import attacks, data, defenses, models, reporting
+
+# A linear classifier of digits: seconds.
+CONFIG = Config(
+    **_machine.DIGITS
+    | dict(steps=23, network_steps=8, network_width=8, batch_size=64, apgd_steps=3, ifgsm_steps=3)
+    | dict(test_examples=90, test_batch_size=50, measurements=3, learning_rate=0.03, etas="0.3")
+)
+
+
+def setting_in(folder, config=CONFIG):
+    dataset = _machine.load(config)
+    model, network = models.linear(input_shape=(8, 8, 1)), _machine.build(config, dataset)[1]
+    return Setting(config, dataset, model, network, folder, "python -m experiments.test")
+
+
+def lwa(setting):
+    def make(eta):
+        optimizer = optax.adam(setting.config.learning_rate)
+        ball = _machine.ball(eta)
+        return defenses.learning_with_adversary(setting.model, optimizer, ball, _machine.fgsm)
+
+    return make
+
+
+def run(setting, make=None, measure=None):
+    return train(
+        setting,
+        "lwa",
+        make or lwa(setting),
+        jnp.float32(0.3),
+        num_steps=setting.config.steps,
+        measure=measure or (lambda state: {"seen": int(state.step)}),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    setting = setting_in(tmp_path_factory.mktemp("machine"))
+    return setting, run(setting)
+
+
+def test_fgsm_in_our_units_moves_a_pixel_as_the_paper_s_does_in_its_own():
+    """`z = x + eta sign(grad)` for pixels in [-1, 1], seen from [0, 1]."""
+    x, slope, eta = jnp.array([0.5, 0.2]), jnp.array([1.0, -3.0]), 0.3
+
+    def paper_loss(x):  # of pixels in [-1, 1]
+        return x @ slope
+
+    z = (2 * x - 1) + eta * jnp.sign(jax.grad(paper_loss)(2 * x - 1))
+    ours, _ = attacks.fgsm(lambda x: paper_loss(2 * x - 1), x, _machine.ball(eta))
+    np.testing.assert_allclose(2 * ours - 1, z, rtol=1e-6)
+
+
+def test_standardised_images_are_the_paper_s_shifted_to_zero_one():
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3)).astype(np.uint8)
+    images[0, 0, 0] = 255
+    images[0, 1:] = 20
+    expected = [(each - each.mean()) / each.std() for each in images.astype(np.float64)]
+    expected = np.clip(expected, -2, 2) / 2  # the paper's, in [-1, 1]
+    assert expected.max() == 1
+    np.testing.assert_allclose(2 * _machine.standardize(images) - 1, expected, atol=1e-5)
+    assert np.all(_machine.standardize(np.full((1, 2, 2, 3), 9, np.uint8)) == 0.5)
+
+
+def test_training_descends_and_leaves_its_curve(finished):
+    setting, state = finished
+    assert state.step == 23
+    metrics = reporting.read_metrics(setting.folder / "lwa")
+    assert [(each["step"], each["seen"]) for each in metrics] == [(8, 8), (16, 16), (23, 23)]
+    assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
+
+
+def test_a_run_stopped_by_sigterm_continues_to_the_same_state(finished, tmp_path):
+    setting, expected = finished
+    setting = setting_in(tmp_path, dataclasses.replace(CONFIG, dispatch_steps=3))
+
+    def stop(state):
+        if state.step == 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"seen": int(state.step)}
+
+    with pytest.raises(SystemExit) as stopped:
+        run(setting, measure=stop)
+    assert stopped.value.code == 143
+    assert len(reporting.read_metrics(tmp_path / "lwa")) == 2
+    state = run(setting)
+    assert len(reporting.read_metrics(tmp_path / "lwa")) == 3
+    for leaf, want in zip(
+        jax.tree.leaves((state.variables, state.opt_state)),
+        jax.tree.leaves((expected.variables, expected.opt_state)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(leaf, want)
+
+    def never(state):
+        raise AssertionError("a finished training was gone on with")
+
+    assert run(setting, measure=never).step == 23
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
+    setting = setting_in(tmp_path)
+
+    def make(eta):
+        defense = lwa(setting)(eta)
+
+        def step(state, images, labels):
+            state, info = defense.step(state, images, labels)
+            return state, info._replace(loss=jnp.where(state.step > 10, jnp.nan, info.loss))
+
+        return defenses.Defense(defense.init, step)
+
+    with pytest.raises(FloatingPointError, match="training loss of lwa is nan at step 16"):
+        run(setting, make)
+
+
+def test_scores_are_errors_on_the_points_that_each_attack_made(finished):
+    setting, state = finished
+    result = _machine_score.score(setting, "lwa", state.variables, 0.3)
+    assert reporting.read_result(setting.folder / "lwa") == result
+    images, labels = (jnp.asarray(part) for part in setting.dataset.test)
+    params = state.variables["params"]["Dense_0"]
+    flat = images.reshape(90, 64)
+    logits = flat @ params["kernel"] + params["bias"][None]
+    slopes = (jax.nn.softmax(logits) - jax.nn.one_hot(labels, 10)) @ params["kernel"].T
+    moved = jnp.clip(flat + 0.15 * jnp.sign(slopes), 0, 1) @ params["kernel"] + params["bias"][None]
+    clean, fgsm = ((each.argmax(-1) == labels).mean() for each in (logits, moved))
+    assert result["clean_accuracy"] == pytest.approx(float(clean), abs=0.012)
+    assert result["robust_accuracy"]["fgsm_curr"] == pytest.approx(float(fgsm), abs=0.012)
+    assert fgsm < clean - 0.1
+    attacked = {"fgsm_curr", "ifgsm_curr", "attack_network_curr", "auto_pgd", "worst"}
+    assert set(result["robust_accuracy"]) == attacked
+    assert result["robust_accuracy"]["auto_pgd"] <= result["robust_accuracy"]["fgsm_curr"] + 0.05
+    assert result["num_examples"] == 90 and result["eta"] == 0.3
+    again = _machine_score.score(setting, "lwa", jax.tree.map(jnp.zeros_like, params), 0.3)
+    assert again == result  # taken from its file
+
+
+def test_an_attack_on_another_classifier_is_made_with_that_one(finished):
+    setting, state = finished
+    wrong = _machine_score.transferred(setting, state.variables, state.variables, 0.3)
+    current = _machine_score.current(setting, state.variables, 0.3)
+    assert wrong.mean() == pytest.approx(current["fgsm_curr"])
+    other = setting.model.init(jax.random.key(5))
+    assert _machine_score.transferred(setting, other, state.variables, 0.3).mean() < wrong.mean()
+    random = _machine_score.transferred(setting, state.variables, other, 0.3).mean()
+    assert random > 0.7  # who answers is the target
+
+
+def test_the_gate_says_when_the_attack_network_is_too_weak():
+    def result(accuracy):
+        return {"eta": 0.4, "robust_accuracy": {"attack_network_curr": accuracy}}
+
+    assert _machine_score.gate(result(0.05)) == (
+        True,
+        "The attack network raises the error of the undefended classifier to 0.950 at eta 0.4: it "
+        "can judge a defence.",
+    )
+    is_strong, sentence = _machine_score.gate(result(0.4))
+    assert not is_strong and "too weak to judge" in sentence
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--etas 0", "etas must be positive"),
+        ("--etas much", "etas must be numbers, got 'much'"),
+        ("--etas ,", "etas must hold at least one number"),
+        ("--network-dropout 1", "network_dropout must be in [0, 1), got 1.0"),
+        ("--steps 0", "steps must be a whole number of at least 1, got 0"),
+        ("--no-cpu", "preset demo is made for a GPU and there is none"),
+        ("--model none", "--model: invalid choice: 'none'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_and_leaves_nothing(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sensitivity.main([*flags.split(), "--run-dir", str(tmp_path / "run")])
+    out, error = capsys.readouterr()
+    assert stop.value.code == 2 and out == ""
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_preset_is_what_the_checks_allow():
+    for config in sensitivity.PRESETS.values():
+        _machine.check(config)
+        assert config.dataset in data.NAMES
+        assert json.dumps(_machine.recorded(config))
