@@ -88,6 +88,21 @@ def apgd(key, logits_fn, x, label, threat, bounds):
     return x_adv, info.loss, info.first_loss
 
 
+def apgd_targeted(key, logits_fn, x, label, threat, bounds):
+    targets = attacks.likeliest_wrong(mixture.log_probs(logits_fn(x), WEIGHTS), label, 2)
+
+    def loss_fn(x, target):
+        members = jax.vmap(losses.targeted_dlr, in_axes=(0, None, None))(
+            logits_fn(x), label, target
+        )
+        return mixture.expected_loss(members, WEIGHTS)
+
+    x_adv, info = attacks.apgd_targeted(
+        key, loss_fn, x, targets, threat, num_steps=STEPS, bounds=bounds
+    )
+    return x_adv, info.loss, info.first_loss
+
+
 def square(key, logits_fn, x, label, threat, bounds):
     def score_fn(x):
         return -margin(logits_fn(x), label)
@@ -122,7 +137,7 @@ def lattice_climber(key, logits_fn, x, label, threat, bounds):
     return x_adv, -info.accuracy, -info.first_accuracy
 
 
-ATTACKS = (fgsm, pgd, ifgsm, apgd, square, arc, lattice_climber, carlini_wagner)
+ATTACKS = (fgsm, pgd, ifgsm, apgd, apgd_targeted, square, arc, lattice_climber, carlini_wagner)
 SHAPES = {threats.linf: (3, 2, 2), threats.l2: (2, 4, 1)}
 
 CASES = [
