@@ -35,6 +35,7 @@ def main(
         argv, {"paper": config}, default="paper", program=command, description=description
     )
     try:
+        _check.at_least(0, seed=config.seed)
         start = time.monotonic()
         recorded = {
             name: value for name, value in dataclasses.asdict(config).items() if name not in _PLACES

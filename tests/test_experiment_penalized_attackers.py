@@ -66,6 +66,9 @@ def test_theorem_2_wherever_its_condition_holds(penalty, epsilon, lam):
     start = (1 + lam * (epsilon if penalty == "norm" else 1)) / 2
     assert found["interval"][0] == pytest.approx(start)
     assert found["risks"][-1] == pytest.approx(found["risk_alone"], abs=1e-5)
+    # Both ends of the interval count: the gain falls to 0 at alpha = 1, in proportion to its share.
+    assert found["least_gain"] >= found["least_gain_per_share"] * (1 - start) * 0.005 * (1 - 1e-9)
+    assert found["largest_gain"] >= found["least_gain_per_share"] * (1 - start) * 0.995 * (1 - 1e-9)
 
 
 def test_without_the_condition_a_mixture_loses():
@@ -90,6 +93,26 @@ def test_best_responses_go_round_and_each_is_a_strict_improvement(penalty):
     assert found["period"] == 2
     assert found["least_gain_of_the_defender"] > 0.01
     assert found["least_gain_of_the_attacker"] > 0.01
+    attacked, defended = (
+        np.array(found[f"risk_when_the_{who}_has_moved"]) for who in ("attacker", "defender")
+    )
+    assert found["least_gain_of_the_defender"] == min(attacked - defended)
+    assert found["least_gain_of_the_attacker"] == min(attacked[1:] - defended[:-1])
+
+
+def test_attacks_clear_their_zone_and_lose_no_mass():
+    x, panels, heaped, _ = penalized_attackers.attacked_line(Gaussians(1.0, 0.8), 0.6)
+    before, by_mass, by_norm = panels.values()
+    masses = {name: np.trapezoid(density, x) for name, density in panels.items()}
+    for row, label in enumerate((1, -1)):
+        zone = (label * x > 0) & (label * x <= 0.6)
+        assert before[row][zone].min() > 0.1
+        assert np.all(by_mass[row][zone] == 0) and np.all(by_norm[row][zone] == 0)
+        assert np.all(by_mass[row][~zone] >= before[row][~zone])
+    np.testing.assert_allclose(masses["mass penalty"], masses["before the attack"], atol=2e-3)
+    np.testing.assert_allclose(
+        masses["norm penalty"] + heaped, masses["before the attack"], atol=2e-3
+    )
 
 
 def test_the_attack_on_cells_moves_no_further_than_allowed_and_only_across():
@@ -150,6 +173,7 @@ def test_a_run_leaves_figures_and_numbers(tmp_path, capsys):
         ("--epsilon 2", "epsilon must lie in"),
         ("--lams 0", "lams must be positive"),
         ("--alphas 2", "alphas must be"),
+        ("--seed -1", "seed must be a whole number of at least 0, got -1"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(flags, message, tmp_path, capsys):

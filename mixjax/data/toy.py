@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mixjax import _check
 from mixjax.typing import Array, Key
 
-_TRIES = 64  # half-planes drawn for each one wanted; about every third one is good enough
+_TRIES = 64  # half-planes drawn for each one wanted; about every seventh one is good enough
 
 
 def three_gaussians(key: Key, num_examples: int, *, separation: float = 3.0) -> tuple[Array, Array]:
@@ -52,7 +52,8 @@ def half_planes(
 ) -> tuple[Array, Array]:
     """Random linear classifiers `x @ slope + offset`, wrong on less than `max_risk` of the points.
 
-    Their directions are uniform, their distances from the origin uniform up to `spread`.
+    All coefficients are normal: the slope's with deviation 1, the offset with `spread`. The slope
+    is then brought to length 1, and the offset with it.
 
     Args:
       key: random key; consumed.
@@ -60,7 +61,7 @@ def half_planes(
       labels: `[N]` labels, -1 or 1.
       num_members: number of classifiers.
       max_risk: no classifier errs on this part of the points, in (0, 1).
-      spread: largest distance of a boundary from the origin.
+      spread: standard deviation of the offset, where that of the slope's entries is 1.
 
     Returns:
       `[L, D]` slopes of length 1 and `[L]` offsets. Where too few of the classifiers drawn are
@@ -74,8 +75,9 @@ def half_planes(
     _check.fraction(max_risk=max_risk)
     slope_key, offset_key = jax.random.split(key)
     slopes = jax.random.normal(slope_key, (_TRIES * num_members, x.shape[1]))
-    slopes = slopes / jnp.linalg.norm(slopes, axis=1, keepdims=True)
-    offsets = jax.random.uniform(offset_key, (len(slopes),), minval=-spread, maxval=spread)
+    lengths = jnp.linalg.norm(slopes, axis=1)
+    slopes = slopes / lengths[:, None]
+    offsets = spread * jax.random.normal(offset_key, (len(slopes),)) / lengths
     risks = jnp.mean(errors(slopes, offsets, x, labels), axis=0)
     # The first ones that are good enough, then the others from the best to the worst.
     order = jnp.where(risks < max_risk, -jnp.inf, risks)
