@@ -124,6 +124,16 @@ def test_weights_off_the_simplex_are_refused(attack, key):
         attack(key, None, np.array([0.7, 0.7]), X, 0, threats.linf(0.1))
 
 
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_there_is_one_weight_for_each_member(attack, key):
+    def logits_fn(x):
+        return jnp.stack([x[:2], x[1:]])
+
+    weights = jnp.array([0.5, 0.25, 0.25])
+    with pytest.raises(ValueError, match=r"weights must have shape \[2\], got \[3\]"):
+        attack(key, logits_fn, weights, jnp.zeros(3), 0, threats.linf(0.1))
+
+
 def test_a_step_is_as_long_as_it_is_said_to_be(key):
     """On a member in sight but out of reach of one step."""
 

@@ -184,6 +184,21 @@ def test_the_nearest_fooling_point_counts_only_inside_the_radius(key):
         assert bool(jnp.any(point != x)) == moves
 
 
+def test_the_nearest_fooling_point_is_that_of_the_mean_probability(key, network):
+    seen = []
+
+    def carlini_wagner(margin_fn, x, **settings):
+        seen.append(margin_fn(x))
+        return x, attacks.CarliniWagnerInfo(jnp.bool_(True), jnp.zeros(()), jnp.zeros(()))
+
+    x, label = jax.random.uniform(key, (SIZE,)), 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attacks, "carlini_wagner", carlini_wagner)
+        evaluation.attack_suite(threats.l2(0.1), BUDGET)[4].run(key, 0, network, WEIGHTS, x, label)
+    logits = np.log(np.asarray(WEIGHTS @ jax.nn.softmax(network(x))))
+    assert seen == [pytest.approx(logits[label] - np.delete(logits, label).max(), rel=1e-4)]
+
+
 def test_the_black_box_prefers_fooling_a_member_to_any_gain_in_margins(key):
     """One query in the direction of either member; asked for the score alone."""
     seen = []

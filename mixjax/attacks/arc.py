@@ -85,8 +85,8 @@ def arc(
       evaluations of `logits_fn`.
 
     Raises:
-      ValueError: if `weights` is not on the simplex, a number is not positive or `bounds` is
-        not increasing.
+      ValueError: if `weights` is not on the simplex or not `[L]`, a number is not positive or
+        `bounds` is not increasing.
 
     References:
       Dbouk and Shanbhag, Adversarial vulnerability of randomized ensembles, 2022, algorithm 2.
@@ -103,6 +103,7 @@ def arc(
     else:
         _check.positive(step_size=step_size)
         step_sizes = jnp.full(num_steps, step_size)
+    check_members(logits_fn, weights, x)
     by_weight = jnp.argsort(-weights)
     slack = _SLACK * threat.epsilon
 
@@ -173,6 +174,11 @@ def arc(
     carry = (x, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
     (point, _, num_zero_gradients), _ = jax.lax.scan(step, carry, (step_sizes, halfway))
     return point, MixtureInfo(accuracy(point), first_accuracy, num_zero_gradients)
+
+
+def check_members(logits_fn: LogitsFn, weights: Array, x: Array):
+    """Raises `ValueError` unless there is one weight for each member."""
+    _check.shape(jax.eval_shape(logits_fn, x).shape[:1], weights=weights)
 
 
 def move_fully(x: Array, delta: Array, threat: Threat, bounds: Bounds) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mixjax import _check, losses, mixture
-from mixjax.attacks.arc import MixtureInfo, move_fully, nearest_boundaries
+from mixjax.attacks.arc import MixtureInfo, check_members, move_fully, nearest_boundaries
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
@@ -67,8 +67,8 @@ def lattice_climber(
       `num_orders * L * (num_steps + 1) + L` gradients.
 
     Raises:
-      ValueError: if `weights` is not on the simplex, a number is not positive or `bounds` is
-        not increasing.
+      ValueError: if `weights` is not on the simplex or not `[L]`, a number is not positive or
+        `bounds` is not increasing.
 
     References:
       Gnecco Heredia et al., Lattice climber attack: adversarial attacks for randomized mixtures of
@@ -77,6 +77,7 @@ def lattice_climber(
     _check.simplex(weights=weights)
     _check.at_least(1, num_orders=num_orders, num_steps=num_steps)
     _check.increasing(bounds=bounds)
+    check_members(logits_fn, weights, x)
     _, _, sizes = nearest_boundaries(logits_fn, x, label, threat, 1)
     first_correct = mixture.correct(logits_fn(x), label)
     first_accuracy = jnp.sum(weights * first_correct)
