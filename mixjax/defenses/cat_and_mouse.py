@@ -24,6 +24,7 @@ def cat_and_mouse(
     attack,
     *,
     num_steps_per_round: int,
+    data_axis: str | None = None,
 ) -> Defense:
     """Adversarial training in rounds, each against the attack on the classifier of the last one.
 
@@ -36,6 +37,7 @@ def cat_and_mouse(
       threat: the attacker's ball, in the units of the images.
       attack: `(key, loss_fn, x, threat) -> (x_adv, info)` on one example; the paper's is FGSM.
       num_steps_per_round: training steps of a round.
+      data_axis: mapped axis over which a batch is spread; `step` then gets this device's part.
 
     Returns:
       A `Defense` with `ClassifierState` and `ClassifierInfo`.
@@ -58,7 +60,9 @@ def cat_and_mouse(
         clean, new = mean_loss(model, variables, images, labels)
 
         def attacked_loss(variables):
-            attacked = attack_batch(model, state.opponent, attack, key, images, labels, threat)
+            attacked = attack_batch(
+                model, state.opponent, attack, key, images, labels, threat, data_axis=data_axis
+            )
             attacked_loss, new = mean_loss(model, variables, attacked, labels)
             return _CLEAN_WEIGHT * clean + (1 - _CLEAN_WEIGHT) * attacked_loss, new
 
@@ -66,4 +70,4 @@ def cat_and_mouse(
         loss, new = jax.lax.cond(is_clean, lambda _: (clean, new), attacked_loss, variables)
         return loss, (new, ClassifierInfo(loss, jnp.zeros_like(loss)))
 
-    return train(model, optimizer, objective, opponent)
+    return train(model, optimizer, objective, opponent, data_axis=data_axis)

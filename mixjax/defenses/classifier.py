@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import losses
-from mixjax.defenses.mixture import Defense
+from mixjax.defenses.mixture import Defense, _mean_over
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Key, PyTree
@@ -54,6 +54,8 @@ def train(
     optimizer: optax.GradientTransformation,
     objective: Callable[..., tuple[Array, tuple[PyTree, ClassifierInfo]]],
     opponent: Callable[[ClassifierState], PyTree] = lambda state: state.opponent,
+    *,
+    data_axis: str | None = None,
 ) -> Defense:
     """Gradient steps of one classifier on an objective that includes its attack.
 
@@ -63,6 +65,8 @@ def train(
       objective: `(variables, state, key, images, labels) -> (loss [], (variables, info))`, to be
         differentiated in `variables["params"]`; `state` is as it was, its opponent up to date.
       opponent: the opponent of this step from the state before it.
+      data_axis: mapped axis over which a batch is spread; `step` then gets this device's part, and
+        the objective must be a mean over examples.
     """
 
     def init(key):
@@ -81,17 +85,31 @@ def train(
             return objective({**state.variables, "params": params}, state, key, images, labels)
 
         gradient, (variables, info) = jax.grad(loss, has_aux=True)(params)
+        statistics = {name: value for name, value in variables.items() if name != "params"}
+        gradient, statistics, info = _mean_over(data_axis, (gradient, statistics, info))
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-        variables = {**variables, "params": optax.apply_updates(params, updates)}
+        variables = {**statistics, "params": optax.apply_updates(params, updates)}
         return state._replace(variables=variables, opt_state=opt_state, step=state.step + 1), info
 
     return Defense(init, step)
 
 
 def attack_batch(
-    model: Model, variables: PyTree, attack, key: Key, images: Array, labels: Array, threat: Threat
+    model: Model,
+    variables: PyTree,
+    attack,
+    key: Key,
+    images: Array,
+    labels: Array,
+    threat: Threat,
+    *,
+    data_axis: str | None = None,
 ) -> Array:
-    """The attack on each example of a batch `[B, ...]`, against the classifier as in evaluation."""
+    """The attack on each example of a batch `[B, ...]`, against the classifier as in evaluation.
+
+    An example's random key hangs on its place in the whole batch, of which `images` are this
+    device's part if the batch is spread over `data_axis`.
+    """
 
     def attack_one(key, x, label):
         def loss_fn(x):
@@ -99,7 +117,10 @@ def attack_batch(
 
         return attack(key, loss_fn, x, threat)[0]
 
-    return jax.vmap(attack_one)(jax.random.split(key, images.shape[0]), images, labels)
+    first = 0 if data_axis is None else jax.lax.axis_index(data_axis) * images.shape[0]
+    examples = first + jnp.arange(images.shape[0])
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, examples)
+    return jax.vmap(attack_one)(keys, images, labels)
 
 
 def mean_loss(model: Model, variables: PyTree, images: Array, labels: Array):

@@ -10,7 +10,7 @@ import jax
 
 from mixjax import attacks, games
 from mixjax.defenses.classifier import ClassifierState, mean_loss
-from mixjax.defenses.mixture import Defense
+from mixjax.defenses.mixture import Defense, _mean_over
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Bounds
@@ -23,6 +23,7 @@ def against_network(
     threat: Threat,
     *,
     bounds: Bounds = (0.0, 1.0),
+    data_axis: str | None = None,
 ) -> Defense:
     """Plays `f(u, v)`, the mean cross-entropy of a classifier under an attack network.
 
@@ -33,6 +34,8 @@ def against_network(
         ascent=optax.adam(1e-3))`.
       threat: the attacker's ball, in the units of the images.
       bounds: lowest and highest value of an input.
+      data_axis: mapped axis over which a batch is spread; `step` then gets this device's part, and
+        `method` must average over the same axis.
 
     Returns:
       A `Defense` with `ClassifierState` and `games.PlayersInfo`; `state.opponent` holds the
@@ -60,6 +63,8 @@ def against_network(
 
     def step(state, images, labels):
         key = jax.random.fold_in(state.key, state.step)
+        if data_axis is not None:  # dropout of its own on each device
+            key = jax.random.fold_in(key, jax.lax.axis_index(data_axis))
         u, v = state.variables["params"], state.opponent["params"]
         u_opt_state, v_opt_state = state.opt_state
         players = games.PlayersState(u, v, u_opt_state, v_opt_state, state.step)
@@ -70,7 +75,8 @@ def against_network(
             attacked, opponent = attacks.attack_batch(
                 network, opponent, key, images, labels, threat, bounds=bounds
             )
-            _, variables = model.apply(variables, attacked, train=True)
+            _, new = model.apply(variables, attacked, train=True)
+            variables = _mean_over(data_axis, new)
         return ClassifierState(variables, opponent, players[2:4], state.key, players.step), info
 
     return Defense(init, step)

@@ -27,6 +27,7 @@ def sensitivity(
     penalty: float | Array | None = None,
     clean_weight: float = 0.0,
     bounds: Bounds = (0.0, 1.0),
+    data_axis: str | None = None,
 ) -> Defense:
     """Sens: descends `f + penalty N / 2 sum_i |df/dz_i|^2` on the attack of the moment.
 
@@ -39,6 +40,7 @@ def sensitivity(
         pixels in [-1, 1]; if None it is the same in other bounds, `epsilon (high - low) / 2`.
       clean_weight: share in [0, 1) of the loss on clean inputs.
       bounds: lowest and highest value of an input.
+      data_axis: mapped axis over which a batch is spread; `step` then gets this device's part.
 
     Returns:
       A `Defense` with `ClassifierState` and `ClassifierInfo`.
@@ -55,7 +57,9 @@ def sensitivity(
     _check.non_negative(penalty=rate)
 
     def objective(variables, state, key, images, labels):
-        attacked = attack_batch(model, state.variables, attack, key, images, labels, threat)
+        attacked = attack_batch(
+            model, state.variables, attack, key, images, labels, threat, data_axis=data_axis
+        )
 
         def f(attacked):
             return mean_loss(model, variables, attacked, labels)
@@ -65,7 +69,7 @@ def sensitivity(
         loss = _with_clean(model, variables, images, labels, loss, clean_weight)
         return loss + cost, (new, ClassifierInfo(loss, cost))
 
-    return train(model, optimizer, objective)
+    return train(model, optimizer, objective, data_axis=data_axis)
 
 
 def learning_with_adversary(
@@ -75,6 +79,7 @@ def learning_with_adversary(
     attack,
     *,
     clean_weight: float = 0.0,
+    data_axis: str | None = None,
 ) -> Defense:
     """LWA: descends the loss on the attack of the moment, without a penalty.
 
@@ -86,6 +91,7 @@ def learning_with_adversary(
       threat: the attacker's ball, in the units of the images.
       attack: `(key, loss_fn, x, threat) -> (x_adv, info)` on one example; the paper's is FGSM.
       clean_weight: share in [0, 1) of the loss on clean inputs.
+      data_axis: mapped axis over which a batch is spread; `step` then gets this device's part.
 
     Returns:
       A `Defense` with `ClassifierState` and `ClassifierInfo`.
@@ -99,12 +105,14 @@ def learning_with_adversary(
     _check.fraction(clean_weight=clean_weight)
 
     def objective(variables, state, key, images, labels):
-        attacked = attack_batch(model, state.variables, attack, key, images, labels, threat)
+        attacked = attack_batch(
+            model, state.variables, attack, key, images, labels, threat, data_axis=data_axis
+        )
         loss, new = mean_loss(model, variables, attacked, labels)
         loss = _with_clean(model, variables, images, labels, loss, clean_weight)
         return loss, (new, ClassifierInfo(loss, jnp.zeros_like(loss)))
 
-    return train(model, optimizer, objective)
+    return train(model, optimizer, objective, data_axis=data_axis)
 
 
 def _with_clean(model, variables, images, labels, loss, weight):
