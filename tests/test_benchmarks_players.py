@@ -1,0 +1,103 @@
+"""The benchmark of steps through gradients of gradients, without PyTorch."""
+
+import argparse
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import benchmarks
+from benchmarks import minimax_step, timing
+
+FLAGS = argparse.Namespace(width=2, hidden=4, batch_size=3, seed=0)
+
+
+def timings():
+    seconds = {
+        "torch plain": [2.0, 4.0],
+        "mixjax plain": [1.0, 4.0],
+        "torch sens": [9.0, 6.0],
+        "mixjax sens": [3.0, 3.0],
+        "torch minimax": [1.0, 1.0],
+        "mixjax minimax": [2.0, 2.0],
+        "resnet18 plain": [1.0, 2.0],
+        "resnet18 penalized": [4.0, 10.0],
+    }
+    return [
+        timing.Timing(timing.Case(name, 0, lambda: lambda: 0.0), 0.5, 0.0, each, each)
+        for name, each in seconds.items()
+    ]
+
+
+def test_ratios_are_theirs_over_ours_turn_by_turn():
+    found = minimax_step.summary(timings())
+    ratios = {
+        name: each["seconds"]["median"] for name, each in found["times_as_fast_as_torch"].items()
+    }
+    assert ratios == {"plain": 1.5, "sens": 2.5, "minimax": 0.5}
+    cost = found["resnet18_penalized_over_plain"]["cpu_seconds"]
+    assert cost == {"median": 4.5, "low": 4.0, "high": 5.0}
+    assert "costs 4.5 (4 to 5) plain ones" in minimax_step.table(found)
+
+
+class Sides:
+    """Stands in for PyTorch: a gradient that is ours times a factor."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def Peer(self, *arguments):
+        del arguments
+        return self
+
+    def gradient(self, found):
+        return jax.tree.map(lambda leaf: self.factor * leaf, found[1])
+
+    def __getattr__(self, name):
+        problem = minimax_step.Problem(FLAGS)
+        defense = problem.defense(name, optax.sgd(1.0), optax.sgd(0.0))
+        state = problem.state(name, defense)
+        new, info = defense.step(state, problem.images, problem.labels)
+        moved = jax.tree.map(np.subtract, state.variables["params"], new.variables["params"])
+        return lambda: (np.float32(info[0] + info.penalty), moved)
+
+
+@pytest.mark.parametrize(("factor", "message"), [(1.0, None), (1.01, "plain steps differ")])
+def test_gradients_that_differ_stop_the_benchmark(factor, message):
+    problem = minimax_step.Problem(FLAGS)
+    if message is None:
+        found = minimax_step.compare(problem, Sides(factor))
+        assert set(found) == {"plain", "sens", "minimax"}
+        assert all(each["relative_distance_of_gradients"] < 1e-4 for each in found.values())
+        assert found["sens"]["loss"] != found["plain"]["loss"] != found["minimax"]["loss"]
+    else:
+        with pytest.raises(ValueError, match=message):
+            minimax_step.compare(problem, Sides(factor))
+
+
+def test_without_torch_one_line_names_the_extra(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.peer_players", raising=False)
+    monkeypatch.delattr(benchmarks, "peer_players", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        minimax_step.main(["--output", str(tmp_path / "x.json")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "pip install -e '.[bench]'" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--width 0", "width must be a whole number of at least 1, got 0"),
+        ("--seconds=-1", "seconds must be at least 0, got -1.0"),
+        ("--output /nowhere/x.json", "output /nowhere/x.json cannot be written"),
+    ],
+)
+def test_a_bad_flag_is_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        minimax_step.parse(flags.split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and message in error
