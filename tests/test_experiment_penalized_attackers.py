@@ -71,6 +71,13 @@ def test_theorem_2_wherever_its_condition_holds(penalty, epsilon, lam):
     assert found["largest_gain"] >= found["least_gain_per_share"] * (1 - start) * 0.995 * (1 - 1e-9)
 
 
+def test_the_integration_error_counts_what_the_closed_form_differs_by(monkeypatch):
+    exact = _penalized.threshold_risk(NARROW, 0.0, "norm", 0.4, 0.3)
+    monkeypatch.setattr(_penalized, "threshold_risk", lambda *setting: exact + 0.01)
+    found = penalized_attackers.gain(NARROW, "norm", 0.4, 0.3, 3)
+    assert found["integration_error"] == pytest.approx(0.01, rel=1e-3)
+
+
 def test_without_the_condition_a_mixture_loses():
     found = penalized_attackers.gain(Gaussians(0.75, 0.15), "norm", 0.5, 0.01, 21)
     assert not any(each["holds"] for each in found["vanishing"])

@@ -14,7 +14,7 @@ from mixjax import games
 from mixjax.data import toy
 
 CONFIG = Config(examples=60, candidates=50, members=4)
-RADII = np.float32([1.0, 3.0])
+RADII = np.float32([0.0, 1.0, 3.0])
 TINY = (
     "--seeds 2 --examples 40 --candidates 30 --members 3 --radii 1,3 --iterations 16 --shown 5 "
     "--temperatures 1,0.03"
@@ -54,6 +54,15 @@ def test_every_half_plane_is_good_enough_and_of_slope_1(key):
     np.testing.assert_allclose(jnp.linalg.norm(slopes, axis=1), 1.0, rtol=1e-5)
 
 
+def test_offsets_are_three_times_as_wide_as_the_entries_of_a_slope(key):
+    """An offset over the length of its slope is below r as often as r / sqrt(r^2 + 9)."""
+    x = jnp.array([[100.0, 0.0], [-100.0, 0.0]])  # half the half-planes are right on both
+    _, offsets = toy.half_planes(key, x, jnp.array([1.0, -1.0]), 800, max_risk=0.4)
+    found = np.mean(np.abs(offsets)[:, None] < [1.0, 3.0, 9.0], axis=0)
+    np.testing.assert_allclose(found, [0.316, 0.707, 0.949], atol=0.05)
+    assert abs(float((offsets > 0).mean()) - 0.5) < 0.07
+
+
 def test_points_of_the_disc_are_uniform(key):
     points = np.asarray(toy.unit_discs(key, (50, 100))).reshape(-1, 2)
     radii = np.linalg.norm(points, axis=1)
@@ -66,15 +75,30 @@ def test_points_of_the_disc_are_uniform(key):
 
 def test_more_room_never_helps_the_defender_and_no_code_lies(drawn):
     problem, codes = drawn
-    assert codes.shape == (2, 2, 60, 50)
-    near, far = (whole_table(codes[0, k]).max(axis=1) for k in (0, 1))
+    assert codes.shape == (2, 3, 60, 50)
+    near, far = (whole_table(codes[0, k]).max(axis=1) for k in (1, 2))
     clean = toy.errors(problem.slopes, problem.offsets, problem.x, problem.labels)
     # Who errs on an example errs on some point around it but for rare geometry; reach grows it.
     assert far.mean() > near.mean() > float(clean.mean())
+    still, on_test = (whole_table(codes[k, 0]) for k in (0, 1))
+    np.testing.assert_array_equal(still, np.repeat(clean[:, None], 50, axis=1))
+    assert np.mean(on_test[:, 0] != still[:, 0]) > 0.2  # other examples
+
+
+def test_the_four_risks_are_those_of_their_names():
+    rng = np.random.default_rng(0)
+    train, test = ((rng.uniform(size=(30, 4, 3)) < share) * 1.0 for share in (0.25, 0.35))
+    mass = np.full((30, 4), 0.25)
+    risks, found = synthetic.best_risks(Patterns(train, mass), Patterns(test, mass))
+    alone = train.max(axis=1).mean(axis=0)
+    assert risks[:2] == pytest.approx([games.solve(train).value, alone.min()])
+    on_test = test.max(axis=1).mean(axis=0)[alone.argmin()]
+    assert risks[2:] == pytest.approx([(test @ found.weights).max(axis=1).mean(), on_test])
+    assert len({*np.round(risks, 6)}) == 4
 
 
 def test_merging_changes_neither_the_value_nor_the_masses(drawn):
-    codes = drawn[1][0, 1]
+    codes = drawn[1][0, 2]
     merged = synthetic.merge(codes, CONFIG.members)
     assert merged.losses.shape[1] < codes.shape[1] / 3
     np.testing.assert_allclose(merged.mass.sum(axis=1), 1.0)
@@ -88,7 +112,7 @@ def test_merging_changes_neither_the_value_nor_the_masses(drawn):
 
 
 def test_the_relaxation_on_merged_rows_is_that_on_all_candidates(drawn):
-    codes = drawn[1][0, 1]
+    codes = drawn[1][0, 2]
     merged, steps = synthetic.merge(codes, CONFIG.members), 16
     _, curves = synthetic.convergence(merged, [0.3, 0.02], steps)
     for alpha in (0.3, 0.02):
@@ -98,10 +122,10 @@ def test_the_relaxation_on_merged_rows_is_that_on_all_candidates(drawn):
 
 
 def test_limits_are_minima_and_approach_the_value(drawn):
-    merged = synthetic.merge(drawn[1][0, 1], CONFIG.members)
+    merged = synthetic.merge(drawn[1][0, 2], CONFIG.members)
     temperatures = [1.0, 0.1, 0.001]
     found = synthetic.entropic_limits(merged, temperatures)
-    table = jnp.asarray(whole_table(drawn[1][0, 1]))
+    table = jnp.asarray(whole_table(drawn[1][0, 2]))
     for alpha, (weights, gap) in zip(temperatures, found, strict=True):
         assert -1e-9 < gap < 2e-3
         least = games.entropic_risk(jnp.asarray(weights, jnp.float32), table, alpha)
@@ -130,7 +154,13 @@ def test_a_run_leaves_figure_tables_and_numbers_that_agree(tmp_path, capsys):
     assert len(risks) == 2 * 2 and np.all(risks["mixture"] <= risks["single"] + 1e-9)
     for row in result["radii"]:
         own = risks[risks["epsilon"] == row["epsilon"]]
-        np.testing.assert_allclose(own["mixture"].mean(), row["mixture"]["mean"], atol=1e-5)
+        for name in ("mixture", "single", "mixture_on_test", "single_on_test"):
+            np.testing.assert_allclose(own[name].mean(), row[name]["mean"], atol=1e-5)
+        gains = own["single"] - own["mixture"], own["single_on_test"] - own["mixture_on_test"]
+        for name, gain in zip(("gain", "gain_on_test"), gains, strict=True):
+            np.testing.assert_allclose(row[name]["mean"], gain.mean(), atol=1e-5)
+            np.testing.assert_allclose(row[name]["standard_deviation"], gain.std(), atol=1e-5)
+    assert min(result["entropic"]["excess_over_the_value"]["mean"]) >= -1e-9
     paid = result["responses"]["attacks"]
     assert paid["randomised"]["loss"] >= paid["best response to the best mixture"]["loss"] - 1e-9
     curve = np.genfromtxt(tmp_path / "run" / "convergence.csv", delimiter=",", names=True)
