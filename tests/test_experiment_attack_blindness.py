@@ -128,6 +128,22 @@ def test_the_second_member_learns_from_the_data_attacked_for_the_first(monkeypat
     assert pair.weights == pytest.approx([0.9, 0.1]) and pair.images.shape == (30, 8, 8, 1)
 
 
+def test_a_member_is_trained_on_what_the_attack_makes_of_each_batch(key):
+    """Black images teach a linear model its biases alone."""
+    model = models.linear(10, input_shape=(8, 8, 1))
+    images, labels = jax.random.uniform(key, (40, 8, 8, 1)), jnp.arange(40) % 3
+    config = _blindness.Config(train_steps=3, batch_size=8)
+
+    def black(key, variables, x, y):
+        return jnp.zeros_like(x)
+
+    start = model.init(jax.random.split(key, 3)[0])
+    trained = _blindness.train(key, model, images, labels, config, black)
+    ((_, before),), ((_, after),) = start["params"].items(), trained["params"].items()
+    np.testing.assert_array_equal(after["kernel"], before["kernel"])
+    assert np.all(after["bias"] != before["bias"])
+
+
 def test_the_two_blind_losses_differ_where_members_do():
     logits, weights = jnp.array([[2.0, 0.0], [-5.0, 0.0]]), jnp.array([0.75, 0.25])
 

@@ -28,6 +28,7 @@ MAY_COMPILE = (
     "mixjax/models/conv.py",
     "mixjax/evaluation/batches.py",  # a loop over batches on the host calls compiled code
     "mixjax/evaluation/diagnostics.py",
+    "mixjax/evaluation/security.py",
     "mixjax/evaluation/subjects.py",
 )
 
