@@ -135,6 +135,18 @@ def test_the_attack_on_cells_moves_no_further_than_allowed_and_only_across():
         assert np.all(answers[target[1]][moved[1]] == 1)
 
 
+def test_the_norm_penalty_goes_just_across_and_the_mass_penalty_as_far_as_it_may():
+    cells = _penalized.Lattice(np.arange(6.0), np.array([[0.0, 0, 0, 0.1, 0.3, 0.1], [0.0] * 6]))
+    answers = np.array([-1, -1, -1, 1, 1, 1])
+    risks = {}
+    for penalty, want in (("norm", [2, 2, 5]), ("mass", [1, 2, 5])):
+        target = _penalized.attack_cells(cells, answers, penalty, 2.0)
+        np.testing.assert_array_equal(target[0][3:], want)
+        risks[penalty] = _penalized.attacked_risk(cells, answers, target, penalty, 0.5)
+    # Masses .1 and .3 go wrong; they pay for one and two steps, or for two moves.
+    assert risks == pytest.approx({"norm": 0.4 - 0.5 * 0.7, "mass": 0.4 - 0.5 * 0.4})
+
+
 def test_the_projection_onto_a_line_and_the_step_across_it():
     x, labels = np.array([[1.0, 0.0], [0.2, 0.1], [-0.3, 0.0]]), np.array([1, 1, 1])
     slope, offset = np.array([3.0, 4.0]), 0.0

@@ -48,8 +48,8 @@ def solve(losses) -> Equilibrium:
     few different rows, as those of 0/1 losses have.
 
     Takes the table in double precision, `8 N M L` bytes, and a few arrays `[N, M]` of memory, and
-    one pass over the table for each program. On two CPU cores, 8 members at 64 candidates each
-    of 20 000 examples, no two rows of losses equal, take about 10 seconds.
+    one pass over the table for each program. On one CPU core 8 members at 64 candidates each of
+    50 000 examples, no two rows of losses equal, take 5 seconds and 600 MB.
 
     Args:
       losses: `[N, M, L]` losses of the members at the candidates, finite and at least 0.
