@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import _machine, _machine_score, sensitivity
+from experiments import _machine, _machine_score, _machine_training, sensitivity
 from experiments._machine import Config, Setting
 from experiments._machine_training import train
 from mixjax import attacks, data, defenses, models, reporting
@@ -87,19 +87,28 @@ def test_training_descends_and_leaves_its_curve(finished):
     assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
 
 
-def test_a_run_stopped_by_sigterm_continues_to_the_same_state(finished, tmp_path):
+def test_a_run_stopped_by_sigterm_continues_to_the_same_state(finished, tmp_path, monkeypatch):
     setting, expected = finished
     setting = setting_in(tmp_path, dataclasses.replace(CONFIG, dispatch_steps=3))
+    calls, whole = [], _machine_training.compiled
 
-    def stop(state):
-        if state.step == 16:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return {"seen": int(state.step)}
+    def compiled(*arguments):
+        steps = whole(*arguments)
 
-    with pytest.raises(SystemExit) as stopped:
-        run(setting, measure=stop)
+        def stopped_in_the_fourth_call(*arguments):
+            calls.append(arguments)
+            if len(calls) == 4:  # steps 9 to 11; the first mark is 8
+                os.kill(os.getpid(), signal.SIGTERM)
+            return steps(*arguments)
+
+        return stopped_in_the_fourth_call
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
+        patched.setattr("experiments._machine_training.compiled", compiled)
+        run(setting)
     assert stopped.value.code == 143
-    assert len(reporting.read_metrics(tmp_path / "lwa")) == 2
+    assert len(reporting.read_metrics(tmp_path / "lwa")) == 1
+    assert (tmp_path / "lwa" / "checkpoints" / "11").exists()
     state = run(setting)
     assert len(reporting.read_metrics(tmp_path / "lwa")) == 3
     for leaf, want in zip(
