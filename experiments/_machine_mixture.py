@@ -1,0 +1,202 @@
+"""Differently trained classifiers as one mixture, weighed by the game against several attacks.
+
+The weights are found on validation data: attack each member alone and all of them equally, solve
+the game on every member's errors at all of these points, attack the solution, solve again. What
+the table reports was attacked anew, on test data. Errors are expectations over the draw of a
+member, exact; `worst` is, for each example, the worst of all points found by attacks on any row.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import _machine_score
+from experiments._machine import Setting, ball, fgsm
+from experiments._machine_training import train
+from mixjax import _files, attacks, data, defenses, ensemble, evaluation, games, losses, mixture
+from mixjax.typing import Array, PyTree
+
+HEAD = ("clean", "fgsm_curr", "attack_network_curr", "auto_pgd", "arc", "worst")
+_ROUNDS = 1  # of attacking the solution and solving again
+_UNIFORM, _GAME = "uniform mixture", "mixture of the game"
+
+
+def play(
+    setting: Setting, folder: str, members: dict[str, tuple[str, PyTree]], eta: float, number: int
+) -> dict[str, Any]:
+    """Weighs the members and reports them alone, mixed equally and as the game mixes them.
+
+    Args:
+      setting: what was trained on what.
+      folder: of the mixture, below that of the run; a result that is there is taken.
+      members: `name -> (folder, variables)` of classifiers that `_machine_score.score` has seen,
+        so that their attack networks exist.
+      eta: radius, for pixels in [-1, 1].
+      number: examples of each split, at most.
+
+    Returns:
+      Entries `weights`, `value` (of the game on validation data), `num_examples` and `errors`:
+      `row -> attack -> error and error bar`.
+    """
+    path = setting.folder / folder / "mixture.json"
+    if path.exists():
+        return _files.read_json(path)
+    stacked = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(variables for _, variables in members.values())
+    )
+    rows = dict(zip(members, np.eye(len(members), dtype=np.float32), strict=True))
+    networks = {
+        name: _machine_score.attack_network(setting, place, variables, eta)
+        for name, (place, variables) in members.items()
+    }
+
+    def add(name, weights):
+        rows[name] = np.asarray(weights, np.float32)
+        networks[name] = _attack_network(setting, f"{folder}/{name}", stacked, rows[name], eta)
+
+    add(_UNIFORM, np.full(len(members), 1 / len(members)))
+    attack = functools.partial(_attacked, setting, stacked, eta=eta)
+    validation = data.Split(*(part[:number] for part in setting.dataset.validation))
+    tables = [attack(rows[name], networks[name], split=validation) for name in rows]
+    found = _solve(tables)
+    for _ in range(_ROUNDS):
+        tables.append(attack(found.weights, networks[_UNIFORM], split=validation))
+        found = _solve(tables)
+    add(_GAME, found.weights)
+    test = data.Split(*(part[:number] for part in setting.dataset.test))
+    wrong = {name: attack(rows[name], networks[name], split=test) for name in rows}
+    every = np.concatenate([_table(each) for each in wrong.values()], axis=1)
+    errors = {}
+    for name, weights in rows.items():
+        paid = {each: points @ weights for each, points in wrong[name].items()}
+        paid["worst"] = (every @ weights).max(axis=1)
+        scores = {each: evaluation.mean_and_error_bar(1 - values) for each, values in paid.items()}
+        errors[name] = {
+            each: {"error": 1 - mean, "error_bar": error_bar}
+            for each, (mean, error_bar) in scores.items()
+        }
+    result = {
+        "weights": dict(zip(members, map(float, found.weights), strict=True)),
+        "value": float(found.value),
+        "num_examples": len(test.labels),
+        "errors": errors,
+    }
+    _files.write_json(path, result, "mixture")
+    return _files.read_json(path)
+
+
+def cells(result: dict[str, Any]) -> dict[str, list[str]]:
+    """Rows of the report's table."""
+    return {
+        name: [f"{row[each]['error']:.3f} ± {row[each]['error_bar']:.3f}" for each in HEAD]
+        for name, row in result["errors"].items()
+    }
+
+
+def _attack_network(setting, name, stacked, weights, eta) -> PyTree:
+    """A network trained against the mixture: its expected error is raised."""
+    return train(
+        setting,
+        f"{name}/attack_network",
+        _attacker(setting),
+        jnp.float32(eta),
+        stacked,
+        jnp.asarray(weights),
+        num_steps=setting.config.network_steps,
+    ).variables
+
+
+@functools.cache
+def _attacker(setting: Setting):
+    """`(eta, members [L, ...], weights [L]) -> Defense`."""
+    config = setting.config
+
+    def log_error(mixed, x, label):
+        members, weights = mixed
+        logits = ensemble.apply(setting.model.apply, members, x)
+        values = jax.vmap(attacks.log_error, in_axes=(0, None))(logits, label)
+        return jax.nn.logsumexp(values, b=weights)
+
+    def make(eta, members, weights):
+        training = attacks.attack_network_training(
+            setting.network, optax.adam(config.network_learning_rate), log_error, ball(eta)
+        )
+
+        def step(state, images, labels):
+            return training.step(state, (members, weights), images, labels)
+
+        return defenses.Defense(training.init, step)
+
+    return make
+
+
+def _attacked(setting, stacked, weights, network, *, eta, split) -> dict[str, np.ndarray]:
+    """Which member errs at the point that each attack found: `attack -> [N, L]`."""
+    key = jax.random.fold_in(jax.random.key(setting.config.seed), 4)
+    weights = jnp.asarray(weights, jnp.float32)
+    run = functools.partial(_judge(setting), stacked, weights, network, jnp.float32(eta), key)
+    size = min(setting.config.test_batch_size, len(split.labels))
+    return evaluation.over_batches(run, *split, batch_size=size)
+
+
+@functools.cache
+def _judge(setting: Setting):
+    """Compiled `(members, weights, network, eta, key, images, labels, indices) -> wrong`."""
+    num_steps = setting.config.apgd_steps
+
+    def one(members, weights, network, eta, key, x, label):
+        threat = ball(eta)
+
+        def logits_fn(x):
+            return ensemble.apply(setting.model.apply, members, x)
+
+        def expected(loss_fn):
+            def loss(x) -> Array:
+                values = jax.vmap(loss_fn, in_axes=(0, None))(logits_fn(x), label)
+                return mixture.expected_loss(values, weights)
+
+            return loss
+
+        def wrong(point):
+            return ~mixture.correct(logits_fn(point), label)
+
+        def paid(point):
+            return mixture.expected_loss(wrong(point), weights)
+
+        cross_entropy, dlr = expected(losses.cross_entropy), expected(losses.dlr)
+        direction_fn = functools.partial(setting.network.apply, network)
+        first, second = (
+            attacks.apgd(key, loss_fn, x, threat, num_steps=num_steps)[0]
+            for loss_fn in (cross_entropy, dlr)
+        )
+        points = {
+            "clean": x,
+            "fgsm_curr": fgsm(key, cross_entropy, x, threat)[0],
+            "attack_network_curr": attacks.attack_network(
+                direction_fn, cross_entropy, x, label, threat
+            )[0],
+            "auto_pgd": jnp.where(paid(second) > paid(first), second, first),
+            "arc": attacks.arc(key, logits_fn, weights, x, label, threat)[0],
+        }
+        return {name: wrong(point) for name, point in points.items()}
+
+    def batch(members, weights, network, eta, key, images, labels, indices):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+        return jax.vmap(one, in_axes=(None, None, None, None, 0, 0, 0))(
+            members, weights, network, eta, keys, images, labels
+        )
+
+    return jax.jit(batch)
+
+
+def _solve(tables: list[dict[str, np.ndarray]]) -> games.Equilibrium:
+    return games.solve(np.concatenate([_table(each) for each in tables], axis=1))
+
+
+def _table(wrong: dict[str, np.ndarray]) -> np.ndarray:
+    """`[N, M, L]` errors at all points, for `games.solve`."""
+    return np.stack(list(wrong.values()), axis=1).astype(np.float64)
