@@ -234,7 +234,7 @@ def resnet_cases(flags: argparse.Namespace) -> list[timing.Case]:
     network = models.attack_network(NUM_CLASSES, input_shape=shape, hidden=(flags.hidden,) * 3)
     generator = np.random.default_rng(flags.seed)
     images = generator.uniform(size=(flags.resnet_batch_size, *shape)).astype(np.float32)
-    labels = (np.arange(len(images)) % NUM_CLASSES).astype(np.int32)
+    labels = jnp.arange(len(images)) % NUM_CLASSES
     key = jax.random.key(flags.seed)
     variables, opponent = model.init(key), network.init(key)
 
