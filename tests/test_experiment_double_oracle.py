@@ -2,17 +2,23 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import double_oracle
 from experiments.double_oracle import Finite
 from mixjax import games
+from mixjax.data import toy
 
 TINY = (
-    "--epsilon 4 --examples 50 --candidates 30 --half-planes 12 --networks 4 --width 4 --steps 20 "
+    "--epsilon 4 --examples 50 --candidates 30 --half-planes 12 --networks 4 --width 4 --steps 100 "
     "--rounds 40 --shares 0.1,0.5 --tolerance 0.01"
 ).split()
+CONFIG = double_oracle.Config(
+    epsilon=4, examples=50, candidates=30, half_planes=12, networks=4, width=4, steps=100
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +45,7 @@ def test_the_bounds_hold_the_value_of_the_whole_game_and_boosting_stays_above(fi
     _, result = finished
     own = result["double_oracle"]
     assert own["gap"] <= 0.01 and own["rounds"] < 40
-    config = double_oracle.Config(
-        epsilon=4, examples=50, candidates=30, half_planes=12, networks=4, width=4, steps=20
-    )
-    value = games.solve(double_oracle.finite_game(config).losses.astype(float)).value
+    value = games.solve(double_oracle.finite_game(CONFIG).losses.astype(float)).value
     assert own["lower"] - 1e-9 <= value <= own["upper"] + 1e-9
     assert own["risk_under_all_candidates"] == pytest.approx(own["upper"], abs=1e-9)
     for boosted in result["boosting"].values():
@@ -50,6 +53,31 @@ def test_the_bounds_hold_the_value_of_the_whole_game_and_boosting_stays_above(fi
         assert boosted["upper"] >= value - 1e-9
     assert result["advantage_over_boosting"] > 0
     assert result["best_weights_for_boosting_s_members"] <= result["best_single_member"]
+    assert result["best_weights_for_boosting_s_members"] <= min(
+        boosted["upper"] for boosted in result["boosting"].values()
+    )
+    best = result["boosting"][f"{result['best_share']:g}"]["upper"]
+    assert result["advantage_over_boosting"] == pytest.approx(best - own["upper"])
+    for kind in result["each_kind_alone"].values():
+        assert kind["lower"] <= kind["upper"] + 1e-9 and kind["upper"] >= value - 1e-9
+
+
+def test_the_pool_stands_still_at_candidate_0_and_nobody_in_it_errs_too_often(finished):
+    """Both kinds of members, from their definitions: half-planes first, then what was trained."""
+    losses = double_oracle.finite_game(CONFIG).losses
+    keys = jax.random.split(jax.random.key(CONFIG.seed), 4)
+    x, labels = toy.three_gaussians(keys[0], 50)
+    slopes, offsets = toy.half_planes(keys[1], x, labels, 12)
+    np.testing.assert_array_equal(losses[:, 0, :12], toy.errors(slopes, offsets, x, labels))
+    clean = losses[:, 0].mean(axis=0)
+    assert 12 < losses.shape[2] <= 16 and clean.max() < 0.4
+    assert np.all(losses.max(axis=1).mean(axis=0) >= clean)
+
+
+def test_training_makes_a_network_that_is_right_more_often_than_not(key):
+    x, labels = toy.three_gaussians(key, 60)
+    params = double_oracle.train(key, x, labels, double_oracle.Config(steps=40, width=4))
+    assert float(jnp.mean(double_oracle.network(params, x) * labels > 0)) > 0.6
 
 
 def test_the_rounds_are_written_and_drawn(finished):

@@ -66,9 +66,20 @@ def test_theorem_2_wherever_its_condition_holds(penalty, epsilon, lam):
     start = (1 + lam * (epsilon if penalty == "norm" else 1)) / 2
     assert found["interval"][0] == pytest.approx(start)
     assert found["risks"][-1] == pytest.approx(found["risk_alone"], abs=1e-5)
-    # Both ends of the interval count: the gain falls to 0 at alpha = 1, in proportion to its share.
-    assert found["least_gain"] >= found["least_gain_per_share"] * (1 - start) * 0.005 * (1 - 1e-9)
-    assert found["largest_gain"] >= found["least_gain_per_share"] * (1 - start) * 0.995 * (1 - 1e-9)
+
+
+def test_the_gain_of_a_share_is_the_least_along_the_interval():
+    setting = ("norm", 0.4, 0.3)
+    found = penalized_attackers.gain(NARROW, *setting, 3)
+    start, _ = found["interval"]
+    gains = []
+    for alpha in start + (1 - start) * np.array([0.005, 0.5, 0.995]):
+        pair = [FIRST, _penalized.defender_response(FIRST, NARROW, 0.4)]
+        risk, _ = _penalized.worst_risk(NARROW, pair, [alpha, 1 - alpha], *setting)
+        gains.append((found["risk_alone"] - risk, 1 - alpha))
+    assert found["least_gain_per_share"] == pytest.approx(min(g / share for g, share in gains))
+    assert found["least_gain"] == pytest.approx(min(gains)[0])
+    assert found["largest_gain"] == pytest.approx(max(gains)[0])
 
 
 def test_the_integration_error_counts_what_the_closed_form_differs_by(monkeypatch):

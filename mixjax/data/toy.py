@@ -78,9 +78,9 @@ def half_planes(
     lengths = jnp.linalg.norm(slopes, axis=1)
     slopes = slopes / lengths[:, None]
     offsets = spread * jax.random.normal(offset_key, (len(slopes),)) / lengths
-    risks = jnp.mean(errors(slopes, offsets, x, labels), axis=0)
+    num_wrong = jnp.sum(errors(slopes, offsets, x, labels), axis=0)
     # The first ones that are good enough, then the others from the best to the worst.
-    order = jnp.where(risks < max_risk, -jnp.inf, risks)
+    order = jnp.where(num_wrong < max_risk * len(x), -1, num_wrong)
     chosen = jnp.argsort(order, stable=True)[:num_members]
     return slopes[chosen], offsets[chosen]
 
