@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from mixjax import attacks, losses, mixture, threats
+from mixjax import attacks, evaluation, losses, mixture, threats
 from tests import linear_game
 from tests.linear_game import LinearGame
 
@@ -17,6 +17,16 @@ ORDERS = [pytest.param(np.inf, id="linf"), pytest.param(2, id="l2")]
 TWO = {kind: linear_game.two(seed, kind) for seed, kind in enumerate(["steeper", "opposed"])}
 MORE = {num: linear_game.random(num, num, num_examples=25) for num in (3, 5)}
 GAMES = {**TWO, **MORE}
+BUDGET = evaluation.Budget(
+    num_restarts=1,
+    num_targets=1,
+    num_member_runs=5,
+    num_steps=20,
+    num_member_aware_runs=1,
+    num_member_aware_steps=20,
+    num_orders=5,
+    num_queries=10,
+)
 
 
 @functools.cache
@@ -104,6 +114,71 @@ def test_the_lattice_climber_reaches_93_percent_on_three_and_five_and_misses_nob
         points = points_of(lattice_climber, name, order, epsilon)
         risks = check(points, name, order, epsilon, 0.93)
         assert missed(risks, name, order, epsilon).size == 0
+
+
+@functools.cache
+def compiled_suite(order):
+    @jax.jit
+    def run(key, slopes, offsets, weights, x, labels, epsilon):
+        game = LinearGame(slopes, offsets, weights, x, labels, (0.0, 1.0))
+        suite = evaluation.attack_suite(NORMS[order][0](epsilon), BUDGET)
+        outcomes = evaluation.evaluate_batch(
+            key, game.logits, weights, x, labels, jnp.arange(len(x)), attacks=suite
+        )
+        return outcomes.members
+
+    return run
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", GAMES)
+def test_the_suite_reaches_97_percent_of_the_optimum_and_misses_nobody(name, order):
+    game = GAMES[name]
+    for epsilon in NORMS[order][1]:
+        members = np.asarray(compiled_suite(order)(jax.random.key(2), *game[:5], epsilon))
+        risks = 1 - (members @ np.float64(game.weights)).min(axis=1)
+        best = optimum(name, order, epsilon)
+        above = np.any(risks > best + 1e-6)  # by rounding, if at all
+        assert not above or np.all(risks <= game.optimal_risk(order, epsilon * (1 + 1e-4)) + 1e-6)
+        assert risks.mean() >= 0.97 * best.mean(), f"{risks.mean()} of {best.mean()}"
+        assert missed(risks, name, order, epsilon).size == 0
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_attacks_on_one_linear_classifier_succeed_exactly_beyond_its_distance(order, key):
+    """`|w . x + b| / |w|_dual`, each example at its own radius, a hundredth below and above."""
+    generator = np.random.default_rng(5)
+    slope = generator.normal(size=12).astype(np.float32)
+    xs = generator.uniform(0.4, 0.6, (30, 12)).astype(np.float32)
+    values = (xs - 0.5) @ slope
+    labels = (values < 0).astype(np.int32)
+    distances = abs(values) / np.linalg.norm(slope, ord=1 if order == np.inf else 2)
+    weights = jnp.ones(1)
+
+    def logits_fn(x):
+        return jnp.stack([jnp.sum(slope * (x - 0.5)), 0.0])[None]
+
+    @jax.jit
+    @jax.vmap
+    def fooled(key, x, label, epsilon):
+        threat = NORMS[order][0](epsilon)
+
+        def loss_fn(x):
+            return losses.cross_entropy(logits_fn(x)[0], label)
+
+        found = {
+            "fgsm": attacks.fgsm(loss_fn, x, threat),
+            "pgd": attacks.pgd(key, loss_fn, x, threat, num_steps=10, step_size=epsilon),
+            "apgd": attacks.apgd(key, loss_fn, x, threat, num_steps=20),
+            "arc": attacks.arc(key, logits_fn, weights, x, label, threat),
+            "climber": attacks.lattice_climber(key, logits_fn, weights, x, label, threat),
+        }
+        return {name: ~mixture.correct(logits_fn(x), label)[0] for name, (x, _) in found.items()}
+
+    keys = jax.random.split(key, len(xs))
+    within, beyond = (fooled(keys, xs, labels, share * distances) for share in (0.99, 1.01))
+    for name in within:
+        assert not np.any(within[name]) and np.all(beyond[name]), name
 
 
 @pytest.mark.parametrize("order", ORDERS)
