@@ -39,8 +39,9 @@ def play(
       number: examples of each split, at most.
 
     Returns:
-      Entries `weights`, `value` (of the game on validation data), `num_examples` and `errors`:
-      `row -> attack -> error and error bar`.
+      Entries `weights`, `value` (of the game on validation data), `best_member` alone and
+      `gain_over_best_member` of the game's mixture (less worst error, on the same examples),
+      `num_examples` and `errors`: `row -> attack -> error and error bar`.
     """
     path = setting.folder / folder / "mixture.json"
     if path.exists():
@@ -70,18 +71,25 @@ def play(
     test = data.Split(*(part[:number] for part in setting.dataset.test))
     wrong = {name: attack(rows[name], networks[name], split=test) for name in rows}
     every = np.concatenate([_table(each) for each in wrong.values()], axis=1)
-    errors = {}
+    errors, worst = {}, {}
     for name, weights in rows.items():
+        worst[name] = (every @ weights).max(axis=1)
         paid = {each: points @ weights for each, points in wrong[name].items()}
-        paid["worst"] = (every @ weights).max(axis=1)
-        scores = {each: evaluation.mean_and_error_bar(1 - values) for each, values in paid.items()}
+        scores = {
+            each: evaluation.mean_and_error_bar(1 - values)
+            for each, values in {**paid, "worst": worst[name]}.items()
+        }
         errors[name] = {
             each: {"error": 1 - mean, "error_bar": error_bar}
             for each, (mean, error_bar) in scores.items()
         }
+    best = min(members, key=lambda name: worst[name].mean())
+    gain, error_bar = evaluation.mean_and_error_bar(worst[best] - worst[_GAME])
     result = {
         "weights": dict(zip(members, map(float, found.weights), strict=True)),
         "value": float(found.value),
+        "best_member": best,
+        "gain_over_best_member": {"mean": gain, "error_bar": error_bar},
         "num_examples": len(test.labels),
         "errors": errors,
     }

@@ -52,7 +52,7 @@ class Config(_machine.Config):
 
 
 PRESETS = _machine_report.presets(
-    Config, demo=dict(mixture_examples=200), cifar10=dict(initialization="he")
+    Config, demo=dict(initialization="he", mixture_examples=200), cifar10=dict(initialization="he")
 )
 
 
@@ -205,20 +205,16 @@ def _under_network(setting: Setting):
 
 def mixture_section(eta: float, mixed: dict) -> str:
     """The table of the mixture, and whether mixing pays."""
-    worst = {name: row["worst"]["error"] for name, row in mixed["errors"].items()}
-    game = worst.pop("mixture of the game")
-    best = min(list(worst)[: len(MIXED)], key=lambda name: worst[name])
-    loss = game - worst[best]
-    bar = mixed["errors"][best]["worst"]["error_bar"]
-    words = "gains" if loss < -bar else "loses" if loss > bar else "neither gains nor loses"
+    gain, bar = (mixed["gain_over_best_member"][name] for name in ("mean", "error_bar"))
+    words = "gains" if gain > bar else "loses" if gain < -bar else "neither gains nor loses"
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in mixed["weights"].items())
     head = [_machine_report.ATTACKS.get(name, name.upper()) for name in _machine_mixture.HEAD]
     table = reporting.rate_table("classifier", head, _machine_mixture.cells(mixed))
     return (
         f"## Mixtures, eta = {eta:g}\n\n{table}\n"
         f"{mixed['num_examples']} test examples. The game's weights, from validation data: "
-        f"{weights}. Against the best member alone, {best}, the mixture {words}: {loss:+.3f} of "
-        f"the worst error, whose standard error is {bar:.3f}.\n"
+        f"{weights}. Beside the best member alone, {mixed['best_member']}, the mixture {words}: "
+        f"its worst error is less by {gain:.3f} ± {bar:.3f}.\n"
     )
 
 

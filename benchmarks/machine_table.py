@@ -1,0 +1,91 @@
+"""The README's tables of Hamm 2018, from the committed `benchmarks/results/machine_*.json`.
+
+    python -m benchmarks.machine_table     # rewrites the part of README.md between the markers
+
+The `result.json` of `experiments.attack_network` or `experiments.minimax_defense` gets in by being
+copied there; errors stand beside the paper's, in brackets.
+"""
+
+import json
+
+from benchmarks.results_table import RESULTS, ROOT
+from experiments import _machine_mixture
+from experiments._machine_paper import PAPER
+from experiments._machine_report import ATTACKS
+from mixjax import reporting
+
+BEGIN, END = "<!-- machine: begin -->\n", "<!-- machine: end -->\n"
+_KNOWN = {"clean": "no attack", "fgsm": "FGSM", "auto_pgd": "AutoPGD"}
+
+
+def table() -> str:
+    """All committed runs as Markdown, in the order of their files' names."""
+    parts = []
+    for path in sorted(RESULTS.glob("machine_*.json")):
+        result = json.loads(path.read_text())
+        parts.append(f"{_origin(path.stem, result)}\n")
+        if "attacked" in result:
+            parts.append(attackers(result))
+        else:
+            parts += defences(result)
+    return "\n".join(parts)
+
+
+def attackers(result: dict) -> str:
+    """What attack networks reach against classifiers without defence, one column for each."""
+    columns = result["attacked"]
+    rows = {name: [each[field] for each in columns.values()] for field, name in _KNOWN.items()}
+    for name in next(iter(columns.values()))["attack_networks"]:
+        curves = [each["attack_networks"][name] for each in columns.values()]
+        rows[f"attack network, {name}"] = [errors[-1] for _, errors in curves]
+    return reporting.rate_table("error under", list(columns), rows)
+
+
+def defences(result: dict) -> list[str]:
+    """Every classifier under every attack, one table for each radius, and the mixtures."""
+    parts = []
+    for eta, rows in result["errors"].items():
+        paper = PAPER.get(result["dataset"], {}).get(float(eta), {})
+        cells = {
+            name: [_cell(row.get(each), paper.get(name, {}).get(each)) for each in ATTACKS]
+            for name, row in rows.items()
+        }
+        parts.append(reporting.rate_table(f"eta = {eta}", list(ATTACKS.values()), cells))
+        if eta in result.get("mixtures", {}):
+            mixed = result["mixtures"][eta]
+            head = [ATTACKS.get(each, each.upper()) for each in _machine_mixture.HEAD]
+            parts.append(reporting.rate_table("mixtures", head, _machine_mixture.cells(mixed)))
+            weights = ", ".join(f"{name} {value:.2f}" for name, value in mixed["weights"].items())
+            parts.append(f"The game's weights: {weights}; {mixed['num_examples']} examples.\n")
+    return parts
+
+
+def updated(page: str) -> str:
+    """The page with its tables made anew."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}{table()}{END}{after}"
+
+
+def _cell(found, published) -> str:
+    own = f"{found['error']:.3f} ± {found['error_bar']:.3f}" if found else ""
+    return f"{own} ({published:.3f})" if published is not None else own
+
+
+def _origin(name: str, result: dict) -> str:
+    config, origin = result["config"], result["provenance"]
+    return (
+        f"[{name}](benchmarks/results/{name}.json): {config['dataset']}, classifiers of width "
+        f"{config['width']}, {config['steps']} steps of {config['batch_size']} examples, attack "
+        f"networks {config['network_steps']}; one run, seed {origin['seed']}."
+    )
+
+
+def main():
+    """Rewrites README.md."""
+    page = ROOT / "README.md"
+    page.write_text(updated(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()
