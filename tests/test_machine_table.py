@@ -1,6 +1,6 @@
 """The README says what the committed results of the games with attack networks say."""
 
-from benchmarks import machine_table
+from experiments import machine_table
 
 
 def result():

@@ -1,19 +1,21 @@
 """The README's tables of Hamm 2018, from the committed `benchmarks/results/machine_*.json`.
 
-    python -m benchmarks.machine_table     # rewrites the part of README.md between the markers
+    python -m experiments.machine_table     # rewrites the part of README.md between the markers
 
 The `result.json` of `experiments.attack_network` or `experiments.minimax_defense` gets in by being
 copied there; errors stand beside the paper's, in brackets.
 """
 
 import json
+import pathlib
 
-from benchmarks.results_table import RESULTS, ROOT
 from experiments import _machine_mixture
 from experiments._machine_paper import PAPER
 from experiments._machine_report import ATTACKS
 from mixjax import reporting
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- machine: begin -->\n", "<!-- machine: end -->\n"
 _KNOWN = {"clean": "no attack", "fgsm": "FGSM", "auto_pgd": "AutoPGD"}
 
