@@ -10,8 +10,8 @@ from experiments import _machine, cat_and_mouse
 from mixjax import checkpoint, data
 
 TINY = (
-    "--rounds 3 --width 4 --steps 120 --learning-rate 0.005 --network-steps 20 --network-width 16 "
-    "--apgd-steps 2 --ifgsm-steps 2 --test-examples 200 --test-batch-size 200"
+    "--rounds 3 --width 4 --batch-size 64 --steps 120 --learning-rate 0.005 --network-steps 10 "
+    "--network-width 16 --apgd-steps 2 --ifgsm-steps 2 --test-examples 200 --test-batch-size 200"
 ).split()
 
 
