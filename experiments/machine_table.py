@@ -29,7 +29,7 @@ def table() -> str:
         if "attacked" in result:
             parts.append(attackers(result))
         else:
-            parts += defences(result)
+            parts += [*defences(result), verdict(result)]
     return "\n".join(parts)
 
 
@@ -60,6 +60,15 @@ def defences(result: dict) -> list[str]:
             weights = ", ".join(f"{name} {value:.2f}" for name, value in mixed["weights"].items())
             parts.append(f"The game's weights: {weights}; {mixed['num_examples']} examples.\n")
     return parts
+
+
+def verdict(result: dict) -> str:
+    """Whether the column of the attack network says anything: the gate."""
+    if result["attack_network_is_strong"]:
+        return "The attack network breaks what has no defence: it can judge one.\n"
+    return (
+        "The attack network does not break what has no defence (.9): it is too weak to judge one.\n"
+    )
 
 
 def updated(page: str) -> str:

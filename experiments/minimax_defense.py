@@ -52,7 +52,7 @@ class Config(_machine.Config):
 
 
 PRESETS = _machine_report.presets(
-    Config, demo=dict(initialization="he", mixture_examples=200), cifar10=dict(initialization="he")
+    Config, demo=dict(initialization="he", mixture_examples=100), cifar10=dict(initialization="he")
 )
 
 

@@ -40,3 +40,8 @@ def test_of_a_network_s_curve_the_end_counts():
     table = machine_table.attackers({"attacked": {"he": {**known, "attack_networks": curves}}})
     assert "| attack network, usual | 0.950 |" in table
     assert "| FGSM | 0.900 |" in table
+
+
+def test_an_attacker_that_is_too_weak_to_judge_is_named():
+    assert "it can judge one" in machine_table.verdict({"attack_network_is_strong": True})
+    assert "too weak" in machine_table.verdict({"attack_network_is_strong": False})
