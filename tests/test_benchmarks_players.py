@@ -93,7 +93,7 @@ def test_without_torch_one_line_names_the_extra(monkeypatch, capsys, tmp_path):
     [
         ("--width 0", "width must be a whole number of at least 1, got 0"),
         ("--seconds=-1", "seconds must be at least 0, got -1.0"),
-        ("--output /nowhere/x.json", "output /nowhere/x.json cannot be written"),
+        ("--output /dev/null/x.json", "output /dev/null/x.json cannot be written"),
     ],
 )
 def test_a_bad_flag_is_one_line(flags, message, capsys):
