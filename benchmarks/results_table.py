@@ -1,6 +1,6 @@
-"""The README's table of results, from the committed `benchmarks/results/*.json`.
+"""The README's tables of results and of speed, from the committed `benchmarks/results/*.json`.
 
-    python -m benchmarks.results_table      # rewrites the part of README.md between the markers
+    python -m benchmarks.results_table      # rewrites the parts of README.md between the markers
 
 A run's `result.json`, or its `evaluation_<budget>.json`, gets in by being copied to
 `benchmarks/results/<data>_<what>.json`; the name of the file is the name of the row.
@@ -8,12 +8,12 @@ A run's `result.json`, or its `evaluation_<budget>.json`, gets in by being copie
 
 import json
 import pathlib
+from collections.abc import Iterator
 
 from mixjax import reporting
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
 
 
 def table() -> str:
@@ -30,11 +30,45 @@ def table() -> str:
     return "\n".join(filter(None, lines))
 
 
+def speed() -> str:
+    """All committed ratios of speed as Markdown: median, lowest and highest over the repeats."""
+    rows = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        for name, *ratios in comparisons(json.loads(path.read_text())):
+            link = f"[{path.stem.replace('_', ' ')}](benchmarks/results/{path.name})"
+            rows[f"{link}: {name}"] = [_spread(ratio) for ratio in ratios]
+    return reporting.rate_table("", ["times as fast", "in processor time"], rows)
+
+
+def comparisons(found: dict) -> Iterator[tuple[str, dict, dict]]:
+    """`(what beside what, ratio of speeds, the same in processor time)` in a benchmark's result."""
+    for case in found.get("cases", []):
+        for peer, ratio in case.get("times_as_fast_as", {}).items():
+            processor = case["cpu_times_as_fast_as"][peer]
+            yield f"{case['case']} beside {peer}, L = {case['members']}", ratio, processor
+        if case.get("library", "mixjax") != "mixjax":
+            ratio = case["mixjax_times_as_fast"]
+            processor = case["mixjax_times_as_fast_in_processor_time"]
+            yield f"{case['attack']} beside {case['library']}", ratio, processor
+    for step, ratio in found.get("times_as_fast_as_torch", {}).items():
+        yield f"{step} beside torch eager", ratio["seconds"], ratio["cpu_seconds"]
+
+
+def _spread(ratio):
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+TABLES = {"results": table, "speed": speed}
+
+
 def updated(page: str) -> str:
-    """The page with its table made anew."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}{table()}{END}{after}"
+    """The page with its tables made anew."""
+    for name, make in TABLES.items():
+        begin, end = (f"<!-- {name}: {side} -->\n" for side in ("begin", "end"))
+        before, rest = page.split(begin)
+        _, after = rest.split(end)
+        page = f"{before}{begin}{make()}{end}{after}"
+    return page
 
 
 def main():

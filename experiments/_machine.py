@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from experiments._config import flag
+from experiments._machine_initialization import tutorial
 from mixjax import _check, attacks, data, defenses, models, threats
 from mixjax.typing import Array, PyTree
 
@@ -51,6 +52,9 @@ class Config(RunConfig):
     """And the attacks; radii are in the paper's units, of pixels within [-1, 1]."""
 
     etas: str = flag("0.3 0.4 0.5 0.6", "l-inf radii, for pixels in [-1, 1]")
+    initialization: str = flag(
+        "tutorial", "initial weights of the classifiers", options=("tutorial", "he")
+    )
     network_dropout: float = flag(0.5, "of the attack network's hidden units, in training")
     ifgsm_steps: int = flag(10, "steps of IFGSM")
     apgd_steps: int = flag(100, "steps of AutoPGD, which the paper does not run")
@@ -59,11 +63,13 @@ class Config(RunConfig):
 PLACES = ("data_dir", "manual_dir", "run_dir", "resume", "cpu", "debug", "dispatch_steps")
 DIGITS: dict[str, Any] = dict(
     dataset="digits", width=8, etas="0.4", steps=600, learning_rate=2e-3, network_steps=600,
-    network_dropout=0.0, apgd_steps=20, test_batch_size=360, measurements=6, cpu=True,
+    network_dropout=0.0, initialization="he", apgd_steps=20, test_batch_size=360, measurements=6,
+    cpu=True,
 )  # fmt: skip
 CIFAR10: dict[str, Any] = dict(
-    dataset="cifar10", model="cifar_cnn", width=64, etas="0.1 0.2 0.3 0.4", steps=100_000
-)
+    dataset="cifar10", model="cifar_cnn", initialization="he", width=64, etas="0.1 0.2 0.3 0.4",
+    steps=100_000,
+)  # fmt: skip
 
 
 class Setting(NamedTuple):
@@ -100,6 +106,12 @@ def check(config: RunConfig):
         _check.at_least(1, ifgsm_steps=config.ifgsm_steps, apgd_steps=config.apgd_steps)
         _check.fraction(network_dropout=config.network_dropout)
         _check.positive(etas=np.array(etas(config)))
+        for word in words(config.initialization):
+            _check.one_of(("tutorial", "he"), initialization=word)
+            if word == "tutorial" and config.model != "mnist_cnn":
+                raise ValueError(
+                    f"initialization tutorial is of model mnist_cnn, got {config.model}: take he"
+                )
 
 
 def recorded(config: RunConfig) -> dict:
@@ -111,12 +123,17 @@ def recorded(config: RunConfig) -> dict:
 def etas(config: Config) -> list[float]:
     """The radii of the flag `etas`."""
     try:
-        values = [float(word) for word in config.etas.replace(",", " ").split()]
+        values = [float(word) for word in words(config.etas)]
     except ValueError as error:
         raise ValueError(f"etas must be numbers, got {config.etas!r}") from error
     if not values:
         raise ValueError(f"etas must hold at least one number, got {config.etas!r}")
     return values
+
+
+def words(text: str) -> list[str]:
+    """The words of a flag that is a list."""
+    return text.replace(",", " ").split()
 
 
 def ball(eta: float | Array) -> threats.Threat:
@@ -166,6 +183,7 @@ def build(config: RunConfig, dataset: data.Dataset) -> tuple[models.Model, model
     """The classifier and the attack network."""
     shape, num_classes = dataset.image_shape, dataset.num_classes
     model = getattr(models, config.model)(num_classes, config.width, input_shape=shape)
+    model = started(model, getattr(config, "initialization", "he"))
     network = models.attack_network(
         num_classes,
         input_shape=shape,
@@ -173,6 +191,11 @@ def build(config: RunConfig, dataset: data.Dataset) -> tuple[models.Model, model
         dropout=getattr(config, "network_dropout", 0.0),
     )
     return model, network
+
+
+def started(model: models.Model, initialization: str) -> models.Model:
+    """`models.mnist_cnn` from the tutorial's initial weights or, as any model is, from its own."""
+    return tutorial(model) if initialization == "tutorial" else model
 
 
 def fgsm(key, loss_fn, x, threat):

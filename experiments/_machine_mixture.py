@@ -57,7 +57,8 @@ def play(
 
     def add(name, weights):
         rows[name] = np.asarray(weights, np.float32)
-        networks[name] = _attack_network(setting, f"{folder}/{name}", stacked, rows[name], eta)
+        place = f"{folder}/{name.replace(' ', '_')}"
+        networks[name] = _attack_network(setting, place, stacked, rows[name], eta)
 
     add(_UNIFORM, np.full(len(members), 1 / len(members)))
     attack = functools.partial(_attacked, setting, stacked, eta=eta)

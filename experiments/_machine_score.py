@@ -42,6 +42,7 @@ def score(setting: Setting, name: str, variables: PyTree, eta: float, *, with_ne
     start, network = time.monotonic(), None
     if with_network:
         network = attack_network(setting, name, variables, eta)
+    folder.mkdir(parents=True, exist_ok=True)
     wrong = errors(setting, variables, eta, network)
     result = _result(setting, wrong)
     result["eta"] = eta

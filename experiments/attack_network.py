@@ -21,10 +21,9 @@ import optax
 
 from experiments import _machine, _machine_report, _machine_score, minimax_defense
 from experiments._config import flag
-from experiments._machine import Setting
+from experiments._machine import Setting, words
 from experiments._machine_report import Outcome
 from experiments._machine_training import train
-from experiments.minimax_defense import words
 from mixjax import _check, attacks, defenses, losses, models, reporting
 
 PROGRAM = "experiments.attack_network"
@@ -43,11 +42,11 @@ class Config(_machine.Config):
     """Every field is a flag; radii are for pixels in [-1, 1]."""
 
     etas: str = flag("0.3", "l-inf radii, for pixels in [-1, 1]")
-    initializations: str = flag("tutorial he", "initial weights of the classifiers")
+    initialization: str = flag("tutorial he", "initial weights, a classifier for each")
     networks: str = flag(" ".join(VARIANTS), "attack networks, by what they do otherwise")
 
 
-PRESETS = _machine_report.presets(Config, demo=dict(etas="0.4"))
+PRESETS = _machine_report.presets(Config, demo=dict(etas="0.4", initialization="tutorial he"))
 
 
 def main(argv=None):
@@ -57,8 +56,6 @@ def main(argv=None):
 
 def check(config: Config):
     """Raises `ValueError` for what is out of range."""
-    for word in words(config.initializations):
-        _check.one_of(("he", "tutorial"), initializations=word)
     for word in words(config.networks):
         _check.one_of(VARIANTS, networks=word)
 
@@ -66,8 +63,8 @@ def check(config: Config):
 def experiment(setting: Setting) -> Outcome:
     """All networks against both classifiers at all radii."""
     panels, result, sections = {}, {}, []
-    for start in words(setting.config.initializations):
-        one = setting._replace(model=minimax_defense.started(setting.model, start))
+    for start in words(setting.config.initialization):
+        one = setting._replace(model=_machine.started(setting.model, start))
         clean = train(one, start, _machine.undefended(one), num_steps=setting.config.steps)
         for eta in _machine.etas(setting.config):
             title = f"{start}, eta = {eta:g}"
@@ -156,10 +153,10 @@ def section(title: str, found: dict) -> str:
     known = {name: [found[key]] for key, name in (("fgsm", "FGSM"), ("auto_pgd", "AutoPGD"))}
     table = reporting.rate_table("attack", ["error"], {"none": [found["clean"]], **known, **ends})
     broken = strongest(found)
-    words = "breaks" if broken > _machine_score.STRONG else "does not break"
+    verb = "breaks" if broken > _machine_score.STRONG else "does not break"
     return (
         f"## {title}\n\n{table}\n{found['num_examples']} test examples. The best attack network "
-        f"{words} the classifier: {broken:.3f}, to be above {_machine_score.STRONG}.\n"
+        f"{verb} the classifier: {broken:.3f}, to be above {_machine_score.STRONG}.\n"
     )
 
 

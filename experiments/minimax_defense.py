@@ -25,11 +25,10 @@ import optax
 
 from experiments import _machine, _machine_mixture, _machine_report, _machine_score
 from experiments._config import flag
-from experiments._machine import Setting
-from experiments._machine_initialization import tutorial
+from experiments._machine import Setting, words
 from experiments._machine_report import Outcome
 from experiments._machine_training import train
-from mixjax import _check, attacks, defenses, games, losses, mixture, models, reporting
+from mixjax import _check, attacks, defenses, games, losses, mixture, reporting
 
 PROGRAM = "experiments.minimax_defense"
 GAMES = {"Alt": games.alternating, "Minimax": games.minimax, "Maximin": games.maximin}
@@ -44,16 +43,11 @@ class Config(_machine.Config):
 
     network_dropout: float = flag(0.0, "of the attack network's hidden units; the paper's is 0.5")
     penalty: float = flag(1.0, "gamma of minimax and maximin")
-    initialization: str = flag(
-        "tutorial", "initial weights of the classifiers", options=("tutorial", "he")
-    )
     rows: str = flag("adv lwa sens alt minimax maximin", "defences trained beside no defence")
     mixture_examples: int = flag(1000, "examples of each split that the mixture is attacked on")
 
 
-PRESETS = _machine_report.presets(
-    Config, demo=dict(initialization="he", mixture_examples=100), cifar10=dict(initialization="he")
-)
+PRESETS = _machine_report.presets(Config, demo=dict(mixture_examples=100))
 
 
 def main(argv=None):
@@ -69,11 +63,6 @@ def check(config: Config):
         _check.one_of([short(row) for row in ROWS], rows=word)
 
 
-def words(text: str) -> list[str]:
-    """The words of a flag."""
-    return text.replace(",", " ").split()
-
-
 def short(row: str) -> str:
     """A row's name as in the flag `rows` and in the run's folder."""
     return row.split()[0].lower()
@@ -82,7 +71,6 @@ def short(row: str) -> str:
 def experiment(setting: Setting) -> Outcome:
     """All rows at all radii."""
     config = setting.config
-    setting = setting._replace(model=started(setting.model, config.initialization))
     makes = defences(setting)
     clean = train(setting, "no_defense", _machine.undefended(setting), num_steps=config.steps)
     rows, panels, mixtures, figures, sections = {}, {}, {}, {}, []
@@ -133,11 +121,6 @@ def experiment(setting: Setting) -> Outcome:
         sections=[*outcome.sections, *sections],
         summary="\n".join([outcome.summary, *sections]),
     )
-
-
-def started(model: models.Model, initialization: str) -> models.Model:
-    """`models.mnist_cnn` from the tutorial's initial weights or, as any model is, from its own."""
-    return tutorial(model) if initialization == "tutorial" else model
 
 
 def defences(setting: Setting) -> dict[str, Callable[..., defenses.Defense]]:
@@ -206,14 +189,14 @@ def _under_network(setting: Setting):
 def mixture_section(eta: float, mixed: dict) -> str:
     """The table of the mixture, and whether mixing pays."""
     gain, bar = (mixed["gain_over_best_member"][name] for name in ("mean", "error_bar"))
-    words = "gains" if gain > bar else "loses" if gain < -bar else "neither gains nor loses"
+    verb = "gains" if gain > bar else "loses" if gain < -bar else "neither gains nor loses"
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in mixed["weights"].items())
     head = [_machine_report.ATTACKS.get(name, name.upper()) for name in _machine_mixture.HEAD]
     table = reporting.rate_table("classifier", head, _machine_mixture.cells(mixed))
     return (
         f"## Mixtures, eta = {eta:g}\n\n{table}\n"
         f"{mixed['num_examples']} test examples. The game's weights, from validation data: "
-        f"{weights}. Beside the best member alone, {mixed['best_member']}, the mixture {words}: "
+        f"{weights}. Beside the best member alone, {mixed['best_member']}, the mixture {verb}: "
         f"its worst error is less by {gain:.3f} ± {bar:.3f}.\n"
     )
 

@@ -3,6 +3,10 @@
 import os
 import pathlib
 
+# Before JAX is imported, and inherited by the processes that tests start. Most tests compile for
+# longer than they run: without LLVM's expensive passes the suite takes half of the time.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import hypothesis
 import jax
 import matplotlib

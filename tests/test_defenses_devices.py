@@ -19,6 +19,12 @@ def pgd(key, loss_fn, x, threat):
     return attacks.pgd(key, loss_fn, x, threat, num_steps=1, step_size=0.1)
 
 
+def weaker(key, loss_fn, x, threat):
+    """Worst on some devices' parts of a batch only."""
+    x_adv, info = pgd(key, loss_fn, x, threat)
+    return (x + x_adv) / 2, info
+
+
 def minimax(penalty):
     def make(model, axis):
         method = functools.partial(
@@ -40,6 +46,23 @@ def maximin(model, axis):
     return defenses.against_network(model, NETWORK, method, THREAT, data_axis=axis)
 
 
+def several(per_example):
+    def make(model, axis):
+        return defenses.against_several(
+            model,
+            optax.sgd(0.1),
+            THREAT,
+            (pgd, weaker),
+            networks=(NETWORK,),
+            ascent=optax.sgd(0.3),
+            temperature=0.05,
+            per_example=per_example,
+            data_axis=axis,
+        )
+
+    return make
+
+
 MAKE = {
     "sens": lambda model, axis: defenses.sensitivity(
         model, optax.sgd(0.1), THREAT, pgd, penalty=3.0, clean_weight=0.3, data_axis=axis
@@ -53,6 +76,8 @@ MAKE = {
     "minimax": minimax(2.0),
     "alternating": minimax(0.0),
     "maximin": maximin,
+    "several attacks": several(per_example=False),
+    "several attacks, each example its own": several(per_example=True),
 }
 
 

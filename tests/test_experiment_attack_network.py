@@ -9,7 +9,7 @@ from experiments import attack_network
 SHORT = (
     "--width 2 --steps 150 --network-steps 120 --network-width 48 --batch-size 64 --apgd-steps 3 "
     "--ifgsm-steps 2 --test-examples 200 --test-batch-size 200 --measurements 3 "
-    "--initializations tutorial"
+    "--initialization tutorial"
 ).split() + ["--networks", "usual all-three"]
 
 
@@ -46,7 +46,8 @@ def test_the_report_says_whether_the_best_network_breaks_the_classifier(finished
     ("flags", "message"),
     [
         (["--networks", "usual loud"], "networks must be one of usual, unscaled-label"),
-        (["--initializations", "zero"], "initializations must be one of he, tutorial, got zero"),
+        (["--initialization", "zero"], "initialization must be one of tutorial, he, got zero"),
+        (["--model", "small_resnet"], "initialization tutorial is of model mnist_cnn, got small_"),
     ],
 )
 def test_what_is_unknown_ends_in_one_line(flags, message, capsys):

@@ -8,7 +8,7 @@ import optax
 
 from mixjax import _check, attacks, games, losses
 from mixjax.defenses.classifier import ClassifierInfo, ClassifierState, attack_batch
-from mixjax.defenses.mixture import Defense
+from mixjax.defenses.mixture import Defense, _mean_over
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds
@@ -25,6 +25,7 @@ def against_several(
     temperature: float | Array | None = None,
     per_example: bool = False,
     bounds: Bounds = (0.0, 1.0),
+    data_axis: str | None = None,
 ) -> Defense:
     """Descends the worst of several attacks, attack networks that learn meanwhile among them.
 
@@ -44,6 +45,7 @@ def against_several(
       per_example: whether each example has its own worst attack; else the batch has one, as in
         the paper.
       bounds: lowest and highest value of an input.
+      data_axis: mapped axis over which a batch is spread; `step` then gets this device's part.
 
     Returns:
       A `Defense` with `ClassifierState` and `ClassifierInfo`; `state.opponent` is a tuple of the
@@ -75,7 +77,8 @@ def against_several(
         return jnp.stack(table), variables
 
     def risk(table):
-        table = table.T if per_example else jnp.mean(table, axis=1)[None]
+        # The batch's worst attack is that of the whole batch: the mean comes before the maximum.
+        table = table.T if per_example else _mean_over(data_axis, jnp.mean(table, axis=1))[None]
         one, table = jnp.ones(1, table.dtype), table[:, :, None]
         if temperature is None:
             return games.adversarial_risk(one, table)
@@ -112,6 +115,8 @@ def against_several(
 
     def step(state, images, labels):
         network_key, attack_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        if data_axis is not None:  # dropout of its own on each device
+            network_key = jax.random.fold_in(network_key, jax.lax.axis_index(data_axis))
         u_opt_state, v_opt_state = state.opt_state
         networks_params = _params(state.opponent)
         if ascent is not None and networks:
@@ -120,21 +125,25 @@ def against_several(
                 points = network_points(params, state, network_key, images, labels)
                 return -jnp.sum(jnp.mean(losses_of(state.variables, points, labels)[0], axis=1))
 
-            gradient = jax.grad(own_losses)(networks_params)
+            gradient = _mean_over(data_axis, jax.grad(own_losses)(networks_params))
             updates, v_opt_state = ascent.update(gradient, v_opt_state, networks_params)
             networks_params = jax.tree.map(jnp.add, networks_params, updates)
 
         points = network_points(networks_params, state, network_key, images, labels)
         for index, attack in enumerate(fixed_attacks):
             key = jax.random.fold_in(attack_key, index)
-            points.append(attack_batch(model, state.variables, attack, key, images, labels, threat))
+            attacked = attack_batch(
+                model, state.variables, attack, key, images, labels, threat, data_axis=data_axis
+            )
+            points.append(attacked)
 
         def objective(params):
             table, new = losses_of({**state.variables, "params": params}, points, labels)
             return risk(table), new
 
         params = state.variables["params"]
-        (value, new), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        found, gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        (value, new), gradient = _mean_over(data_axis, (found, gradient))
         updates, u_opt_state = optimizer.update(gradient, u_opt_state, params)
         opponent = tuple(
             {**variables, "params": v}
