@@ -5,9 +5,7 @@ import pathlib
 
 # Before JAX is imported, and inherited by the processes that tests start. Most tests compile for
 # longer than they run: with less of LLVM's optimisation they take a third less time.
-_FLAGS = os.environ.get("XLA_FLAGS", "")
-if "xla_backend_optimization_level" not in _FLAGS:
-    os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_backend_optimization_level=1".strip()
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
 
 import hypothesis
 import jax
