@@ -86,12 +86,7 @@ def main(argv=None):
 
 def parse(argv) -> argparse.Namespace:
     """The command line. Bad input: one line, exit code 2."""
-    parser = setting.Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = setting.Parser(PROGRAM, __doc__)
     add: Callable[..., Any] = parser.add_argument
     add("--network", choices=NETWORKS, default="digits")
     add("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))

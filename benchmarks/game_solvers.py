@@ -84,12 +84,7 @@ def main(argv=None):
 
 def parse(argv) -> argparse.Namespace:
     """The command line. Bad input: one line, exit code 2."""
-    parser = setting.Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = setting.Parser(PROGRAM, __doc__)
     parser.add_argument("--examples", type=int, default=20_000)
     parser.add_argument("--candidates", type=int, default=64)
     parser.add_argument("--members", type=int, default=8)

@@ -75,12 +75,7 @@ def main(argv=None):
 
 def parse(argv) -> argparse.Namespace:
     """The command line. Bad input: one line, exit code 2."""
-    parser = setting.Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = setting.Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("--width", type=int, default=32, help="channels of the classifier's first convolution")
     add("--hidden", type=int, default=300, help="units of the attack network's layers")

@@ -44,12 +44,7 @@ class Problem(NamedTuple):
 
 def parse(program: str, description: str, argv=None) -> argparse.Namespace:
     """The flags, those not given filled in for the device. Bad input: one line, exit code 2."""
-    parser = Parser(
-        prog=program,
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(program, description)
     add: Callable[..., Any] = parser.add_argument
     add("--width", type=int, default=64, help="channels of the first stage")
     add("--batch-size", type=int, help="images per call; None: 32 on a CPU, 512 on a GPU")
@@ -143,8 +138,20 @@ def check_output(path: pathlib.Path):
         raise ValueError(f"output {path} cannot be written")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it is written, and every flag's default."""
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that answers bad input with one line."""
+    """A parser that answers bad input with one line, and takes no flag in short."""
+
+    def __init__(self, program: str, description: str | None):
+        super().__init__(
+            prog=program,
+            description=description,
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Ends the process."""

@@ -1,6 +1,7 @@
 """Command lines of the experiments: every field of a frozen dataclass is a flag with help."""
 
 import argparse
+import contextlib
 import dataclasses
 import fractions
 import pathlib
@@ -8,6 +9,8 @@ import sys
 from typing import Any, NoReturn
 
 import jax
+
+from mixjax import data
 
 
 def flag(default: Any, help: str, *, options: tuple | None = None) -> Any:
@@ -65,6 +68,17 @@ def fail(program: str, error: Exception | str) -> NoReturn:
     """Ends the process: one line on stderr, exit code 2."""
     print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def errors_in_one_line(program: str, *, debug: bool, data_hint: str = ""):
+    """Ends the process as `fail` does at an error that bad input causes, or raises it to debug."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        if debug:
+            raise
+        fail(program, f"{error}{data_hint if isinstance(error, data.DataError) else ''}")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -25,7 +25,7 @@ from experiments._machine import (
     recorded,
 )
 from experiments._machine_paper import PAPER
-from mixjax import _files, attacks, data, losses, reporting
+from mixjax import _files, attacks, losses, reporting
 from mixjax.typing import PyTree
 
 ATTACKS = {
@@ -95,7 +95,8 @@ def main(
         argv, presets, default="demo", program=command, description=description
     )
     _config.cache_compilation()
-    try:
+    hint = "; --preset demo needs no data"
+    with _config.errors_in_one_line(command, debug=config.debug, data_hint=hint):
         if not config.cpu and jax.default_backend() == "cpu":
             raise ValueError(
                 f"preset {preset} is made for a GPU and there is none: --preset demo takes "
@@ -118,11 +119,6 @@ def main(
         )
         print(outcome.summary)
         print(f"{folder / 'report.md'} holds the report.")
-    except (ValueError, OSError, FloatingPointError) as error:
-        if config.debug:
-            raise
-        hint = "; --preset demo needs no data" if isinstance(error, data.DataError) else ""
-        _config.fail(command, f"{error}{hint}")
 
 
 def write_page(setting: Setting, outcome: Outcome, title: str, origin: dict[str, Any]):

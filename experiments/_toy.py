@@ -34,7 +34,7 @@ def main(
     _, config = _config.parse(
         argv, {"paper": config}, default="paper", program=command, description=description
     )
-    try:
+    with _config.errors_in_one_line(command, debug=config.debug):
         _check.at_least(0, seed=config.seed)
         start = time.monotonic()
         recorded = {
@@ -52,10 +52,6 @@ def main(
         )
         print(summary)
         print(f"{folder} holds the figures and numbers.")
-    except (ValueError, OSError) as error:
-        if config.debug:
-            raise
-        _config.fail(command, error)
 
 
 def numbers(low: float, high: float, **lists: str) -> list[float]:

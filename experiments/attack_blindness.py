@@ -61,12 +61,8 @@ def main(argv=None):
         selector="budget",
     )
     _config.cache_compilation()
-    try:
+    with _config.errors_in_one_line(PROGRAM, debug=config.debug):
         run(budget, config, sys.argv[1:] if argv is None else argv)
-    except (ValueError, OSError) as error:
-        if config.debug:
-            raise
-        _config.fail(PROGRAM, error)
 
 
 def run(budget: str, config: Config, argv):

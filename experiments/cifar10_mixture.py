@@ -84,7 +84,8 @@ def main(argv=None):
         argv, PRESETS, default="fast", program=PROGRAM, description=__doc__ or ""
     )
     _config.cache_compilation()
-    try:
+    hint = "; --preset demo needs no data"
+    with _config.errors_in_one_line(PROGRAM, debug=config.debug, data_hint=hint):
         parallel.initialize(config.coordinator or None, config.processes, config.process)
         if not config.cpu and jax.default_backend() == "cpu":
             raise ValueError(
@@ -92,11 +93,6 @@ def main(argv=None):
                 "3 minutes on a CPU, --cpu insists"
             )
         run(preset, config, sys.argv[1:] if argv is None else argv)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if config.debug:
-            raise
-        hint = "; --preset demo needs no data" if isinstance(error, data.DataError) else ""
-        _config.fail(PROGRAM, f"{error}{hint}")
 
 
 def run(preset: str, config: Config, argv):

@@ -64,12 +64,8 @@ def main(argv=None):
         selector="budget",
     )
     _config.cache_compilation()
-    try:
+    with _config.errors_in_one_line(PROGRAM, debug=settings.debug):
         run(budget, settings, sys.argv[1:] if argv is None else argv)
-    except (ValueError, OSError) as error:
-        if settings.debug:
-            raise
-        _config.fail(PROGRAM, error)
 
 
 def run(budget: str, settings: Settings, argv):

@@ -60,12 +60,8 @@ def main(argv=None):
         selector="budget",
     )
     _config.cache_compilation()
-    try:
+    with _config.errors_in_one_line(PROGRAM, debug=settings.debug):
         path = write_page(BUDGETS[budget], settings)
-    except (ValueError, OSError) as error:
-        if settings.debug:
-            raise
-        _config.fail(PROGRAM, error)
     print(f"{path} holds the page.")
 
 
