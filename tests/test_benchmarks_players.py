@@ -59,7 +59,7 @@ class Sides:
         problem = minimax_step.Problem(FLAGS)
         defense = problem.defense(name, optax.sgd(1.0), optax.sgd(0.0))
         state = problem.state(name, defense)
-        new, info = defense.step(state, problem.images, problem.labels)
+        new, info = jax.jit(defense.step)(state, problem.images, problem.labels)
         moved = jax.tree.map(np.subtract, state.variables["params"], new.variables["params"])
         return lambda: (np.float32(info[0] + info.penalty), moved)
 

@@ -11,7 +11,16 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import _machine, _machine_score, _machine_training, sensitivity
+from experiments import (
+    _machine,
+    _machine_score,
+    _machine_training,
+    attack_network,
+    cat_and_mouse,
+    minimax_defense,
+    privacy_filter,
+    sensitivity,
+)
 from experiments._machine import Config, Setting
 from experiments._machine_training import train
 from mixjax import attacks, data, defenses, models, reporting
@@ -196,6 +205,8 @@ def test_the_gate_says_when_the_attack_network_is_too_weak():
         ("--steps 0", "steps must be a whole number of at least 1, got 0"),
         ("--no-cpu", "preset demo is made for a GPU and there is none"),
         ("--model none", "--model: invalid choice: 'none'"),
+        ("--initialization zero", "--initialization: invalid choice: 'zero'"),
+        ("--model cifar_cnn --initialization tutorial", "is of model mnist_cnn, got cifar_cnn"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2_and_leaves_nothing(flags, message, tmp_path, capsys):
@@ -207,8 +218,33 @@ def test_bad_input_is_one_line_and_exit_code_2_and_leaves_nothing(flags, message
     assert not (tmp_path / "run").exists()
 
 
-def test_every_preset_is_what_the_checks_allow():
-    for config in sensitivity.PRESETS.values():
+@pytest.mark.parametrize(
+    "module", [attack_network, cat_and_mouse, minimax_defense, privacy_filter, sensitivity]
+)
+def test_every_preset_is_what_the_checks_allow(module):
+    for config in module.PRESETS.values():
         _machine.check(config)
         assert config.dataset in data.NAMES
         assert json.dumps(_machine.recorded(config))
+
+
+def test_classifiers_of_mnist_start_from_the_tutorial_s_weights_and_others_from_their_own():
+    for module in (cat_and_mouse, minimax_defense, sensitivity):
+        starts = {name: config.initialization for name, config in module.PRESETS.items()}
+        assert starts == dict(demo="he", mnist="tutorial", fashion_mnist="tutorial", cifar10="he")
+    dataset = data.load("digits")
+    kernels = [
+        _machine.build(dataclasses.replace(CONFIG, width=2, initialization=name), dataset)[0].init(
+            jax.random.key(0)
+        )["params"]["Conv_0"]["kernel"]
+        for name in ("tutorial", "he")
+    ]
+    np.testing.assert_allclose(kernels[0] / kernels[1], 0.1 * (25 / 2) ** 0.5, rtol=1e-5)
+
+
+def test_a_score_without_an_attack_network_makes_its_folder(finished, tmp_path):
+    setting, state = finished
+    setting = setting._replace(folder=tmp_path)
+    result = _machine_score.score(setting, "new/one", state.variables, 0.3, with_network=False)
+    assert "attack_network_curr" not in result["robust_accuracy"]
+    assert reporting.read_result(tmp_path / "new" / "one") == result
