@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixjax import mixture
+from mixjax import _check, mixture
 from mixjax.typing import Array
 
 _SMALLEST_SPREAD = 1e-12  # of logits that differ; far below the spacing of float32 around 1
@@ -37,7 +37,12 @@ def trades(clean_logits: Array, logits: Array) -> Array:
 
 
 def margin(logits: Array, label: Array) -> Array:
-    """`logits[label] - max of the others`: `[C], [] -> []`; positive means correct."""
+    """`logits[label] - max of the others`: `[C], [] -> []`; positive means correct.
+
+    Raises:
+      ValueError: if there is one class only, which nothing can lead.
+    """
+    _check.at_least(2, num_classes=logits.shape[-1])
     others = jnp.where(jnp.arange(logits.shape[-1]) == label, -jnp.inf, logits)
     return logits[label] - jnp.max(others)
 
@@ -52,6 +57,9 @@ def dlr(logits: Array, label: Array) -> Array:
     With three classes the denominator is the whole spread. With two the quotient could only be
     -1 or 1, useless to an attacker: there it is the plain `-margin`. Where the three highest logits
     tie the denominator is 1e-12, so that value and gradient stay finite.
+
+    Raises:
+      ValueError: if there is one class only.
 
     References:
       Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse

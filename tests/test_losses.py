@@ -60,6 +60,12 @@ def test_the_gradient_of_trades_in_the_attacked_logits_is_q_minus_p():
     np.testing.assert_allclose(gradient, softmax(attacked) - softmax(LOGITS), atol=1e-6)
 
 
+@pytest.mark.parametrize("loss_fn", [losses.margin, losses.dlr])
+def test_one_class_alone_leads_nobody(loss_fn):
+    with pytest.raises(ValueError, match="num_classes must be a whole number of at least 2, got 1"):
+        loss_fn(jnp.zeros(1), 0)
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_margin_is_the_lead_over_the_best_other_class(label):
     got = losses.margin(LOGITS, label)
