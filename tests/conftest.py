@@ -29,6 +29,17 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
 
 
+# These compile for so much longer than they run that the least optimisation is the fastest.
+_LEAST_OPTIMIZED = ("test_attacks_exact_optima", "test_evaluation", "test_games_players")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimization(request):
+    """How much XLA optimises what a module compiles."""
+    least = pathlib.Path(request.node.name).stem.startswith(_LEAST_OPTIMIZED)
+    jax.config.update("jax_disable_most_optimizations", least)
+
+
 @pytest.fixture
 def key():
     """A typed random key, the same in every test."""
