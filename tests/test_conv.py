@@ -1,5 +1,7 @@
 """The three bilinear maps against JAX's own convolution and its derivatives."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,8 +57,10 @@ def bilinear(name, convolution, x, w):
     }[name]
 
 
+@pytest.mark.parametrize("cores", [1, 2])
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
-def test_value_and_derivatives_of_three_orders_are_those_of_lax(key, window):
+def test_value_and_derivatives_of_three_orders_are_those_of_lax(key, window, cores, monkeypatch):
+    monkeypatch.setattr(conv, "cores", lambda: cores)
     kernel, strides, padding = window
     x, w = arrays(key, kernel)
 
@@ -65,6 +69,36 @@ def test_value_and_derivatives_of_three_orders_are_those_of_lax(key, window):
         return [all_orders(bind(c, strides, padding), x, w) for c in (conv.unrolled, conv.grouped)]
 
     close(*everything(x, w))
+
+
+@pytest.mark.parametrize(
+    ("cores", "changed", "rows"),
+    [
+        (2, {}, 8),
+        (2, {"kernel": (4, 3), "padding": ((3, 0), (0, 0))}, 8),
+        (1, {}, 7),
+        (2, {"strides": (1, 2)}, 7),
+        (2, {"padding": ((0, 1), (1, 1))}, 6),
+        (2, {"dtype": jnp.bfloat16}, 7),
+    ],
+)
+def test_on_several_cores_one_more_row_keeps_same_convolutions_from_ynnpack(
+    cores, changed, rows, monkeypatch
+):
+    monkeypatch.setattr(conv, "cores", lambda: cores)
+    settings = {"kernel": (3, 3), "strides": (1, 1), "padding": ((1, 1), (1, 1))} | changed
+    dtype = settings.pop("dtype", jnp.float32)
+    x = jax.ShapeDtypeStruct((2, 7, 9, 3), dtype)
+    w = jax.ShapeDtypeStruct((*settings.pop("kernel"), 3, 4), dtype)
+    f = bind(conv.unrolled, **settings)
+    y = jax.eval_shape(f, x, w)
+    gradient = jax.jit(lambda x, w, y: jax.vjp(lambda x: f(x, w), x)[1](y)[0])
+    for program, expected in (
+        (jax.jit(f).lower(x, w), rows),
+        (gradient.lower(x, w, y), 7 + (rows == 8)),
+    ):
+        (line,) = [each for each in program.as_text().split("\n") if "stablehlo.conv" in each]
+        assert re.search(r"-> tensor<2x(\d+)x", line)[1] == str(expected)
 
 
 def all_orders(f, x, w):

@@ -25,6 +25,11 @@ ELSEWHERE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    monkeypatch.setattr(conv, "cores", lambda: 1)
+
+
 def same(convolution, x, w):
     return convolution(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)
 
@@ -76,6 +81,11 @@ def test_it_takes_over_where_it_is_faster(changed):
     programs = jax.jit(f).lower(x, w), gradient.lower(x, w, y)
     found = [program.as_text().count("stablehlo.convolution(") for program in programs]
     assert found == ([1, 1] if changed else [0, 0])
+
+
+def test_on_several_cores_it_takes_over_from_twice_as_many_channels_on():
+    assert [winograd.suits((8, 4, 8, n), 300, cores=2) for n in (255, 256)] == [False, True]
+    assert [winograd.suits((8, 4, 8, 300), n, cores=2) for n in (255, 256)] == [False, True]
 
 
 def test_a_convolution_and_its_gradient_share_the_sums_of_the_kernel(key):

@@ -16,6 +16,7 @@ are computed on a CPU is their lowering's affair: 3 x 3 ones of many channels go
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -118,12 +119,20 @@ def _input_gradient_formula(y, w, *, window):
 def _forward_on_cpu(x, w, *, window):
     if _by_winograd(window, x, w.shape[3]):
         return winograd.convolve(x, w)
+    if _by_eigen(window, x):
+        (top, bottom), sides = window.padding
+        window = window._replace(padding=((top, bottom + 1), sides))
+        return _forward_formula(x, w, window=window)[:, :-1]
     return _forward_formula(x, w, window=window)
 
 
 def _input_gradient_on_cpu(y, w, *, window):
     if _by_winograd(window, y, w.shape[2]):
         return winograd.convolve(y, w, transposed=True)
+    if _by_eigen(window, y):
+        height, width = window.image
+        window = window._replace(image=(height + 1, width))
+        return _input_gradient_formula(y, w, window=window)[:, :-1]
     return _input_gradient_formula(y, w, window=window)
 
 
@@ -132,8 +141,30 @@ def _by_winograd(window, images, features):
         window._replace(image=(), loop="")
         == _Window((), (3, 3), (1, 1), ((1, 1), (1, 1)), None, "")
         and images.dtype == jnp.float32
-        and winograd.suits(images.shape, features)
+        and winograd.suits(images.shape, features, cores())
     )
+
+
+def _by_eigen(window, images):
+    """Whether one more row, which nobody reads, makes a convolution faster.
+
+    XLA gives convolutions whose result is no larger than the image to YNNPACK, which leaves all
+    cores but one idle on large images, and the others to Eigen, which takes all.
+    """
+    height, low_and_high = window.kernel[0], sum(window.padding[0])
+    return (
+        cores() > 1
+        and window.strides == (1, 1)
+        and low_and_high == height - 1
+        and images.dtype == jnp.float32
+    )
+
+
+def cores() -> int:
+    """How many cores XLA computes on: those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _kernel_gradient_formula(x, y, *, window):

@@ -18,6 +18,7 @@ from mixjax.typing import Array
 _PIXELS_IN_CACHE = 2048  # convolutions of so many at a time are the fastest on a CPU
 _FEWEST_PIXELS = 256  # with fewer at a time, the sums of the kernel's values cost too much
 _FEWEST_CHANNELS = 128  # with fewer, the sums of the images' values cost too much
+_FEWEST_CHANNELS_OF_CORES = 256  # they gain less from several cores than XLA's convolution does
 _SUMS_OF_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 
@@ -27,12 +28,13 @@ def images_in_cache(batch: int, pixels: int) -> int:
     return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= fitting)
 
 
-def suits(shape: tuple[int, ...], features: int) -> bool:
-    """Whether it pays for images `[B, H, W, C]` and that number of features."""
+def suits(shape: tuple[int, ...], features: int, cores: int = 1) -> bool:
+    """Whether it pays for images `[B, H, W, C]` and that number of features, on so many cores."""
     batch, height, width, channels = shape
+    fewest = _FEWEST_CHANNELS if cores == 1 else _FEWEST_CHANNELS_OF_CORES
     return (
         height % 2 == width % 2 == 0
-        and min(channels, features) >= _FEWEST_CHANNELS
+        and min(channels, features) >= fewest
         and images_in_cache(batch, height * width) * height * width >= _FEWEST_PIXELS
     )
 
