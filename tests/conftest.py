@@ -4,7 +4,8 @@ import os
 import pathlib
 
 # Before JAX is imported, and inherited by the processes that tests start. Most tests compile for
-# longer than they run: with less of LLVM's optimisation they take a third less time.
+# longer than they run: the less LLVM optimises, the sooner they end.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
 
 import hypothesis
@@ -29,15 +30,21 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
 
 
-# These compile for so much longer than they run that the least optimisation is the fastest.
-_LEAST_OPTIMIZED = ("test_attacks_exact_optima", "test_evaluation", "test_games_players")
+# These train networks for longer than they compile: with the flag above alone.
+_TRAINING = {
+    f"test_experiment_{name}"
+    for name in "attack_network cat_and_mouse minimax_defense privacy_filter sensitivity".split()
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def optimization(request):
     """How much XLA optimises what a module compiles."""
-    least = pathlib.Path(request.node.name).stem.startswith(_LEAST_OPTIMIZED)
-    jax.config.update("jax_disable_most_optimizations", least)
+    trains = request.path.stem in _TRAINING or request.path.parent.name == "peers"
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", before and not trains)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
