@@ -31,6 +31,7 @@ from mixjax.typing import Array
 
 _LAYOUT = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC
 _LARGEST_UNROLLED = 16  # a longer axis holds examples, not members, and is always scanned
+_FEWEST_FOR_EIGEN = 3 * 2**28  # multiplications; with fewer, YNNPACK on one core is as fast
 
 
 class _Window(NamedTuple):
@@ -119,7 +120,7 @@ def _input_gradient_formula(y, w, *, window):
 def _forward_on_cpu(x, w, *, window):
     if _by_winograd(window, x, w.shape[3]):
         return winograd.convolve(x, w)
-    if _by_eigen(window, x):
+    if _by_eigen(window, x, w):
         (top, bottom), sides = window.padding
         window = window._replace(padding=((top, bottom + 1), sides))
         return _forward_formula(x, w, window=window)[:, :-1]
@@ -129,7 +130,7 @@ def _forward_on_cpu(x, w, *, window):
 def _input_gradient_on_cpu(y, w, *, window):
     if _by_winograd(window, y, w.shape[2]):
         return winograd.convolve(y, w, transposed=True)
-    if _by_eigen(window, y):
+    if _by_eigen(window, y, w):
         height, width = window.image
         window = window._replace(image=(height + 1, width))
         return _input_gradient_formula(y, w, window=window)[:, :-1]
@@ -145,18 +146,18 @@ def _by_winograd(window, images, features):
     )
 
 
-def _by_eigen(window, images):
+def _by_eigen(window, images, w):
     """Whether one more row, which nobody reads, makes a convolution faster.
 
     XLA gives convolutions whose result is no larger than the image to YNNPACK, which leaves all
     cores but one idle on large images, and the others to Eigen, which takes all.
     """
-    height, low_and_high = window.kernel[0], sum(window.padding[0])
     return (
         cores() > 1
         and window.strides == (1, 1)
-        and low_and_high == height - 1
+        and sum(window.padding[0]) == window.kernel[0] - 1
         and images.dtype == jnp.float32
+        and math.prod(images.shape[:3]) * w.size >= _FEWEST_FOR_EIGEN
     )
 
 
