@@ -3,17 +3,20 @@
 import os
 import pathlib
 
-# Before JAX is imported, and inherited by the processes that tests start. Most tests compile for
-# longer than they run: the less LLVM optimises, the sooner they end.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
-
 import hypothesis
 import jax
 import matplotlib
 import pytest
 
 matplotlib.use("Agg")
+
+# Most tests compile for longer than they run: the less XLA optimises, the sooner they end. XLA
+# reads its flags when the first test computes; the processes that tests start inherit both.
+_FLAGS = ["--xla_backend_optimization_level=1"]
+if jax.__version_info__ < (0, 11):  # later ones have no other emitters
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 _CACHE = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
 
@@ -30,7 +33,7 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
 
 
-# These train networks for longer than they compile: with the flag above alone.
+# These train networks for longer than they compile: with the flags above alone.
 _TRAINING = {
     f"test_experiment_{name}"
     for name in "attack_network cat_and_mouse minimax_defense privacy_filter sensitivity".split()
@@ -41,10 +44,7 @@ _TRAINING = {
 def optimization(request):
     """How much XLA optimises what a module compiles."""
     trains = request.path.stem in _TRAINING or request.path.parent.name == "peers"
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", before and not trains)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", not trains)
 
 
 @pytest.fixture
