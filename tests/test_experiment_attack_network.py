@@ -7,9 +7,9 @@ import pytest
 from experiments import attack_network
 
 SHORT = (
-    "--width 2 --steps 150 --network-steps 120 --network-width 48 --batch-size 64 --apgd-steps 3 "
-    "--ifgsm-steps 2 --test-examples 200 --test-batch-size 200 --measurements 3 "
-    "--initialization tutorial"
+    "--width 4 --steps 200 --learning-rate 0.005 --network-steps 120 --network-width 48 "
+    "--batch-size 64 --apgd-steps 3 --ifgsm-steps 2 --test-examples 200 --test-batch-size 200 "
+    "--measurements 3 --initialization tutorial"
 ).split() + ["--networks", "usual all-three"]
 
 
