@@ -25,7 +25,11 @@ def table() -> str:
     lines = [reporting.results_table(list(results.values()), list(results))]
     for name, result in results.items():
         lines.append(reporting.difference_line(name, result))
-    evaluations = {name: result for name, result in results.items() if "reported_by" in result}
+    evaluations = {  # with an error bar
+        name: result
+        for name, result in results.items()
+        if result.get("reported_by", {"num_examples": 0})["num_examples"] > 1
+    }
     lines.append(reporting.reported_table(evaluations))
     return "\n".join(filter(None, lines))
 

@@ -47,7 +47,8 @@ class Config(_machine.Config):
     mixture_examples: int = flag(1000, "examples of each split that the mixture is attacked on")
 
 
-PRESETS = _machine_report.presets(Config, demo=dict(mixture_examples=100))
+DEMO = dict(steps=400, network_steps=400, mixture_examples=100, rows="adv lwa sens alt minimax")
+PRESETS = _machine_report.presets(Config, demo=DEMO)
 
 
 def main(argv=None):
