@@ -5,13 +5,13 @@
     python -m experiments.minimax_defense --preset mnist --cpu --etas "0.3 0.4" --width 8 \
         --steps 1500 --network-steps 1500 --learning-rate 1e-3
 
-Trains every defence of the paper's tables (no defence, Adv FGSM1, LWA, Sens, Alt, Minimax) and
-Maximin for each eta, attacks each by FGSM, by an attack network trained afresh against it and by
-AutoPGD, which the paper does not run (tables 4, 5, 9 and 10); draws the errors of the three games
-under their own attacker during training (figures 3 and 7) and the attacks themselves (figure 4).
-Then it mixes the minimax-, Sens- and adversarially trained classifiers with the weights that
-`games.solve` gives them. The report says so where the attack network is too weak against the
-classifier without defence to judge any other.
+Trains every defence of the paper's tables (no defence, Adv FGSM1, LWA, Sens, Alt, Minimax) and,
+but for the demo, Maximin for each eta, attacks each by FGSM, by an attack network trained afresh
+against it and by AutoPGD, which the paper does not run (tables 4, 5, 9 and 10); draws the errors
+of the games under their own attacker during training (figures 3 and 7) and the attacks themselves
+(figure 4). Then it mixes the minimax-, Sens- and adversarially trained classifiers with the
+weights that `games.solve` gives them. The report says so where the attack network is too weak
+against the classifier without defence to judge any other.
 """
 
 import dataclasses
