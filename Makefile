@@ -50,7 +50,9 @@ bench-peers: .venv-peers/peers
 
 .venv-peers/peers: pyproject.toml requirements.lock
 	$(MAKE) VENV=.venv-peers .venv-peers/installed
-	.venv-peers/bin/python -m pip install --quiet --editable '.[peers]'
+	echo 'setuptools<81' > .venv-peers/old.txt # builds a dependency of adversarial-library's
+	PIP_CONSTRAINT=.venv-peers/old.txt PIP_BUILD_CONSTRAINT=.venv-peers/old.txt \
+	    .venv-peers/bin/python -m pip install --quiet --editable '.[peers]'
 	touch $@
 
 # `make lock LOCK_FLAGS=--upgrade` moves to the newest versions.

@@ -1,16 +1,16 @@
-"""Attacked images per second: mixjax, torchattacks and foolbox, on the same networks and images.
+"""Attacked images per second: mixjax and three other libraries, on the same networks and images.
 
     python -m benchmarks.attack_peers --network digits
 
 The network is a ResNet of two blocks, trained on digits for a moment, or a ResNet18 of width 16
 with random weights. PGD and AutoPGD take as many steps in an l-inf ball on all sides, Carlini and
-Wagner's attack as many of Adam under as many constants. foolbox attacks the network in PyTorch and
-in JAX, where it compiles nothing by itself: it is handed a compiled network, and for PGD also one
-that is not. The points found are scored by one network, and how often each attack asks the network
-about the batch is counted, our closing steps included. Where other programs run as well, ratios of
-processor time tell more than those of durations. At the end: what the attack suite asks for, in
-gradients per example. About 2 minutes for a network on one CPU core. Needs the extra `peers`;
-`--no-peers` times mixjax alone.
+Wagner's attack as many of Adam under as many constants. torchattacks and adversarial-library attack
+the network in PyTorch, foolbox there and in JAX, where it compiles nothing by itself: it is handed
+a compiled network, and for PGD also one that is not. The points found are scored by one network,
+and how often each attack asks the network about the batch is counted, our closing steps included.
+Where other programs run as well, ratios of processor time tell more than those of durations. At the
+end: what the attack suite asks for, in gradients per example. About 2 minutes for a network on one
+CPU core. `make bench-peers` installs the others; `--no-peers` times mixjax alone.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from mixjax import _check, _files, attacks, ensemble, evaluation, losses, models
 PROGRAM = "benchmarks.attack_peers"
 SUITE_MEMBERS, NORMS = (1, 2, 4), ("linf", "l2")
 BUDGETS = {"quick": evaluation.QUICK, "standard": evaluation.STANDARD}
-VERSIONS = ("torch", "torchattacks", "foolbox", "eagerpy")
+VERSIONS = ("torch", "torchattacks", "adv-lib", "foolbox", "eagerpy")
 
 
 def main(argv=None):
@@ -280,10 +280,10 @@ def _import_peers(flags):
         peers = importlib.import_module("benchmarks.peer_attacks")
     except ModuleNotFoundError as error:
         name = (error.name or "").split(".")[0]
-        if name not in ("torch", "torchattacks", "foolbox"):
+        if name not in ("torch", "torchattacks", "adv_lib", "foolbox"):
             raise
         raise ValueError(
-            f"{name} is not installed: pip install -e '.[peers]', or time mixjax alone: --no-peers"
+            f"{name} is not installed: `make bench-peers` does it, --no-peers times mixjax alone"
         ) from error
     peers.start(setting.num_threads(), flags.seed)
     return peers

@@ -1,6 +1,7 @@
-"""The attacks of torchattacks and foolbox on a network of ours, in PyTorch and in JAX."""
+"""Other libraries' attacks on a network of ours, in PyTorch and in JAX."""
 
 import functools
+import math
 import warnings
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import torchattacks
+from adv_lib import attacks as adversarial_library
 
 from benchmarks import comparison, peer
 from benchmarks.attack_setting import INITIAL_CONST, LEARNING_RATE, STEP, Problem, Side
@@ -57,6 +59,8 @@ def sides(problem: Problem) -> list[Side]:
         ),
         in_torch("torchattacks", "apgd", torchattacks.APGD(network, **settings)),
     ]
+    for name, attack in _adversarial_library_attacks(problem, network).items():
+        found.append(in_torch("adversarial-library", name, attack))
     model = foolbox.models.PyTorchModel(network, bounds=(0, 1), device="cpu")
     for name, attack in _foolbox_attacks(problem, model).items():
         found.append(in_torch(PYTORCH, name, attack))
@@ -79,6 +83,28 @@ def _sides_in_jax(problem):
                 call = functools.partial(attack, images, labels)
                 found.append(_side(library, name, call, calls))
     return found
+
+
+def _adversarial_library_attacks(problem, network):
+    """`(images, labels) -> images` by name."""
+    return {
+        "apgd": functools.partial(
+            adversarial_library.apgd,
+            network,
+            eps=problem.epsilon,
+            norm=math.inf,
+            n_iter=problem.num_steps,
+            loss_function="ce",
+        ),
+        "carlini_wagner": functools.partial(
+            adversarial_library.carlini_wagner_l2,
+            network,
+            learning_rate=LEARNING_RATE,
+            initial_const=INITIAL_CONST,
+            binary_search_steps=problem.num_search_steps,
+            max_iterations=problem.num_adam_steps,
+        ),
+    }
 
 
 def _foolbox_attacks(problem, model):

@@ -66,9 +66,8 @@ def within(low, high, **values):
         if not _is_traced(value, low, high):
             lowest, highest = float(np.min(np.asarray(value))), float(np.max(np.asarray(value)))
             if not (low - _ROUNDING <= lowest and highest <= high + _ROUNDING):
-                raise ValueError(
-                    f"{name} must lie in [{low}, {high}], got values from {lowest} to {highest}"
-                )
+                got = f"values from {lowest} to {highest}" if np.ndim(value) else value
+                raise ValueError(f"{name} must lie in [{low}, {high}], got {got}")
 
 
 def non_empty(num_axes, **values):

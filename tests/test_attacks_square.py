@@ -227,7 +227,7 @@ def test_one_query_returns_the_start(key):
     [
         ({"num_queries": 0}, "num_queries must be a whole number of at least 1, got 0"),
         ({"first_share": 0.0}, "first_share must be positive, got 0.0"),
-        ({"first_share": 1.5}, r"first_share must lie in \[0.0, 1.0\], got values from 1.5 to 1.5"),
+        ({"first_share": 1.5}, r"first_share must lie in \[0.0, 1.0\], got 1.5"),
         ({"bounds": (1.0, 0.0)}, r"bounds must be .* low < high, got \(1.0, 0.0\)"),
     ],
 )

@@ -128,9 +128,9 @@ def test_mixjax_alone_is_timed_without_its_peers(monkeypatch, capsys, tmp_path, 
     assert "digits, pgd, mixjax" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("missing", ["torch", "torchattacks", "foolbox"])
-def test_without_a_peer_one_line_names_the_extra(missing, monkeypatch, capsys, tmp_path, as_before):
-    for name in ("torch", "torchattacks", "foolbox"):
+@pytest.mark.parametrize("missing", ["torch", "torchattacks", "adv_lib", "foolbox"])
+def test_without_a_peer_one_line_says_what_to_do(missing, monkeypatch, capsys, tmp_path, as_before):
+    for name in ("torch", "torchattacks", "adv_lib", "foolbox"):
         monkeypatch.setitem(sys.modules, name, None)
     error = ModuleNotFoundError(f"No module named {missing!r}", name=missing)
     monkeypatch.delitem(sys.modules, "benchmarks.peer_attacks", raising=False)
@@ -144,7 +144,7 @@ def test_without_a_peer_one_line_names_the_extra(missing, monkeypatch, capsys, t
         attack_peers.main(["--output", str(tmp_path / "out.json")])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{missing} is not installed: pip install -e '.[peers]'" in line
+    assert f"{missing} is not installed: `make bench-peers` does it" in line
     assert not list(tmp_path.iterdir())
 
 

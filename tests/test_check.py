@@ -96,6 +96,7 @@ def test_values_outside_an_interval_are_answered_with_their_extremes():
     assert text == "images must lie in [0.0, 1.0], got values from -0.25 to 2.0"
     assert "nan" in message(_check.within, 0.0, 1.0, images=np.array([0.5, NAN]))
     assert "from -1.0 to" in message(_check.within, 0.0, 1.0, images=np.array([-1.0, 0.5]))
+    assert message(_check.within, 1, 2, devices=3) == "devices must lie in [1, 2], got 3"
 
 
 def test_arrays_with_an_empty_axis_or_another_rank_are_answered_with_their_shape():

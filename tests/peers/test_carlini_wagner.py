@@ -1,11 +1,13 @@
-"""Our C&W beside foolbox's: the same weights, the same examples, the same budget."""
+"""Our C&W beside its peers: the same weights, the same examples, the same budget."""
 
+import functools
 import warnings
 
 import jax
 import numpy as np
 import pytest
 import torch
+from adv_lib import attacks as adversarial_library
 
 from mixjax import attacks, losses
 from tests.peers import digits
@@ -13,30 +15,36 @@ from tests.peers import digits
 SETTINGS = {"num_steps": 100, "num_binary_search_steps": 9}
 
 
-@pytest.fixture(scope="module")
-def foolbox():
+def by_foolbox(network, x, y):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports what SciPy has moved
         import foolbox
-    return foolbox
-
-
-@pytest.fixture(scope="module")
-def peer_norms(foolbox):
-    images, labels = digits.correct_examples()
-    network = digits.in_torch(digits.trained())
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
     attack = foolbox.attacks.L2CarliniWagnerAttack(
         binary_search_steps=9, steps=100, stepsize=0.1, initial_const=1e-3
     )
+    return attack.run(model, x, foolbox.criteria.Misclassification(y))
+
+
+def by_adversarial_library(network, x, y):
+    return adversarial_library.carlini_wagner_l2(
+        network, x, y, learning_rate=0.1, binary_search_steps=9, max_iterations=100
+    )
+
+
+@pytest.fixture(scope="module", params=[by_foolbox, by_adversarial_library])
+def peer_norms(request):
+    images, labels = digits.correct_examples()
+    network = digits.in_torch(digits.trained())
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     y = torch.from_numpy(labels.astype(np.int64))
-    x_adv = attack.run(model, x, foolbox.criteria.Misclassification(y))
+    x_adv = request.param(network, x, y)
     fooled = (network(x_adv).argmax(-1) != y).numpy()
     norms = (x_adv - x).flatten(1).norm(dim=1).numpy()
     return np.where(fooled, norms, np.inf)
 
 
+@functools.cache
 def our_norms(**settings):
     variables = digits.trained()
 
