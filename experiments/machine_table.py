@@ -3,7 +3,8 @@
     python -m experiments.machine_table     # rewrites the part of README.md between the markers
 
 The `result.json` of `experiments.attack_network` or `experiments.minimax_defense` gets in by being
-copied there; errors stand beside the paper's, in brackets.
+copied there; errors stand beside the paper's, in brackets. Files `machine_further_*.json` of other
+lengths, widths, seeds and settings of the second share one table.
 """
 
 import json
@@ -22,15 +23,18 @@ _KNOWN = {"clean": "no attack", "fgsm": "FGSM", "auto_pgd": "AutoPGD"}
 
 def table() -> str:
     """All committed runs as Markdown, in the order of their files' names."""
-    parts = []
+    parts, others = [], {}
     for path in sorted(RESULTS.glob("machine_*.json")):
         result = json.loads(path.read_text())
+        if path.stem.startswith("machine_further_"):
+            others[path.stem] = result
+            continue
         parts.append(f"{_origin(path.stem, result)}\n")
         if "attacked" in result:
             parts.append(attackers(result))
         else:
             parts += [*defences(result), verdict(result)]
-    return "\n".join(parts)
+    return "\n".join([*parts, further(others)])
 
 
 def attackers(result: dict) -> str:
@@ -62,6 +66,22 @@ def defences(result: dict) -> list[str]:
     return parts
 
 
+def further(results: dict[str, dict]) -> str:
+    """The errors of other runs, one row for each classifier and radius."""
+    rows = {}
+    for name, result in results.items():
+        config = result["config"]
+        for eta, errors in result["errors"].items():
+            setting = (
+                f"{config['dataset']}, eta = {eta}, width {config['width']}, {config['steps']} "
+                f"steps, gamma {config['penalty']:g}, seed {result['provenance']['seed']}"
+            )
+            for classifier, found in errors.items():
+                row = f"[{setting}]({_path(name)}): {classifier}"
+                rows[row] = [_cell(found.get(each), None) for each in ATTACKS]
+    return reporting.rate_table("further runs", list(ATTACKS.values()), rows)
+
+
 def verdict(result: dict) -> str:
     """Whether the column of the attack network says anything: the gate."""
     if result["attack_network_is_strong"]:
@@ -83,10 +103,14 @@ def _cell(found, published) -> str:
     return f"{own} ({published:.3f})" if published is not None else own
 
 
+def _path(name: str) -> str:
+    return f"benchmarks/results/{name}.json"
+
+
 def _origin(name: str, result: dict) -> str:
     config, origin = result["config"], result["provenance"]
     return (
-        f"[{name}](benchmarks/results/{name}.json): {config['dataset']}, classifiers of width "
+        f"[{name}]({_path(name)}): {config['dataset']}, classifiers of width "
         f"{config['width']}, {config['steps']} steps of {config['batch_size']} examples, attack "
         f"networks {config['network_steps']}; one run, seed {origin['seed']}."
     )

@@ -34,6 +34,16 @@ def test_errors_stand_beside_the_paper_s():
     assert cells[4] == ""
 
 
+def test_further_runs_share_a_table_whose_rows_name_what_differs():
+    config = {"dataset": "mnist", "width": 32, "steps": 3000, "penalty": 0.1}
+    run = {**result(), "config": config, "provenance": {"seed": 1}}
+    *_, row = machine_table.further({"machine_further_wide": run}).splitlines()
+    assert row.startswith(
+        "| [mnist, eta = 0.3, width 32, 3000 steps, gamma 0.1, seed 1]"
+        "(benchmarks/results/machine_further_wide.json): No defense | 0.050 ± 0.010 |  | 0.930 "
+    )
+
+
 def test_of_a_network_s_curve_the_end_counts():
     curves = {"usual": [[100.0, 200.0], [0.4, 0.95]]}
     known = {"clean": 0.02, "fgsm": 0.9, "auto_pgd": 1.0}
