@@ -11,7 +11,8 @@ from mixjax.attacks._steps import value_and_grad
 from mixjax.typing import Array, Bounds, LossFn
 
 _INSIDE = 0.999999  # of the way to the bounds: on them the tanh variables would be infinite
-_PROGRESS = 0.9999  # of the loss a tenth of the steps before: above it the search is over
+_PROGRESS = 0.9999  # of the loss at the check before: above it the search is over
+_FEWEST_BETWEEN_CHECKS = 25  # Adam first overshoots and comes back: for so long a rise says nothing
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 _LARGEST_CONST = 1e10
 _LARGEST_GRADIENT = 1e18  # its square is still a number
@@ -62,7 +63,7 @@ def carlini_wagner(
 
     The constant is multiplied by ten until a point fools, then bisected between the largest that
     failed and the smallest that succeeded. A search stops, and under `jax.vmap` its state stays as
-    it is, when its loss has not fallen by a factor of .9999 over a tenth of the steps.
+    it is, when its loss has not fallen by a factor of .9999 over a tenth of the steps, 25 at least.
 
     Adam walks in steps of the learning rate and along signs until the two terms balance, so that a
     boundary nearer than one step is overshot under every constant. The closing steps mend it:
@@ -102,6 +103,7 @@ def carlini_wagner(
     _check.positive(learning_rate=learning_rate, initial_const=initial_const)
     _check.increasing(bounds=bounds)
     optimizer = optax.adam(learning_rate)
+    steps_between_checks = max(-(-num_steps // 10), _FEWEST_BETWEEN_CHECKS)
     middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
     first = jnp.arctanh(_INSIDE * jnp.clip((x.astype(jnp.float32) - middle) / half, -1.0, 1.0))
 
@@ -118,7 +120,7 @@ def carlini_wagner(
         gradient = jnp.clip(jnp.nan_to_num(gradient), -_LARGEST_GRADIENT, _LARGEST_GRADIENT)
         updates, optimizer_state = optimizer.update(gradient, descent.optimizer_state)
         best, best_norm = _keep_nearer(x, descent.best, descent.best_norm, point, margin)
-        is_check = descent.step % -(-num_steps // 10) == 0
+        is_check = descent.step % steps_between_checks == 0
         return _Descent(
             step=descent.step + 1,
             variables=descent.variables + updates,
