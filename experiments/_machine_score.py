@@ -21,6 +21,7 @@ from mixjax import attacks, evaluation, losses, mixture, reporting
 from mixjax.typing import PyTree
 
 STRONG = 0.9  # error of an undefended classifier that an attack network must reach to judge others
+TRAINED = 0.5  # error without an attack above which a classifier says nothing about one
 
 
 def score(setting: Setting, name: str, variables: PyTree, eta: float, *, with_network: bool = True):
@@ -198,11 +199,21 @@ def error(result: dict[str, Any], attack: str) -> float:
     return 1 - result["robust_accuracy"].get(attack, np.nan)
 
 
+def breaks(clean: float, attacked: float) -> bool:
+    """Whether errors without and under an attack are those of a classifier that it breaks."""
+    return clean <= TRAINED and attacked > STRONG
+
+
 def gate(undefended: dict[str, Any]) -> tuple[bool, str]:
     """Whether the attack network breaks an undefended classifier, and a sentence that says so."""
-    broken = error(undefended, "attack_network_curr")
+    clean, broken = (error(undefended, attack) for attack in ("clean", "attack_network_curr"))
     eta = undefended["eta"]
-    if broken > STRONG:
+    if clean > TRAINED:
+        return False, (
+            f"The undefended classifier errs on {clean:.3f} without an attack, above {TRAINED}: it "
+            f"cannot show at eta {eta:g} whether the attack network is too weak to judge a defence."
+        )
+    if breaks(clean, broken):
         return True, (
             f"The attack network raises the error of the undefended classifier to {broken:.3f} at "
             f"eta {eta:g}: it can judge a defence."

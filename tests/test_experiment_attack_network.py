@@ -37,6 +37,7 @@ def test_the_report_says_whether_the_best_network_breaks_the_classifier(finished
     best = max(errors[-1] for _, errors in found["attack_networks"].values())
     assert attack_network.strongest(found) == best
     assert result["attack_network_is_strong"] == {"tutorial, eta = 0.4": best > 0.9}
+    assert not attack_network.is_broken({**found, "clean": 0.6})
     words = "breaks" if best > 0.9 else "does not break"
     assert f"{words} the classifier: {best:.3f}" in (folder / "report.md").read_text()
     assert (folder / "errors.png").read_bytes()[:4] == b"\x89PNG"

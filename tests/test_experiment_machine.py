@@ -183,8 +183,9 @@ def test_an_attack_on_another_classifier_is_made_with_that_one(finished):
 
 
 def test_the_gate_says_when_the_attack_network_is_too_weak():
-    def result(accuracy):
-        return {"eta": 0.4, "robust_accuracy": {"attack_network_curr": accuracy}}
+    def result(accuracy, clean=0.95):
+        robust = {"attack_network_curr": accuracy}
+        return {"eta": 0.4, "clean_accuracy": clean, "robust_accuracy": robust}
 
     assert _machine_score.gate(result(0.05)) == (
         True,
@@ -193,6 +194,8 @@ def test_the_gate_says_when_the_attack_network_is_too_weak():
     )
     is_strong, sentence = _machine_score.gate(result(0.4))
     assert not is_strong and "too weak to judge" in sentence
+    is_strong, sentence = _machine_score.gate(result(0.05, clean=0.06))
+    assert not is_strong and "errs on 0.940 without an attack" in sentence
 
 
 @pytest.mark.parametrize(
