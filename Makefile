@@ -50,9 +50,10 @@ bench-peers: .venv-peers/peers
 
 .venv-peers/peers: pyproject.toml requirements.lock
 	$(MAKE) VENV=.venv-peers .venv-peers/installed
-	echo 'setuptools<81' > .venv-peers/old.txt # builds a dependency of adversarial-library's
+	.venv-peers/bin/python -m pip install --quiet --editable '.[peers]'
+	echo 'setuptools<81' > .venv-peers/old.txt # builds visdom, which adversarial-library needs
 	PIP_CONSTRAINT=.venv-peers/old.txt PIP_BUILD_CONSTRAINT=.venv-peers/old.txt \
-	    .venv-peers/bin/python -m pip install --quiet --editable '.[peers]'
+	    .venv-peers/bin/python -m pip install --quiet 'adv-lib>=0.2.8'
 	touch $@
 
 # `make lock LOCK_FLAGS=--upgrade` moves to the newest versions.
