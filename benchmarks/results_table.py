@@ -3,25 +3,33 @@
     python -m benchmarks.results_table      # rewrites the parts of README.md between the markers
 
 A run's `result.json`, or its `evaluation_<budget>.json`, gets in by being copied to
-`benchmarks/results/<data>_<what>.json`; the name of the file is the name of the row.
+`benchmarks/results/<data>_<what>.json`; the name of the file is the name of the row. Runs that
+differ in their seed alone are `<data>_<what>_seed_<n>.json`, seed 0 without the ending: only the
+first has a row of its own, and all of them together one of the table over seeds.
 """
 
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 
-from mixjax import reporting
+from mixjax import evaluation, reporting
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+SEED = re.compile(r"_seed_\d+$")
 
 
 def table() -> str:
     """All committed runs as Markdown, in the order of their files' names."""
-    results = {}
+    results, of_all_seeds = {}, {}
     for path in sorted(RESULTS.glob("*.json")):
         if "robust_accuracy" in json.loads(path.read_text()):
-            results[path.stem.replace("_", " ")] = reporting.read_result(path)
+            result = reporting.read_result(path)
+            name = SEED.sub("", path.stem).replace("_", " ")
+            of_all_seeds.setdefault(name, []).append(result)
+            if not SEED.search(path.stem):
+                results[name] = result
     lines = [reporting.results_table(list(results.values()), list(results))]
     for name, result in results.items():
         lines.append(reporting.difference_line(name, result))
@@ -31,7 +39,40 @@ def table() -> str:
         if result.get("reported_by", {"num_examples": 0})["num_examples"] > 1
     }
     lines.append(reporting.reported_table(evaluations))
+    lines.append(over_seeds(of_all_seeds))
     return "\n".join(filter(None, lines))
+
+
+def over_seeds(results: dict[str, list[dict]]) -> str:
+    """Mean over the seeds and its interval, where there are five at least, as Markdown.
+
+    Raises:
+      ValueError: if two runs of one name have the same seed, or differ in more than their seed.
+    """
+    rows = {}
+    for name, runs in results.items():
+        if len(runs) < 5:
+            continue
+        seeds = [run["provenance"]["seed"] for run in runs]
+        configs = [{**run["config"], "seed": None} for run in runs]
+        if len(set(seeds)) < len(seeds) or any(config != configs[0] for config in configs):
+            raise ValueError(f"{name}: its runs must differ in their seed and in nothing else")
+        columns = {
+            "clean %": [run["clean_accuracy"] for run in runs],
+            "robust %": [run["robust_accuracy"]["worst"] for run in runs],
+            "minus single %": [
+                run["versus_single"]["difference"] for run in runs if "versus_single" in run
+            ],
+        }
+        cells = [_over(values) if len(values) == len(runs) else "" for values in columns.values()]
+        rows[name] = [str(len(runs)), *cells]
+    head = ["seeds", "clean %", "robust %", "robust minus that of the single classifier %"]
+    return reporting.rate_table("mean over seeds (95 % interval)", head, rows) if rows else ""
+
+
+def _over(values):
+    mean, (low, high) = evaluation.over_seeds(values)
+    return f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def speed() -> str:

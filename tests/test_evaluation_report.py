@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -129,3 +130,15 @@ def test_a_report_of_something_else_is_refused(arguments, message):
 def test_a_difference_of_different_examples_is_refused():
     with pytest.raises(ValueError, match=r"others must have shape \[3\], got \[2\]"):
         evaluation.paired_difference(np.ones(3), np.ones(2))
+
+
+def test_the_interval_over_seeds_is_student_s():
+    mean, (low, high) = evaluation.over_seeds([0.1, 0.2, 0.3, 0.4, 1.0])
+    spread = 2.7764451 * math.sqrt((0.3**2 + 0.2**2 + 0.1**2 + 0.0**2 + 0.6**2) / 4) / math.sqrt(5)
+    np.testing.assert_allclose([mean, low, high], [0.4, 0.4 - spread, 0.4 + spread], rtol=1e-7)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, math.nan], [[0.5, 0.4]]])
+def test_an_interval_over_seeds_takes_two_finite_numbers_at_least(values):
+    with pytest.raises(ValueError, match="at least two finite numbers"):
+        evaluation.over_seeds(values)

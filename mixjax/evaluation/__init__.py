@@ -25,6 +25,7 @@ from mixjax.evaluation.passes import Passes, count_passes
 from mixjax.evaluation.report import (
     expected_accuracy,
     mean_and_error_bar,
+    over_seeds,
     paired_difference,
     report,
     sandwich,
@@ -67,6 +68,7 @@ __all__ = [
     "lower_bound",
     "mean_and_error_bar",
     "over_batches",
+    "over_seeds",
     "paired_difference",
     "pgd_attacks",
     "report",

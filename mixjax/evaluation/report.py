@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 from mixjax import _check
 from mixjax.evaluation.outcomes import Outcomes
@@ -59,6 +60,32 @@ def paired_difference(values: Any, others: Any) -> tuple[float, float]:
     values, others = np.asarray(values, np.float64), np.asarray(others, np.float64)
     _check.shape(values.shape, others=others)
     return mean_and_error_bar(values - others)
+
+
+def over_seeds(values: Any) -> tuple[float, tuple[float, float]]:
+    """Mean over trainings that differ in their seed, and Student's 95 % interval for it.
+
+    What a method does, not what one of its runs did: the interval of one run over its examples
+    says nothing of how the next seed would come out.
+
+    Args:
+      values: `[S]` one number for each seed, at least two.
+
+    Returns:
+      The mean, and the lower and the upper end `mean -+ t sd / sqrt(S)`, `t` with `S - 1` degrees
+      of freedom.
+
+    Raises:
+      ValueError: if there are not two numbers, or one is not finite.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
+        raise ValueError(f"values must be at least two finite numbers, got {values}")
+    spread = (
+        scipy.special.stdtrit(values.size - 1, 0.975) * values.std(ddof=1) / np.sqrt(values.size)
+    )
+    mean = values.mean()
+    return float(mean), (float(mean - spread), float(mean + spread))
 
 
 def report(outcomes: Outcomes, weights: Any, attacks: Sequence[Attack]) -> dict[str, Any]:

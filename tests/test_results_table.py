@@ -1,0 +1,44 @@
+"""Runs that differ in their seed alone share a row with an interval over the seeds."""
+
+import pytest
+
+from benchmarks import results_table
+
+
+def run(seed, robust, **config):
+    return {
+        "clean_accuracy": 0.9,
+        "robust_accuracy": {"worst": robust},
+        "config": {"epochs": 3, "seed": seed, **config},
+        "provenance": {"seed": seed},
+    }
+
+
+def runs(difference=None):
+    each = [run(seed, 0.5 + seed / 100) for seed in range(5)]
+    for result in each if difference is not None else []:
+        result["versus_single"] = {"difference": difference}
+    return each
+
+
+def test_five_seeds_make_a_row_and_four_do_not():
+    table = results_table.over_seeds({"five": runs(-0.25), "four": runs()[:4]})
+    _, _, row = table.splitlines()
+    assert row == (
+        "| five | 5 | 90.0 (90.0 to 90.0) | 52.0 (50.0 to 54.0) | -25.0 (-25.0 to -25.0) |"
+    )
+
+
+def test_without_five_seeds_there_is_no_table():
+    assert results_table.over_seeds({"four": runs()[:4]}) == ""
+
+
+def test_a_run_without_the_single_classifier_has_no_difference():
+    *_, row = results_table.over_seeds({"five": runs()}).splitlines()
+    assert row.endswith("|  |")
+
+
+@pytest.mark.parametrize("other", [run(4, 0.5, epochs=9), run(3, 0.5)], ids=["config", "seed"])
+def test_runs_that_differ_in_more_or_in_less_than_their_seed_are_refused(other):
+    with pytest.raises(ValueError, match="differ in their seed and in nothing else"):
+        results_table.over_seeds({"five": [*runs()[:4], other]})
