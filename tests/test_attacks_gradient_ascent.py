@@ -198,6 +198,77 @@ def test_in_the_setting_of_hamm_pgd_is_the_ifgsm_written_out(key):
     np.testing.assert_allclose(info.loss, -np.sum((best - tops) ** 2), rtol=1e-5)
 
 
+def test_as_printed_fgsm_goes_its_whole_step_beyond_every_box():
+    """Equation 1 of Hamm: `x + eta sign(grad)`, nothing else."""
+    x = np.array([-1.0, -0.9, -0.2, 0.0, 0.8, 1.0], np.float32)
+    slope = np.array([-1.0, 3.0, -0.1, 0.0, 2.0, 1.0], np.float32)
+    x_adv, info = attacks.fgsm(
+        lambda z: jnp.sum(slope * z), x, threats.linf(0.3), bounds=(-np.inf, np.inf)
+    )
+    np.testing.assert_allclose(x_adv, x + 0.3 * np.sign(slope), atol=1e-6)
+    gain = 0.3 * np.abs(slope).sum()
+    np.testing.assert_allclose(info.loss - info.first_loss, gain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_without_bounds_pgd_gains_epsilon_times_the_dual_norm_from_anywhere(make, key):
+    x_adv, _ = attacks.pgd(
+        key,
+        linear,
+        100.0 * X,
+        make(EPSILON),
+        num_steps=30,
+        step_size=0.1,
+        bounds=(-np.inf, np.inf),
+    )
+    gain = np.sum(SLOPE * (np.float64(x_adv) - np.float64(100.0 * X)))
+    np.testing.assert_allclose(gain, EPSILON * dual_norm(make, SLOPE), rtol=1e-3)
+
+
+def test_the_ifgsm_of_hamm_steps_by_eta_and_ends_where_its_last_step_ends(key):
+    """Equation 2; around a top inside the ball it goes to and fro, four steps ending at `x`."""
+    tops = np.array([-1.2, -0.75, -0.33, 0.28, 1.5, 0.95])
+    x = np.array([-0.9, -0.9, -0.2, 0.0, 0.8, 1.0])
+    eta, z = 0.3, x
+    for _ in range(4):
+        z = np.minimum(
+            1, np.minimum(x + eta, np.maximum(-1, np.maximum(x - eta, z + eta * np.sign(tops - z))))
+        )
+    x_adv, info = attacks.pgd(
+        key,
+        peak_at(jnp.float32(tops)),
+        jnp.float32(x),
+        threats.linf(eta),
+        num_steps=4,
+        step_size=eta,
+        random_start=False,
+        iterate="last",
+        bounds=(-1.0, 1.0),
+    )
+    np.testing.assert_allclose(x_adv, z, atol=1e-6)
+    np.testing.assert_allclose(info.loss, -np.sum((z - tops) ** 2), rtol=1e-5)
+    assert np.any(z == x) and np.any(z == -1) and np.any(z == 1)
+
+
+def test_the_last_point_may_be_asked_for_and_its_own_loss_is_reported(key):
+    """The path of the test above: .5, .6, .7, .6, .7, .6; the peak is at .68."""
+    x_adv, info = attacks.pgd(
+        key,
+        peak_at(0.68),
+        jnp.array([0.5]),
+        threats.linf(0.4),
+        num_steps=5,
+        step_size=0.1,
+        random_start=False,
+        iterate="last",
+    )
+    np.testing.assert_allclose(x_adv, [0.6], rtol=1e-6)
+    np.testing.assert_allclose(info.loss, -(0.08**2), rtol=1e-3)
+    np.testing.assert_allclose(info.first_loss, -(0.18**2), rtol=1e-3)
+    with pytest.raises(ValueError, match="iterate must be one of best, last, got first"):
+        attacks.pgd(key, linear, X, threats.linf(0.1), num_steps=1, step_size=0.1, iterate="first")
+
+
 @pytest.mark.parametrize("make", BOTH)
 def test_without_a_random_start_the_key_does_not_matter(make):
     points = [

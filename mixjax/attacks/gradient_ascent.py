@@ -4,6 +4,8 @@ They never ask what the loss is: one network's cross-entropy, the expected loss 
 mean probability or a TRADES divergence are all a `loss_fn`.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -22,14 +24,16 @@ def fgsm(
       loss_fn: `[...] -> []`, what the attacker raises.
       x: `[...]` one input, inside `bounds`.
       threat: the allowed perturbations, in the units of `x`.
-      bounds: lowest and highest value of an input.
+      bounds: lowest and highest value of an input. With `(-inf, inf)` nothing is clipped: as the
+        method is printed, by Goodfellow et al. and as equation 1 of Hamm.
 
     Returns:
       The `[...]` attacked input, within `bounds`, and an `AttackInfo`. The step is taken whether
       or not it raises the loss: that is the method.
 
     References:
-      Goodfellow et al., Explaining and harnessing adversarial examples, 2015.
+      Goodfellow et al., Explaining and harnessing adversarial examples, 2015;
+      Hamm, Machine vs machine, 2018, equation 1.
     """
     _check.increasing(bounds=bounds)
     first_loss, gradient = value_and_grad(loss_fn, x)
@@ -47,13 +51,14 @@ def pgd(
     step_size: float | Array,
     random_start: bool = True,
     start: Threat | None = None,
+    iterate: Literal["best", "last"] = "best",
     bounds: Bounds = (0.0, 1.0),
 ) -> tuple[Array, AttackInfo]:
     r"""Projected gradient ascent: `delta <- P(delta + step_size * steepest(grad))`.
 
-    With `threats.linf`, `random_start=False` and `bounds=(-1, 1)` it is the IFGSM of Hamm 2018,
-    `z <- clip_{x, eta}(z + step sign(grad))` on pixels in [-1, 1], as `fgsm` with these bounds is
-    the FGSM there.
+    With `threats.linf(eta)`, `step_size=eta`, `random_start=False`, `iterate="last"` and
+    `bounds=(-1, 1)` it is the IFGSM of Hamm, equation 2: `z <- clip_{x, eta}(z + eta sign(grad))`
+    on pixels in [-1, 1].
 
     Args:
       key: random key of the start; consumed.
@@ -65,19 +70,21 @@ def pgd(
       random_start: start at a random point instead of at `x`.
       start: ball in which the random start is uniform; that of `threat` if None. A divergence
         from the clean output has no gradient at `x`, and TRADES starts just beside it.
-      bounds: lowest and highest value of an input.
+      iterate: "best", never a weaker attack, or "last", what the papers below return.
+      bounds: lowest and highest value of an input; `(-inf, inf)` for none.
 
     Returns:
-      The `[...]` input of highest loss among the `num_steps + 1` points visited, within `bounds`
-      and within the threat up to rounding, and an `AttackInfo`.
+      The `[...]` input of highest loss among the `num_steps + 1` points visited, or the last of
+      them, within `bounds` and within the threat up to rounding, and an `AttackInfo`.
 
     Raises:
-      ValueError: if `num_steps` or `step_size` is not positive.
+      ValueError: if `num_steps` or `step_size` is not positive, or `iterate` is neither.
 
     References:
-      Madry et al., Towards deep learning models resistant to adversarial attacks, 2018. There the
-      last point is returned; the best one is never a weaker attack.
+      Madry et al., Towards deep learning models resistant to adversarial attacks, 2018;
+      Hamm, Machine vs machine, 2018, equation 2.
     """
+    _check.one_of(("best", "last"), iterate=iterate)
     _check.at_least(1, num_steps=num_steps)
     _check.positive(step_size=step_size)
     _check.increasing(bounds=bounds)
@@ -98,5 +105,8 @@ def pgd(
     (last, best, best_loss, num_zero_gradients), losses = jax.lax.scan(
         step, carry, length=num_steps
     )
-    best, best_loss = keep_higher(best, best_loss, last, loss_fn(last))
+    last_loss = loss_fn(last)
+    if iterate == "last":
+        return last, AttackInfo(last_loss, losses[0], num_zero_gradients)
+    best, best_loss = keep_higher(best, best_loss, last, last_loss)
     return best, AttackInfo(best_loss, losses[0], num_zero_gradients)
