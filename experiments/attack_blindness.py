@@ -28,6 +28,7 @@ from experiments import _config
 from experiments._blindness import (
     LINEAR_MIXTURES,
     MARGIN_OF_PIXELS,
+    PGD_STEP,
     Config,
     Mixture,
     boosted_pair,
@@ -152,13 +153,10 @@ def compiled(epsilon: float, budget: str, config: Config):
 
 
 def ascent(name: str, loss, threat: threats.Threat, config: Config) -> evaluation.Attack:
-    """PGD with restarts on one loss of all members."""
+    """PGD with restarts on one loss of all members, its step that of Pinot et al."""
 
     def run(key, _, logits_fn, weights, x, label):
-        settings = {
-            "num_steps": config.pgd_steps,
-            "step_size": 2.5 * threat.epsilon / config.pgd_steps,
-        }
+        settings = {"num_steps": config.pgd_steps, "step_size": PGD_STEP * threat.epsilon}
         return attacks.pgd(
             key, lambda x: loss(logits_fn(x), label, weights), x, threat, **settings
         )[0]

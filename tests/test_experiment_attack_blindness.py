@@ -157,6 +157,7 @@ def test_the_two_blind_losses_differ_where_members_do():
 
 
 def test_the_blind_attacks_are_pgd_with_restarts_on_these_two_losses(key):
+    """A step is a quarter of the radius, whatever their number, as in the paper's PGD-100."""
     suite, _ = attack_blindness.compiled(0.2, "quick", _blindness.Config(pgd_runs=3, pgd_steps=4))
     slopes, weights = jax.random.normal(key, (2, 2, 6)), jnp.array([0.8, 0.2])
     x = jnp.linspace(0.3, 0.7, 6)
@@ -177,7 +178,7 @@ def test_the_blind_attacks_are_pgd_with_restarts_on_these_two_losses(key):
             x,
             threats.linf(0.2),
             num_steps=4,
-            step_size=0.125,
+            step_size=0.05,
         )
         np.testing.assert_allclose(points[-1], plain, atol=1e-6)
     assert not np.allclose(*points, atol=1e-3)
