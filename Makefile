@@ -1,14 +1,16 @@
-# Every target makes its own environment first: `make PYTHON=python3.12 test` chooses the interpreter.
+# Every target makes its own environment first: `make PYTHON=python3.12 test` chooses the interpreter,
+# and an empty LOCK the newest version of everything: `make PYTHON=python3.13 VENV=.venv313 LOCK= test`.
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_FLAGS ?= -n 2 --dist loadfile
+LOCK ?= requirements.lock
 LOCK_FLAGS ?=
 
 bin := $(VENV)/bin
 installed := $(VENV)/installed
 
-.PHONY: demo test lint check format bench peers bench-peers lock clean
+.PHONY: demo test lint check format bench peers bench-peers lock clean newest
 
 # A robust mixture on the embedded digits, from training to table and figures: runs/demo/report.md
 demo: $(installed)
@@ -70,7 +72,12 @@ $(bin)/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("mixjax needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(installed): pyproject.toml requirements.lock | $(bin)/python
-	$(bin)/python -m pip install --quiet --requirement requirements.lock
+# Without a lock each call looks for newer versions.
+$(installed): pyproject.toml $(or $(LOCK),newest) | $(bin)/python
+ifeq ($(LOCK),)
+	$(bin)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+else
+	$(bin)/python -m pip install --quiet --requirement $(LOCK)
 	$(bin)/python -m pip install --quiet --no-deps --editable .
+endif
 	touch $@

@@ -8,6 +8,8 @@ import jax
 import matplotlib
 import pytest
 
+from tests.children import Children
+
 matplotlib.use("Agg")
 
 # Most tests compile for longer than they run: the less XLA optimises, the sooner they end. XLA
@@ -51,3 +53,13 @@ def optimization(request):
 def key():
     """A typed random key, the same in every test."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def children():
+    """Starts processes that end with the test, whatever happens."""
+    started = Children()
+    try:
+        yield started
+    finally:
+        started.end()

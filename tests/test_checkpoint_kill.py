@@ -1,7 +1,6 @@
 """A run that saves at every step is killed with SIGKILL again and again, and loses nothing."""
 
 import json
-import subprocess
 import sys
 
 RUN = '''
@@ -104,11 +103,9 @@ sys.exit(codes[-1])
 
 
 def test_after_every_kill_the_run_goes_on_from_the_step_before_and_ends_with_the_same_numbers(
-    tmp_path,
+    children, tmp_path
 ):
-    finished = subprocess.run(
-        [sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
+    finished = children.run([sys.executable, "-c", RUN, str(tmp_path)])
     assert finished.returncode == 0, finished.stderr
     codes, log = json.loads((tmp_path / "history.json").read_text())
     assert codes == [-9] * 5

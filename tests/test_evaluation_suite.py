@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 
@@ -305,7 +304,7 @@ def test_another_evaluation_is_refused_naming_what_differs(key, tmp_path, change
         evaluate(**{**settings, **change}, folder=tmp_path)
 
 
-def test_a_killed_process_is_continued_to_the_same_numbers(tmp_path):
+def test_a_killed_process_is_continued_to_the_same_numbers(children, tmp_path):
     """SIGKILL after every few batches until one process comes through."""
     program = textwrap.dedent(
         """
@@ -332,9 +331,7 @@ def test_a_killed_process_is_continued_to_the_same_numbers(tmp_path):
 
     def run(folder, num_batches):
         command = [sys.executable, "-c", program, str(folder), str(num_batches)]
-        return subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
-        )
+        return children.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
 
     straight = run(tmp_path / "straight", -1)
     assert straight.returncode == 0, straight.stderr

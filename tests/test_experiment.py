@@ -4,9 +4,7 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -200,43 +198,35 @@ def test_data_that_cannot_be_had_names_a_preset_that_needs_none(tmp_path, monkey
     assert stop.value.code == 2 and error.count("\n") == 1 and "--preset demo" in error
 
 
-def start(run_dir, *flags):
+def start(children, run_dir, *flags):
     cache = jax.config.values["jax_compilation_cache_dir"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
     command = [sys.executable, "-m", "experiments.cifar10_mixture", *TINY, "--no-single"]
-    return subprocess.Popen(
-        [*command, "--epochs", "8", "--run-dir", str(run_dir), *flags],
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+    return children.start(
+        [*command, "--epochs", "8", "--run-dir", str(run_dir), *flags], env=environment
     )
 
 
-def wait_for_lines(path, number):
-    """Waits until a file has so many lines."""
-    deadline = time.monotonic() + 240
-    while not path.exists() or path.read_text().count("\n") < number:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def has_lines(path, number):
+    return path.exists() and path.read_text().count("\n") >= number
 
 
-def test_a_run_killed_or_interrupted_ends_with_the_numbers_of_one_that_was_not(tmp_path):
-    straight = start(tmp_path / "straight")
+def test_a_run_killed_or_interrupted_ends_with_the_numbers_of_one_that_was_not(children, tmp_path):
+    straight = start(children, tmp_path / "straight")
     broken = tmp_path / "broken"
     for lines, sent, code in (
         (2, signal.SIGKILL, -signal.SIGKILL),
         (4, signal.SIGTERM, 143),
     ):
-        process = start(broken, "--resume")
-        wait_for_lines(broken / "metrics.jsonl", lines)
+        process = start(children, broken, "--resume")
+        children.wait(lambda lines=lines: has_lines(broken / "metrics.jsonl", lines))
         process.send_signal(sent)
-        process.communicate(timeout=240)
+        children.finish(process)
         # A process that was already attacking the finished mixture ends as any other does.
         assert process.returncode in (code, -sent)
-    _, error = (process := start(broken, "--resume")).communicate(timeout=240)
+    _, error = children.finish(process := start(children, broken, "--resume"))
     assert process.returncode == 0, error
-    _, error = straight.communicate(timeout=240)
+    _, error = children.finish(straight)
     assert straight.returncode == 0, error
     assert numbers(broken) == numbers(tmp_path / "straight")
 
@@ -255,13 +245,13 @@ def test_several_devices_give_the_numbers_of_one(flags, finished, tmp_path):
     assert_same_training(tmp_path / "run", finished)
 
 
-def test_two_hosts_give_the_numbers_of_one(finished, tmp_path):
+def test_two_hosts_give_the_numbers_of_one(children, finished, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     hosts = ["--epochs", "3", "--devices", "2", "--coordinator", address, "--processes", "2"]
-    processes = [start(tmp_path / "run", *hosts, "--process", str(k)) for k in range(2)]
+    processes = [start(children, tmp_path / "run", *hosts, "--process", str(k)) for k in range(2)]
     for process in processes:
-        _, error = process.communicate(timeout=240)
+        _, error = children.finish(process)
         assert process.returncode == 0, error
     assert_same_training(tmp_path / "run", finished)

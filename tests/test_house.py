@@ -4,7 +4,6 @@ import ast
 import importlib
 import pathlib
 import re
-import subprocess
 import sys
 import tomllib
 
@@ -16,6 +15,7 @@ import mixjax
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIBRARY = sorted((ROOT / "mixjax").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 PYTHONS = ("3.11", "3.12")  # the oldest, and the first with the newest JAX
 
 # Imports and calls that the library leaves to its caller, by the attribute's last name.
@@ -60,6 +60,17 @@ def jit_uses(source):
         if (isinstance(node, ast.Attribute) and node.attr in ("jit", "pmap"))
         or (isinstance(node, ast.Name) and node.id in ("jit", "pmap"))
     ]
+
+
+def imported_libraries(source):
+    """First names of everything that `source` imports."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+    return {name.split(".")[0] for name in names}
 
 
 def undocumented(source):
@@ -134,6 +145,12 @@ def test_the_caller_compiles(path):
     assert relative(path) in MAY_COMPILE or jit_uses(path.read_text()) == []
 
 
+@pytest.mark.parametrize("path", TESTS, ids=relative)
+def test_only_the_fixture_children_starts_processes(path):
+    starts = {"subprocess", "multiprocessing"} & imported_libraries(path.read_text())
+    assert relative(path) == "tests/children.py" or not starts
+
+
 def test_what_the_library_must_not_do_is_found_in_a_planted_text():
     assert forbidden_uses("x = 1\nprint(x)") == [2]
     assert forbidden_uses("import warnings\nwarnings.warn('x')") == [2]
@@ -145,6 +162,7 @@ def test_what_the_library_must_not_do_is_found_in_a_planted_text():
     assert jit_uses("@jax.jit\ndef f(x): ...") == [1]
     assert jit_uses("g = functools.partial(jit, f)") == [1]
     assert jit_uses("jitter(x)\n'jit'") == []
+    assert imported_libraries("import a.b, c\ndef f():\n    from d.e import g") == {"a", "c", "d"}
 
 
 def test_what_is_undocumented_is_found_in_a_planted_text():
@@ -161,7 +179,7 @@ class A:
     assert undocumented("x = 1") == ["the module"]
 
 
-def test_importing_mixjax_imports_nothing_heavy_and_its_parts_only_when_used():
+def test_importing_mixjax_imports_nothing_heavy_and_its_parts_only_when_used(children):
     program = """if True:
         import sys, mixjax
         assert not {"jax", "flax", "orbax", "matplotlib"} & {*sys.modules}, "import mixjax"
@@ -169,8 +187,8 @@ def test_importing_mixjax_imports_nothing_heavy_and_its_parts_only_when_used():
         assert not {"tensorflow_datasets", "tensorflow", "matplotlib"} & {*sys.modules}, "data"
         assert not {"flax", "orbax"} & {*sys.modules}, "attacks"
     """
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
-    assert result.returncode == 0, result.stderr.decode()
+    result = children.run([sys.executable, "-c", program], cwd=ROOT)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("name", mixjax.__all__)

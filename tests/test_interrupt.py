@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 
@@ -27,11 +26,8 @@ with interruptible() as interrupt:
 """
 
 
-def start(manner):
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOOP, manner], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
+def start(children, manner):
+    process = children.start([sys.executable, "-c", LOOP, manner])
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -39,20 +35,19 @@ def start(manner):
 @pytest.mark.parametrize(
     ("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
 )
-def test_a_signal_lets_the_step_finish_and_sets_the_exit_code(number, exit_code):
-    with start("polite") as process:
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+def test_a_signal_lets_the_step_finish_and_sets_the_exit_code(children, number, exit_code):
+    process = start(children, "polite")
+    process.send_signal(number)
+    output, _ = children.finish(process)
     assert (output, process.returncode) == ("saved\n", exit_code)
 
 
-def test_a_second_signal_kills():
-    with start("deaf") as process:
-        process.send_signal(signal.SIGINT)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "deaf\n"
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+def test_a_second_signal_kills(children):
+    process = start(children, "deaf")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "deaf\n"
+    process.send_signal(signal.SIGTERM)
+    children.finish(process)
     assert process.returncode == -signal.SIGTERM
 
 

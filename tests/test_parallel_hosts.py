@@ -4,7 +4,6 @@ import functools
 import os
 import pathlib
 import socket
-import subprocess
 import sys
 
 import jax
@@ -78,7 +77,7 @@ def free_address():
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def run_processes(folder, num_processes=2, timeout=240):
+def run_processes(children, folder, num_processes=2):
     """The leaves that each process saved, by process and by kind of step."""
     address = free_address()
     environment = os.environ | {
@@ -92,26 +91,17 @@ def run_processes(folder, num_processes=2, timeout=240):
     warnings = ["error", "ignore:Error reading persistent compilation cache entry:UserWarning"]
     python = [sys.executable, *(f"-W{action}" for action in warnings), __file__]
     processes = [
-        subprocess.Popen(
-            [*python, address, str(num_processes), str(i), folder],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        children.start([*python, address, str(num_processes), str(i), folder], env=environment)
         for i in range(num_processes)
     ]
-    try:
-        outputs = [process.communicate(timeout=timeout)[0].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
+    for process in processes:
+        output, error = children.finish(process)
+        assert process.returncode == 0, output + error
     return [dict(np.load(folder / f"{i}.npz")) for i in range(num_processes)]
 
 
-def test_two_processes_on_loopback_train_what_one_device_trains(tmp_path):
-    results = run_processes(tmp_path)
+def test_two_processes_on_loopback_train_what_one_device_trains(children, tmp_path):
+    results = run_processes(children, tmp_path)
     with jax.default_device(jax.devices("cpu")[0]):
         alone = jax.jit(functools.partial(step, defense(), None))
         expected = leaves(after_steps(alone, defense().init(jax.random.key(0)), data()))

@@ -1,7 +1,6 @@
 """The figures draw the numbers they are given, with labels, and read well without colour."""
 
 import itertools
-import subprocess
 import sys
 
 import matplotlib.colors
@@ -220,7 +219,7 @@ def test_what_cannot_be_drawn_is_named_and_nothing_is_written(tmp_path, draw, me
     assert not list(tmp_path.iterdir())
 
 
-def test_matplotlib_is_imported_by_the_first_figure_and_pyplot_never(tmp_path):
+def test_matplotlib_is_imported_by_the_first_figure_and_pyplot_never(children, tmp_path):
     code = """
 import sys
 from mixjax import reporting
@@ -230,4 +229,5 @@ reporting.plot_curves(sys.argv[1], {"one": run})
 assert "matplotlib.figure" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "curves.png")], check=True)
+    finished = children.run([sys.executable, "-c", code, str(tmp_path / "curves.png")])
+    assert finished.returncode == 0, finished.stderr

@@ -6,7 +6,6 @@ import math
 import os
 import pathlib
 import re
-import subprocess
 
 import jax
 import numpy as np
@@ -165,12 +164,13 @@ def test_provenance_fits_a_result_and_tells_the_device_and_versions():
     assert os.uname().nodename not in json.dumps(facts)
 
 
-def git(folder, *arguments):
+def git(children, folder, *arguments):
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+    finished = children.run(["git", *identity, *arguments], cwd=folder)
+    assert finished.returncode == 0, finished.stderr
 
 
-def test_the_commit_is_the_one_of_the_code_with_a_mark_for_changes(tmp_path, monkeypatch):
+def test_the_commit_is_the_one_of_the_code_with_a_mark_for_changes(children, tmp_path, monkeypatch):
     package = tmp_path / "package"
     package.mkdir()
     code = package / "origin.py"
@@ -181,10 +181,10 @@ def test_the_commit_is_the_one_of_the_code_with_a_mark_for_changes(tmp_path, mon
         return reporting.provenance("x", 0, 1.0)["commit"]
 
     assert commit() is None
-    git(tmp_path, "init", "-q")
+    git(children, tmp_path, "init", "-q")
     assert commit() is None
-    git(tmp_path, "add", "package/origin.py")
-    git(tmp_path, "commit", "-q", "-m", "first")
+    git(children, tmp_path, "add", "package/origin.py")
+    git(children, tmp_path, "commit", "-q", "-m", "first")
     first = commit()
     assert re.fullmatch("[0-9a-f]{40}", first)
     (tmp_path / "untracked").write_text("")

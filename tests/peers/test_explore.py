@@ -4,7 +4,6 @@ import html
 import json
 import re
 import shutil
-import subprocess
 
 import pytest
 
@@ -27,18 +26,19 @@ def path(tmp_path_factory):
     return folder / explore.PAGE
 
 
-def drawn(path, address=""):
+def drawn(children, path, address=""):
     """The document after its script has run, and what the browser's console said."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     assert browser, "needs Chromium: apt-get install chromium"
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     command += ["--virtual-time-budget=5000", "--dump-dom", f"{path.as_uri()}{address}"]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    finished = children.run(command)
+    assert finished.returncode == 0, finished.stderr
     return finished.stdout, [line for line in finished.stderr.splitlines() if "CONSOLE" in line]
 
 
-def test_the_page_draws_without_an_error_and_everything_has_a_name(path):
-    page, complaints = drawn(path)
+def test_the_page_draws_without_an_error_and_everything_has_a_name(children, path):
+    page, complaints = drawn(children, path)
     assert complaints == []
     body = page[page.index("<body") : page.index('<script type="application/json"')]
     assert body.count("<svg role=") == 3 and "NaN" not in body and "undefined" not in body
@@ -48,12 +48,12 @@ def test_the_page_draws_without_an_error_and_everything_has_a_name(path):
 
 
 @pytest.mark.parametrize("attack", [explore.ASCENT, *explore.ATTACKS])
-def test_the_address_chooses_what_is_shown(attack, path):
+def test_the_address_chooses_what_is_shown(children, attack, path):
     text = path.read_text(encoding="utf-8")
     content = json.loads(re.search(r'id="content">(.*?)</script>', text, re.DOTALL)[1])
     for image, point in ((0, 0), (2, 3)):
         walk = content["images"][image]["walks"][attack]
-        page, _ = drawn(path, f"#image={image}&attack={attack}&point={point}")
+        page, _ = drawn(children, path, f"#image={image}&attack={attack}&point={point}")
         accuracy = re.search(r'<output id="accuracy"[^>]*>([^<]*)<', page)
         assert accuracy and accuracy[1] == f"{100 * walk['accuracy'][point]:.1f} %"
         rows = re.search(r'<table id="answers">(.*?)</table>', page, re.DOTALL)
