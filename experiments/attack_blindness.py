@@ -132,7 +132,8 @@ def attacked(name: str, target: Mixture, budget: str, config: Config) -> dict:
     figures = evaluation.report(outcomes, target.weights, suite)
     if target.optimum is not None:
         accuracy, error_bar = evaluation.mean_and_error_bar(target.optimum)
-        figures["optimum"] = {"accuracy": accuracy, "error_bar": error_bar}
+        interval = evaluation.wilson_interval(accuracy, len(target.optimum))
+        figures["optimum"] = {"accuracy": accuracy, "error_bar": error_bar, "interval": interval}
     return figures
 
 

@@ -178,7 +178,11 @@ def evaluate(
     worst = evaluation.worst_case(found.mixture.outcomes, state.weights)
     if versus is not None:
         difference, error_bar = evaluation.paired_difference(worst, versus)
-        figures["versus_single"] = {"difference": difference, "error_bar": error_bar}
+        figures["versus_single"] = {
+            "difference": difference,
+            "error_bar": error_bar,
+            "interval": evaluation.paired_interval(worst, versus),
+        }
     if settings.num_radii:
         curves = evaluation.security_curves(
             key,

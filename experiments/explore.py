@@ -24,7 +24,7 @@ from experiments._config import flag
 from experiments._finished import read_run, restore
 from experiments._game import build, members
 from experiments.evaluate import BUDGETS
-from mixjax import _check, _files, data, evaluation, losses, mixture, threats
+from mixjax import _check, _files, data, evaluation, losses, mixture, reporting, threats
 
 PROGRAM = "python -m experiments.explore"
 PAGE = "explore.html"
@@ -102,9 +102,9 @@ def write_page(budget: evaluation.Budget, settings: Settings) -> pathlib.Path:
         "shape": dataset.image_shape,
         "result": {
             name: run.result[name]
-            for name in ("weights", "clean_accuracy", "robust_accuracy", "error_bar", "members")
+            for name in ("weights", "clean_accuracy", "robust_accuracy", "members", "num_examples")
         }
-        | {"num_examples": run.result["num_examples"], "lower": run.result["sandwich"]["lower"]},
+        | {"interval": reporting.interval_of(run.result, "worst")},
         "provenance": run.result["provenance"],
         **found,
     }

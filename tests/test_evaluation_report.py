@@ -23,6 +23,17 @@ def table(num_examples=60, num_members=3):
     return evaluation.Outcomes(members, averaged)
 
 
+def alone(right):
+    """What a report says of one classifier, by loops."""
+    robust = sum(all(row) for row in right) / len(right)
+    return {
+        "clean_accuracy": sum(row[0] for row in right) / len(right),
+        "robust_accuracy": robust,
+        "error_bar": pytest.approx(np.sqrt(robust * (1 - robust) / len(right))),
+        "interval": list(evaluation.wilson_interval(robust, len(right))),
+    }
+
+
 def test_every_figure_equals_a_loop_over_examples_points_and_members():
     outcomes = table()
     found = evaluation.report(outcomes, WEIGHTS, ATTACKS)
@@ -47,14 +58,8 @@ def test_every_figure_equals_a_loop_over_examples_points_and_members():
     assert found["sandwich"]["upper"] == found["robust_accuracy"]["worst"]
     for member in range(3):
         right = outcomes.members[:, :, member]
-        assert found["members"][member] == {
-            "clean_accuracy": sum(row[0] for row in right) / 60,
-            "robust_accuracy": sum(all(row) for row in right) / 60,
-        }
-    assert found["averaged"] == {
-        "clean_accuracy": sum(row[0] for row in outcomes.averaged) / 60,
-        "robust_accuracy": sum(all(row) for row in outcomes.averaged) / 60,
-    }
+        assert found["members"][member] == alone(right)
+    assert found["averaged"] == alone(outcomes.averaged)
 
 
 def test_the_report_is_json_and_counts_the_runs():
@@ -64,6 +69,8 @@ def test_the_report_is_json_and_counts_the_runs():
     assert found["weights"] == [0.5, 0.3, 0.2]
     assert found["attacks"]["two"] == {"num_runs": 1, "num_steps": 7}
     assert list(found["error_bar"]) == ["clean", "one", "two", "three", "worst"]
+    for name, mean in (found["robust_accuracy"] | {"clean": found["clean_accuracy"]}).items():
+        assert found["interval"][name] == list(evaluation.wilson_interval(mean, 60))
 
 
 def test_the_sandwich_holds_for_each_example_whatever_the_table():
@@ -88,6 +95,62 @@ def test_the_error_bar_of_a_proportion_is_the_textbook_one():
     values = np.repeat([1.0, 0.0], [30, 70])
     assert evaluation.mean_and_error_bar(values) == pytest.approx((0.3, np.sqrt(0.3 * 0.7 / 100)))
     assert evaluation.mean_and_error_bar([0.25]) == (0.25, 0.0)
+
+
+@pytest.mark.parametrize("z", [1.0, 1.96])
+@pytest.mark.parametrize(("mean", "num_examples"), [(0.3, 100), (0.97, 40), (0.5, 1), (0.02, 7)])
+def test_the_ends_of_wilsons_interval_are_z_standard_errors_of_their_own_from_the_mean(
+    mean, num_examples, z
+):
+    """The standard error is that under the end, not that under what was seen."""
+    low, high = evaluation.wilson_interval(mean, num_examples, z=z)
+    assert 0 < low < mean < high < 1
+    for end in (low, high):
+        sigma = np.sqrt(end * (1 - end) / num_examples)
+        assert abs(mean - end) == pytest.approx(z * sigma, rel=1e-9)
+
+
+def test_two_hundred_right_answers_of_two_hundred_do_not_mean_certainty():
+    """Where the standard error is 0: `N / (N + z^2)`."""
+    low, high = evaluation.wilson_interval(1.0, 200)
+    assert (low, high) == (pytest.approx(200 / (200 + 1.96**2)), 1.0)
+    assert evaluation.wilson_interval(0.0, 200) == pytest.approx((0.0, 1 - low))
+    assert evaluation.wilson_interval(np.float32(1 + 1e-7), 200) == (low, 1.0)
+
+
+@pytest.mark.parametrize("chance", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("weights", [[1.0], [0.5, 0.3, 0.2]])
+def test_wilsons_interval_holds_the_truth_as_often_as_it_says(chance, weights):
+    """Also of expected accuracies, which are no coins: there it is wide rather than narrow."""
+    right = np.random.default_rng(0).random((2000, 50, len(weights))) < chance
+    means = (right @ np.array(weights)).mean(axis=1)
+    held = [low <= chance <= high for low, high in map(wilson_of_50, means)]
+    assert np.mean(held) > (0.915 if len(weights) == 1 else 0.985)
+
+
+def wilson_of_50(mean):
+    return evaluation.wilson_interval(mean, 50)
+
+
+def test_a_paired_interval_is_that_of_the_gain_where_there_is_no_loss():
+    """And where nothing differs it ends `z^2 / (N + z^2)` on either side of 0."""
+    first = np.repeat([1.0, 0.0], [50, 50])
+    second = np.repeat([1.0, 0.0], [54, 46])
+    low, high = evaluation.paired_interval(second, first)
+    gain = evaluation.wilson_interval(0.04, 100)
+    nothing = evaluation.wilson_interval(0.0, 100)[1]
+    assert high == pytest.approx(gain[1])
+    assert low == pytest.approx(0.04 - np.hypot(0.04 - gain[0], nothing))
+    assert evaluation.paired_interval(first, second) == pytest.approx((-high, -low))
+    assert evaluation.paired_interval(first, first) == pytest.approx((-nothing, nothing))
+
+
+def test_a_paired_interval_holds_the_truth_as_often_as_it_says():
+    """Gains of .5 on a tenth of the examples, losses of 1 on a fifth: -.15 on average."""
+    drawn = np.random.default_rng(0).random((2000, 100))
+    gains, losses = 0.5 * (drawn < 0.1), 1.0 * (drawn > 0.8)
+    ends = [evaluation.paired_interval(*pair) for pair in zip(gains, losses, strict=True)]
+    assert np.mean([low <= -0.15 <= high for low, high in ends]) > 0.94
 
 
 def test_the_error_bars_of_the_report_are_those_of_its_accuracies():
@@ -127,7 +190,24 @@ def test_a_report_of_something_else_is_refused(arguments, message):
         evaluation.report(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mean": 1.5}, r"mean must lie in \[0, 1\], got 1.5"),
+        ({"num_examples": 0}, "num_examples must be a whole number of at least 1, got 0"),
+        ({"z": -1.0}, "z must be positive, got -1.0"),
+    ],
+)
+def test_an_interval_of_something_else_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation.wilson_interval(**{"mean": 0.5, "num_examples": 10, "z": 1.96, **arguments})
+
+
 def test_a_difference_of_different_examples_is_refused():
+    with pytest.raises(ValueError, match=r"others must have shape \[3\], got \[2\]"):
+        evaluation.paired_interval(np.ones(3), np.ones(2))
+    with pytest.raises(ValueError, match=r"values must lie in \[0, 1\]"):
+        evaluation.paired_interval(2 * np.ones(3), np.ones(3))
     with pytest.raises(ValueError, match=r"others must have shape \[3\], got \[2\]"):
         evaluation.paired_difference(np.ones(3), np.ones(2))
 

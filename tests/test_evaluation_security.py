@@ -79,6 +79,8 @@ def test_the_worst_is_that_of_each_example_and_not_of_the_means(key):
     report = evaluation.security_report(curves_of(key, attacks_within=within, **settings))
     assert report["accuracy"] == {"odd": [1.0, 0.5], "even": [1.0, 0.5], "worst": [1.0, 0.0]}
     assert report["error_bar"]["odd"] == pytest.approx([0.0, 0.5 / np.sqrt(2)])
+    ends = [evaluation.wilson_interval(mean, 2) for mean in (1.0, 0.5)]
+    np.testing.assert_allclose(report["interval"]["odd"], ends)
     assert (report["radii"], report["num_examples"]) == ([0.0, 0.5], 2)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mixjax import evaluation
+from mixjax import evaluation, reporting
 
 NUM_EXAMPLES, NUM_RUNS = 12, 5
 WEIGHTS = np.array([0.2, 0.5, 0.3])
@@ -96,13 +96,35 @@ def test_the_worst_is_as_if_nothing_had_been_left_out_and_each_attack_sees_compl
     assert report["error_bar"]["worst"] == pytest.approx(
         accuracies.min(axis=1).std() / np.sqrt(NUM_EXAMPLES)
     )
+    worst = accuracies[complete].min(axis=1)
     assert report["reported_by"] == {
         "num_examples": 4,
         "worst": {
-            "accuracy": pytest.approx(accuracies[complete].min(axis=1).mean()),
-            "error_bar": pytest.approx(accuracies[complete].min(axis=1).std() / 2),
+            "accuracy": pytest.approx(worst.mean()),
+            "error_bar": pytest.approx(worst.std() / 2),
+            "interval": pytest.approx(evaluation.wilson_interval(worst.mean(), 4)),
         },
     }
+
+
+def test_the_papers_robust_accuracy_is_the_worst_of_auto_pgd_on_two_expected_losses(key):
+    """Per example, of these runs alone: another attack does not count, however strong."""
+    lines = ("apgd_expected_loss", "apgd_expected_loss", "apgd_members", "apgd_expected_dlr", "arc")
+    table, images, labels, _ = game()
+    attacks = (table_attack(table, lines)._replace(num_steps=100),)
+    found = evaluate(key, attacks, images, labels, num_complete=NUM_EXAMPLES)
+    reported = evaluation.suite_report(found, WEIGHTS, attacks)["reported_by"]
+    lowest = (right(table) @ WEIGHTS)[:, [0, 1, 2, 4]].min(axis=1)
+    assert reported["worst"]["accuracy"] < lowest.mean() - 0.02
+    assert reported["rob_acc"] == {
+        "accuracy": pytest.approx(lowest.mean()),
+        "error_bar": pytest.approx(lowest.std() / np.sqrt(NUM_EXAMPLES)),
+        "interval": pytest.approx(evaluation.wilson_interval(lowest.mean(), NUM_EXAMPLES)),
+        "num_restarts": 2,
+        "num_steps": 100,
+    }
+    shown = reporting.reported_table({"mixture": {"num_members": 3, "reported_by": reported}})
+    assert f"| {100 * lowest.mean():.1f} (" in shown and "| 2 x 100 | 12 |" in shown
 
 
 def test_an_example_is_left_alone_from_the_run_after_the_one_that_lost_it(key):
@@ -310,7 +332,7 @@ def test_a_killed_process_is_continued_to_the_same_numbers(children, tmp_path):
         """
         import json, os, signal, sys
         import jax
-        from mixjax import evaluation
+        from mixjax import evaluation, reporting
         from tests import test_evaluation_suite as suite
 
         _, images, labels, attacks = suite.game()

@@ -125,7 +125,7 @@ def test_the_page_names_the_run_as_its_result_does(content, finished):
     result = json.loads((finished / "result.json").read_text())
     for name in ("weights", "clean_accuracy", "robust_accuracy", "num_examples", "members"):
         assert content["result"][name] == result[name]
-    assert content["result"]["lower"] == result["sandwich"]["lower"]
+    assert content["result"]["interval"] == result["interval"]["worst"]
     assert content["provenance"] == result["provenance"]
     assert (content["epsilon"], content["norm"], content["shape"]) == (0.2, "l∞", [8, 8, 1])
 

@@ -42,6 +42,11 @@ RESULT = {
 }
 
 
+def around(**intervals):
+    """Intervals as wide as can be, but for some."""
+    return {name: [0, 1] for name in RESULT["error_bar"]} | intervals
+
+
 def changed(path, value):
     """The result with one entry replaced, or removed for None."""
     result = copy.deepcopy(RESULT)
@@ -99,6 +104,15 @@ def test_every_field_must_be_there(tmp_path, name):
         (["num_members"], 1.5, "result.num_members must be a whole number"),
         (["error_bar", "member pgd"], None, "result.error_bar must hold member pgd"),
         (["error_bar", "clean"], -0.1, "result.error_bar.clean must be at least 0, got -0.1"),
+        (["interval"], {"clean": [0.9, 1]}, "result.interval must hold pgd, member pgd, worst"),
+        (
+            ["interval"],
+            around(pgd=[0.62, 0.7]),
+            r"interval.pgd\[0\] = 0.62 must not exceed its acc",
+        ),
+        (["interval"], around(pgd=[0.5, 0.6]), r"must not exceed interval.pgd\[1\] = 0.6"),
+        (["interval"], around(pgd=0.6), r"interval.pgd must be \[low, high\], got 0.6"),
+        (["interval"], around(worst=[0, 2]), r"interval.worst must be in \[0, 1\], got 2"),
         (["provenance", "commit"], None, "result.provenance must hold commit"),
         (["dataset"], 3, "result.dataset must be a name, got 3"),
     ],
@@ -215,9 +229,9 @@ def test_the_table_says_what_how_good_and_how_sure_in_percent():
         "data": "digits",
         "L": "2",
         "weights": "0.25, 0.75",
-        "clean %": "97.5 ± 0.8",
-        "robust %": "60.3 ± 2.6",
-        "lower bound %": "58.8",
+        "clean %": "97.5 (95.3 to 98.7)",
+        "robust %": "60.3 (55.2 to 65.2)",
+        "lower bound %": "",
         "members alone %": "59.1, 58.7",
         "averaged %": "59.8",
         "examples": "360",
@@ -226,6 +240,24 @@ def test_the_table_says_what_how_good_and_how_sure_in_percent():
         "device": "4 x cpu",
     }
     assert single_row[:3] == ["cifar10", "1", "1.00"]
+
+
+def test_a_lower_bound_is_what_members_keep_who_met_every_attack_and_not_a_few_runs():
+    suite = RESULT | {"reported_by": {"num_examples": 360}}
+    head, _, few, every = cells(reporting.results_table([RESULT, suite]))
+    assert [row[head.index("lower bound %")] for row in (few, every)] == ["", "58.8"]
+
+
+def test_the_interval_in_a_table_is_that_of_the_result_or_wilsons_of_its_accuracy():
+    known = RESULT | {"interval": {"clean": [0.9, 0.99], "pgd": [0.5, 0.7], "worst": [0.4, 0.61]}}
+    assert cells(reporting.members_table(known))[5][2:] == [
+        "97.5 (90.0 to 99.0)",
+        "60.3 (40.0 to 61.0)",
+    ]
+    few = RESULT | {"attacks": {"pgd": {"num_examples": 100}}}
+    table = cells(reporting.attack_table({"few": few, "all": RESULT}))
+    # 1.96^2 = 3.84: the ends solve (m - .612)^2 = 3.84 m (1 - m) / N.
+    assert table[3] == ["pgd", "61.2 (51.4 to 70.2)", "61.2 (56.1 to 66.1)"]
 
 
 def test_the_duration_of_a_resumed_run_is_marked_as_incomplete():
@@ -249,8 +281,8 @@ def test_attacks_stand_in_rows_with_the_worst_last():
     table = cells(reporting.attack_table({"a": RESULT, "b": other}))
     assert table[0] == ["attack", "a %", "b %"]
     assert [row[0] for row in table[2:]] == ["no attack", "pgd", "member pgd", "another", "worst"]
-    assert table[3][:2] == ["pgd", "61.2 ± 2.6"]
-    assert table[5] == ["another", "", "70.0 ± 2.0"]
+    assert table[3][:2] == ["pgd", "61.2 (56.1 to 66.1)"]
+    assert table[5] == ["another", "", "70.0 (65.1 to 74.5)"]
 
 
 def test_the_members_table_puts_each_weight_beside_its_member():
@@ -259,7 +291,7 @@ def test_the_members_table_puts_each_weight_beside_its_member():
         ["member 1", "0.250", "97.2", "59.1"],
         ["member 2", "0.750", "97.6", "58.7"],
     ]
-    assert table[5] == ["mixture", "1.000", "97.5 ± 0.8", "60.3 ± 2.6"]
+    assert table[5] == ["mixture", "1.000", "97.5 (95.3 to 98.7)", "60.3 (55.2 to 65.2)"]
 
 
 def test_the_report_shows_every_number_of_the_result_and_the_figures_that_are_there(tmp_path):
@@ -268,12 +300,11 @@ def test_the_report_shows_every_number_of_the_result_and_the_figures_that_are_th
     text = pathlib.Path(path).read_text()
     assert text.startswith("# Digits\n")
     for shown in (
-        "60.3 ± 2.6",
-        "58.8",
+        "60.3 (55.2 to 65.2)",
         "59.1",
         "97.8",
         "360",
-        "2.6",
+        "55.2",
         PROVENANCE["command"],
         "0" * 40,
     ):

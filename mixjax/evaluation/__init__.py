@@ -14,6 +14,13 @@ from mixjax.evaluation.batches import evaluate_mixture, over_batches
 from mixjax.evaluation.budget import QUICK, STANDARD, Budget, attack_suite
 from mixjax.evaluation.diagnostics import Finding, compare_attacks, diagnose
 from mixjax.evaluation.foolbox import foolbox_model
+from mixjax.evaluation.intervals import (
+    mean_and_error_bar,
+    over_seeds,
+    paired_difference,
+    paired_interval,
+    wilson_interval,
+)
 from mixjax.evaluation.outcomes import (
     Outcomes,
     Validation,
@@ -22,15 +29,7 @@ from mixjax.evaluation.outcomes import (
     validate,
 )
 from mixjax.evaluation.passes import Passes, count_passes
-from mixjax.evaluation.report import (
-    expected_accuracy,
-    mean_and_error_bar,
-    over_seeds,
-    paired_difference,
-    report,
-    sandwich,
-    worst_case,
-)
+from mixjax.evaluation.report import expected_accuracy, report, sandwich, worst_case
 from mixjax.evaluation.security import (
     CURVES,
     SecurityCurves,
@@ -70,6 +69,7 @@ __all__ = [
     "over_batches",
     "over_seeds",
     "paired_difference",
+    "paired_interval",
     "pgd_attacks",
     "report",
     "sandwich",
@@ -77,5 +77,6 @@ __all__ = [
     "security_report",
     "suite_report",
     "validate",
+    "wilson_interval",
     "worst_case",
 ]

@@ -18,10 +18,11 @@ from mixjax.typing import Array, Bounds
 # Lines of the report, by what an attack knows: `diagnostics` compares them.
 BASELINE = "pgd_expected_loss"
 EXPECTED_LOSS = "apgd_expected_loss"
+EXPECTED_DLR = "apgd_expected_dlr"
 ON_THE_MIXTURE = (
     EXPECTED_LOSS,
     "apgd_mean_probability",
-    "apgd_expected_dlr",
+    EXPECTED_DLR,
     "apgd_expected_margin",
     "apgd_targeted_dlr",
 )

@@ -1,4 +1,4 @@
-"""Figures read off `Outcomes`, in double precision: accuracies, bounds, error bars.
+"""Figures read off `Outcomes`, in double precision: accuracies and their bounds.
 
 An expected accuracy is `weights @ correct`, a finite sum: nothing is estimated by drawing members.
 The clean example is a point of every attack: an attacker need not move.
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.special
 
 from mixjax import _check
+from mixjax.evaluation.intervals import mean_and_error_bar, wilson_interval
 from mixjax.evaluation.outcomes import Outcomes
 from mixjax.evaluation.suite import Attack
 
@@ -43,49 +43,11 @@ def sandwich(outcomes: Outcomes, weights: Any) -> tuple[np.ndarray, np.ndarray]:
     return lower, worst_case(outcomes, weights)
 
 
-def mean_and_error_bar(values: Any) -> tuple[float, float]:
-    """Mean over `[N]` examples and its standard error, `std / sqrt(N)`."""
-    values = np.asarray(values, np.float64)
-    return float(values.mean()), float(values.std() / np.sqrt(values.size))
-
-
-def paired_difference(values: Any, others: Any) -> tuple[float, float]:
-    """Mean of `values - others` on the same `[N]` examples and its standard error.
-
-    Smaller than the two error bars suggest: what makes an example hard makes it hard for both.
-
-    Raises:
-      ValueError: if the shapes differ.
-    """
-    values, others = np.asarray(values, np.float64), np.asarray(others, np.float64)
-    _check.shape(values.shape, others=others)
-    return mean_and_error_bar(values - others)
-
-
-def over_seeds(values: Any) -> tuple[float, tuple[float, float]]:
-    """Mean over trainings that differ in their seed, and Student's 95 % interval for it.
-
-    What a method does, not what one of its runs did: the interval of one run over its examples
-    says nothing of how the next seed would come out.
-
-    Args:
-      values: `[S]` one number for each seed, at least two.
-
-    Returns:
-      The mean, and the lower and the upper end `mean -+ t sd / sqrt(S)`, `t` with `S - 1` degrees
-      of freedom.
-
-    Raises:
-      ValueError: if there are not two numbers, or one is not finite.
-    """
-    values = np.asarray(values, np.float64)
-    if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
-        raise ValueError(f"values must be at least two finite numbers, got {values}")
-    spread = (
-        scipy.special.stdtrit(values.size - 1, 0.975) * values.std(ddof=1) / np.sqrt(values.size)
-    )
-    mean = values.mean()
-    return float(mean), (float(mean - spread), float(mean + spread))
+def score(values: Any) -> dict[str, Any]:
+    """`accuracy`, `error_bar` and `interval` (a list) of the mean over `[N]` values in [0, 1]."""
+    mean, error_bar = mean_and_error_bar(values)
+    interval = list(wilson_interval(mean, np.size(values)))
+    return {"accuracy": mean, "error_bar": error_bar, "interval": interval}
 
 
 def report(outcomes: Outcomes, weights: Any, attacks: Sequence[Attack]) -> dict[str, Any]:
@@ -99,9 +61,12 @@ def report(outcomes: Outcomes, weights: Any, attacks: Sequence[Attack]) -> dict[
     Returns:
       `num_members`, `weights`, `num_examples`, `clean_accuracy`; `robust_accuracy`: per example
       the worst expected accuracy over the runs of each attack, and over all of them (`worst`);
-      `error_bar`: standard errors of the clean accuracy (`clean`) and of each of these; `sandwich`:
-      `lower` and `upper`; `members` and `averaged` (the ensemble that answers with the class of
-      highest mean probability): `clean_accuracy` and `robust_accuracy` over all points;
+      `error_bar`: standard errors of the clean accuracy (`clean`) and of each of these, and
+      `interval`: `wilson_interval` of the same; `sandwich`: `upper`, which is `worst`, and
+      `lower`, the weighted mean of what the members keep at the same points: a few runs on each
+      of them do not make it a lower bound of the truth, see `suite_report` for one; `members` and
+      `averaged` (the ensemble that answers with the class of highest mean probability):
+      `clean_accuracy`, and `robust_accuracy` over all points with its `error_bar` and `interval`;
       `num_attack_runs`, the same for every `L`; `attacks`: each one's `num_runs` and `num_steps`.
 
     Raises:
@@ -122,19 +87,17 @@ def report(outcomes: Outcomes, weights: Any, attacks: Sequence[Attack]) -> dict[
     for name in dict.fromkeys(names[1:].tolist()):
         examples[name] = accuracies[:, (names == name) | (names == "clean")].min(axis=1)
     lower, examples["worst"] = sandwich(outcomes, weights)
-    scores = {name: mean_and_error_bar(values) for name, values in examples.items()}
+    scores = {name: score(values) for name, values in examples.items()}
     members = np.moveaxis(np.asarray(outcomes.members), -1, 0)
 
     return {
         "num_members": len(members),
         "weights": np.asarray(weights, np.float64).tolist(),
         "num_examples": len(accuracies),
-        "clean_accuracy": scores["clean"][0],
-        "robust_accuracy": {name: mean for name, (mean, _) in scores.items() if name != "clean"},
-        "error_bar": {name: error_bar for name, (_, error_bar) in scores.items()},
-        "sandwich": {"lower": float(lower.mean()), "upper": scores["worst"][0]},
-        "members": [_alone(correct) for correct in members],
-        "averaged": _alone(np.asarray(outcomes.averaged)),
+        **figures(scores),
+        "sandwich": {"lower": float(lower.mean()), "upper": scores["worst"]["accuracy"]},
+        "members": [alone(correct) for correct in members],
+        "averaged": alone(np.asarray(outcomes.averaged)),
         "num_attack_runs": len(runs),
         "attacks": {
             name: {"num_runs": int((names == name).sum()), "num_steps": num_steps}
@@ -143,11 +106,28 @@ def report(outcomes: Outcomes, weights: Any, attacks: Sequence[Attack]) -> dict[
     }
 
 
-def _alone(correct):
+def figures(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The entries of a report that give the `score` of `clean` and of each attack."""
+    accuracies, error_bars, intervals = (
+        {name: each[entry] for name, each in scores.items()}
+        for entry in ("accuracy", "error_bar", "interval")
+    )
+    return {
+        "clean_accuracy": accuracies.pop("clean"),
+        "robust_accuracy": accuracies,
+        "error_bar": error_bars,
+        "interval": intervals,
+    }
+
+
+def alone(correct: Any) -> dict[str, Any]:
     """Accuracies of one deterministic classifier, `correct` being `[N, R + 1]`."""
+    correct = np.asarray(correct)
+    robust = score(correct.all(axis=1))
     return {
         "clean_accuracy": float(correct[:, 0].mean()),
-        "robust_accuracy": float(correct.all(axis=1).mean()),
+        "robust_accuracy": robust.pop("accuracy"),
+        **robust,
     }
 
 

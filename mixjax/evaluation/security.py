@@ -12,7 +12,7 @@ from mixjax import _check, mixture
 from mixjax.evaluation.batches import as_pytree, check_evaluation, over_batches
 from mixjax.evaluation.budget import BASELINE, EXPECTED_LOSS, MEMBER_AWARE
 from mixjax.evaluation.outcomes import to_float
-from mixjax.evaluation.report import mean_and_error_bar
+from mixjax.evaluation.report import score
 from mixjax.evaluation.suite import Attack
 from mixjax.typing import Array, Key, LogitsFn
 
@@ -96,16 +96,20 @@ def security_curves(
 
 
 def security_report(curves: SecurityCurves) -> dict[str, Any]:
-    """The curves, ready for JSON: `radii`, `num_examples`, `accuracy` and `error_bar` by attack."""
-    scores = {
-        name: [mean_and_error_bar(left) for left in lefts]
-        for name, lefts in curves.accuracies.items()
-    }
+    """The curves, ready for JSON.
+
+    Returns:
+      `radii`, `num_examples`, and by attack the lists `accuracy`, `error_bar` and `interval`
+      (`wilson_interval`), one entry for each radius.
+    """
+    scores = {name: [score(left) for left in lefts] for name, lefts in curves.accuracies.items()}
     return {
         "radii": curves.radii.tolist(),
         "num_examples": curves.accuracies["worst"].shape[1],
-        "accuracy": {name: [mean for mean, _ in each] for name, each in scores.items()},
-        "error_bar": {name: [bar for _, bar in each] for name, each in scores.items()},
+        **{
+            entry: {name: [at[entry] for at in each] for name, each in scores.items()}
+            for entry in ("accuracy", "error_bar", "interval")
+        },
     }
 
 

@@ -28,6 +28,7 @@ from mixjax.reporting.run_folder import (
 from mixjax.reporting.tables import (
     attack_table,
     findings_table,
+    interval_of,
     members_table,
     reported_table,
     results_table,
@@ -50,6 +51,7 @@ __all__ = [
     "difference_line",
     "error_table",
     "findings_table",
+    "interval_of",
     "members_table",
     "open_run",
     "plot_attacks",

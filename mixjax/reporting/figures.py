@@ -5,6 +5,7 @@ import io
 import numpy as np
 
 from mixjax import _files
+from mixjax.reporting.tables import interval_of
 
 # Okabe and Ito, Color universal design, 2008: blue, vermilion, green, orange, purple, sky, black.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
@@ -112,6 +113,8 @@ def plot_attacks(
 def plot_blindness(path, results, attacks, blind):
     """What each attack leaves of each mixture's accuracy, and the exact optimum where known.
 
+    Bars are Wilson's 95 % intervals, as in `plot_security`.
+
     Args:
       path: file to write, as PNG.
       results: `name -> result`, dicts as in `check_result`; with the entry `optimum`, of
@@ -134,7 +137,10 @@ def plot_blindness(path, results, attacks, blind):
             axis.errorbar(
                 [100 * result["robust_accuracy"][attacks[row]] for row in chosen],
                 chosen,
-                xerr=[100 * result["error_bar"][attacks[row]] for row in chosen],
+                xerr=_around(
+                    [result["robust_accuracy"][attacks[row]] for row in chosen],
+                    [interval_of(result, attacks[row]) for row in chosen],
+                ),
                 color=color,
                 marker=marker,
                 linestyle="none",
@@ -157,6 +163,8 @@ def plot_blindness(path, results, attacks, blind):
 def plot_security(path, curves):
     """Accuracy that each attack leaves against the radius, one panel for each classifier.
 
+    Bars are Wilson's 95 % intervals over the examples.
+
     Args:
       path: file to write, as PNG.
       curves: `name -> curves` with the entries of `evaluation.security_report`.
@@ -172,7 +180,7 @@ def plot_security(path, curves):
             axis.errorbar(
                 each["radii"],
                 100 * np.asarray(accuracy),
-                yerr=100 * np.asarray(each["error_bar"][attack]),
+                yerr=_around(accuracy, each["interval"][attack]),
                 label=attack.replace("_", " "),
                 color=_COLORS[number % len(_COLORS)],
                 linestyle=_STYLES[number % len(_STYLES)],
@@ -184,6 +192,12 @@ def plot_security(path, curves):
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
     _write(figure, path)
+
+
+def _around(accuracies, intervals):
+    """`[2, N]` distances, in percent, from the accuracies down and up to the ends."""
+    ends, accuracies = np.asarray(intervals).reshape(-1, 2).T, np.asarray(accuracies)
+    return 100 * np.maximum([accuracies - ends[0], ends[1] - accuracies], 0.0)
 
 
 def _caption(axis, label, predictions, class_names):

@@ -23,17 +23,18 @@ _MEANING = """\
 - **L**: number of classifiers; for each input the mixture draws one of them with the
   probabilities **weights**. All accuracies are exact expectations over that draw.
 - **clean**: accuracy on the examples as they are. **robust**: for each example the lowest expected
-  accuracy over all attacks, an upper bound of the truth. ± is one standard error over examples.
-- **lower bound**: the weighted sum of the members' own robust accuracies on the same attacked
-  points. Lower bound <= robust, for each example; the lower one is as good as the attacks are
-  strong.
+  accuracy over all attacks, an upper bound of the truth. In brackets Wilson's 95 % interval over
+  examples: it knows nothing of another training run.
+- **lower bound**: the weighted sum of the members' own robust accuracies, where each member met
+  as many attacks of its own as the mixture did; it is as good as these are strong. The few runs
+  of PGD on each member at the end of training do not give one.
 - **members alone**, **averaged**: robust accuracy of each member by itself and of the ensemble
   that answers with the class of highest mean probability, on the same attacked points.
 - **attack runs**: attacks per example, restarts included. More of them lower a score by
   themselves: compare rows of equal number.
 """
 _SUITE = """\
-The same mixture under all attacks of the suite, as many runs for every L. **Members alone** and
+The same classifiers under all attacks of the suite, as many runs for every L. **Members alone** and
 **averaged** are attacked by the same suite on their own here; a member counts towards the **lower
 bound** if it is right at all points of its own suite and of the mixture's.
 """
@@ -98,10 +99,14 @@ def difference_line(name, result):
     """How a result compares with the single classifier of the same run, if it says so."""
     if "versus_single" not in result:
         return ""
-    versus = {key: 100 * value for key, value in result["versus_single"].items()}
+    versus = result["versus_single"]
+    interval = ""
+    if "interval" in versus:
+        low, high = (100 * end for end in versus["interval"])
+        interval = f"; 95 % interval {low:+.1f} to {high:+.1f}"
     return (
         f"Robust accuracy of the {name} minus that of the single classifier, on the same examples: "
-        f"{versus['difference']:+.1f} ± {versus['error_bar']:.1f} %.\n"
+        f"{100 * versus['difference']:+.1f} ± {100 * versus['error_bar']:.1f} %{interval}.\n"
     )
 
 

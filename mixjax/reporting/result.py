@@ -83,8 +83,8 @@ def check_result(result):
         `sandwich` (`lower`, `upper`), `members` (a list of L) and `averaged` with
         `clean_accuracy` and `robust_accuracy` each; `num_examples`; `error_bar`, standard errors
         of `clean` and of each entry of `robust_accuracy`; `config`; `provenance`. Others may be
-        added; `attacks.<name>.num_examples` says that an attack met other examples than the rest,
-        so that its accuracy may be anywhere.
+        added: `interval`, `[low, high]` around each of these; `attacks.<name>.num_examples` says
+        that an attack met other examples than the rest, so that its accuracy may be anywhere.
 
     Raises:
       ValueError: naming the entry.
@@ -106,6 +106,7 @@ def check_result(result):
             )
     _check_accuracies(result)
     _check_error_bars(result)
+    _check_intervals(result)
 
 
 def _check_accuracies(result):
@@ -139,6 +140,22 @@ def _check_error_bars(result):
     _check.non_negative(
         **{f"result.error_bar.{name}": _number(result["error_bar"], name) for name in names}
     )
+
+
+def _check_intervals(result):
+    if "interval" not in result:  # results of older versions
+        return
+    accuracies = {"clean": result["clean_accuracy"], **result["robust_accuracy"]}
+    _check_fields(result["interval"], accuracies, "result.interval")
+    for name, accuracy in accuracies.items():
+        interval = result["interval"][name]
+        if not isinstance(interval, list | tuple) or len(interval) != 2:
+            raise ValueError(f"result.interval.{name} must be [low, high], got {interval!r}")
+        for end in interval:
+            _check_accuracy(f"result.interval.{name}", end)
+        low, high = interval
+        _check_order(f"interval.{name}[0]", low, "its accuracy", accuracy)
+        _check_order(f"its accuracy {name}", accuracy, f"interval.{name}[1]", high)
 
 
 def _check_fields(value, names, what):

@@ -1,8 +1,15 @@
-"""Results as Markdown tables; accuracies in percent with one standard error."""
+"""Results as Markdown tables; accuracies in percent, in brackets Wilson's 95 % interval.
+
+Results of older versions hold no interval: it is worked out from the accuracy and the examples.
+"""
+
+from mixjax.evaluation import wilson_interval
 
 
 def results_table(results, labels=None):
     """One row for each result, to be read from left to right: what, how good, how sure.
+
+    A lower bound has a result of `evaluation.suite_report` only, where each member met all runs.
 
     Args:
       results: dicts as in `check_result`.
@@ -33,7 +40,9 @@ def attack_table(results):
     for attack in attacks:
         rows.append([attack, *(_robust(result, attack) for result in results.values())])
     if any("optimum" in result for result in results.values()):
-        optima = [_scored(result.get("optimum")) for result in results.values()]
+        optima = [
+            _scored(result.get("optimum"), result["num_examples"]) for result in results.values()
+        ]
         rows.append(["exact optimum", *optima])
     return _markdown(["attack", *(f"{name} %" for name in results)], rows)
 
@@ -55,19 +64,27 @@ def suite_table(evaluation):
 
 
 def reported_table(evaluations):
-    """What a paper would report by each of three attackers, on the same examples, as Markdown."""
+    """What a paper would report by each of four attackers, on the same examples, as Markdown.
+
+    The third is the "Rob. Acc." of Meunier et al. 2021: the worst of AutoPGD on the expected
+    cross-entropy and on the expected DLR, there with 5 restarts of 100 steps.
+    """
     attackers = {
         "pgd_expected_loss": "PGD-20 on the expected loss %",
         "apgd_expected_loss": "AutoPGD on the expected loss %",
+        "rob_acc": "Rob. Acc.: AutoPGD-CE and -DLR %",
         "worst": "the whole suite %",
     }
     rows = []
     for name, evaluation in evaluations.items():
         reported = evaluation["reported_by"]
-        scores = [reported.get(attacker) for attacker in attackers]
-        cells = [_scored(score) for score in scores]
-        rows.append([name, str(evaluation["num_members"]), *cells, str(reported["num_examples"])])
-    return _markdown(["", "L", *attackers.values(), "examples"], rows)
+        number = reported["num_examples"]
+        cells = [_scored(reported.get(attacker), number) for attacker in attackers]
+        paper = reported.get("rob_acc")
+        budget = f"{paper['num_restarts']} x {paper['num_steps']}" if paper else ""
+        rows.append([name, str(evaluation["num_members"]), *cells, budget, str(number)])
+    head = ["", "L", *attackers.values(), "restarts x steps of Rob. Acc.", "examples"]
+    return _markdown(head, rows)
 
 
 def findings_table(findings):
@@ -99,7 +116,7 @@ def members_table(result):
 
 
 def _row(result):
-    lower = _percent(result["sandwich"]["lower"])
+    lower = _percent(result["sandwich"]["lower"]) if "reported_by" in result else ""
     alone = ", ".join(_percent(member["robust_accuracy"]) for member in result["members"])
     device = result["provenance"]["device"]
     return [
@@ -125,18 +142,34 @@ def _minutes(provenance):
 
 
 def _clean(result):
-    return f"{_percent(result['clean_accuracy'])} ± {_percent(result['error_bar']['clean'])}"
+    return _with_interval(result["clean_accuracy"], interval_of(result, "clean"))
 
 
 def _robust(result, attack):
     if attack not in result["robust_accuracy"]:
         return ""
-    accuracy, error_bar = result["robust_accuracy"][attack], result["error_bar"][attack]
-    return f"{_percent(accuracy)} ± {_percent(error_bar)}"
+    return _with_interval(result["robust_accuracy"][attack], interval_of(result, attack))
 
 
-def _scored(score):
-    return f"{_percent(score['accuracy'])} ± {_percent(score['error_bar'])}" if score else ""
+def _scored(score, num_examples):
+    if score is None:
+        return ""
+    wilson = wilson_interval(score["accuracy"], num_examples)
+    return _with_interval(score["accuracy"], score.get("interval", wilson))
+
+
+def interval_of(result, name):
+    """The interval of the accuracy `name`, `clean` or an attack's: `(low, high)`."""
+    if name in result.get("interval", {}):
+        return result["interval"][name]
+    accuracies = {"clean": result["clean_accuracy"], **result["robust_accuracy"]}
+    met = result.get("attacks", {}).get(name, {}).get("num_examples", result["num_examples"])
+    return wilson_interval(accuracies[name], met)
+
+
+def _with_interval(accuracy, interval):
+    low, high = interval
+    return f"{_percent(accuracy)} ({_percent(low)} to {_percent(high)})"
 
 
 def _alone(accuracies):
