@@ -105,18 +105,17 @@ def main(
         check(config)
         check_own(config)
         start, dataset = time.monotonic(), load(config)
-        folder = pathlib.Path(config.run_dir or f"runs/{program.split('.')[-1]}-{preset}")
-        reporting.open_run(folder, recorded(config), resume=config.resume)
+        name = program.split(".")[-1]
+        folder = pathlib.Path(config.run_dir or f"runs/{name}-{preset}")
         words = f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
         model, network = build(config, dataset)
         setting = Setting(config, dataset, model, network, folder, words)
-        outcome = experiment(setting)
-        origin = reporting.provenance(words, config.seed, time.monotonic() - start)
-        result = {"dataset": config.dataset, **outcome.result, "config": recorded(config)}
-        _files.write_json(folder / "result.json", {**result, "provenance": origin}, "result")
-        write_page(
-            setting, outcome, f"{program.split('.')[-1].replace('_', ' ')}: {preset}", origin
-        )
+        with reporting.open_run(folder, recorded(config), resume=config.resume):
+            outcome = experiment(setting)
+            origin = reporting.provenance(words, config.seed, time.monotonic() - start)
+            result = {"dataset": config.dataset, **outcome.result, "config": recorded(config)}
+            _files.write_json(folder / "result.json", {**result, "provenance": origin}, "result")
+            write_page(setting, outcome, f"{name.replace('_', ' ')}: {preset}", origin)
         print(outcome.summary)
         print(f"{folder / 'report.md'} holds the report.")
 

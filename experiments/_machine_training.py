@@ -44,12 +44,12 @@ def train(
       The state after `num_steps` steps.
     """
     config, folder = setting.config, setting.folder / name
-    reporting.open_run(folder, {"name": name, "steps": num_steps}, resume=True)
     state = make(*args).init(jax.random.fold_in(jax.random.key(config.seed), 0))
     steps = compiled(make, config.seed, config.batch_size)
     number = min(measurements or config.measurements, num_steps)
     marks = -(-np.arange(1, number + 1) * num_steps // number)  # rounded up
     with (
+        reporting.open_run(folder, {"name": name, "steps": num_steps}, resume=True),
         checkpoint.open(
             folder / "checkpoints", {}, metric="step", num_latest=1, num_best=0
         ) as saved,

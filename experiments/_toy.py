@@ -41,15 +41,13 @@ def main(
             name: value for name, value in dataclasses.asdict(config).items() if name not in _PLACES
         }
         # The same command again does the same again; another config needs another folder.
-        folder = reporting.open_run(
-            config.run_dir or f"runs/{program.split('.')[-1]}", recorded, resume=True
-        )
-        result, summary = experiment(config, folder)
-        words = ["python", "-m", program, *(sys.argv[1:] if argv is None else argv)]
-        origin = reporting.provenance(words, config.seed, time.monotonic() - start)
-        _files.write_json(
-            folder / "result.json", {**result, "config": recorded, "provenance": origin}, "result"
-        )
+        run_dir = config.run_dir or f"runs/{program.split('.')[-1]}"
+        with reporting.open_run(run_dir, recorded, resume=True) as folder:
+            result, summary = experiment(config, folder)
+            words = ["python", "-m", program, *(sys.argv[1:] if argv is None else argv)]
+            origin = reporting.provenance(words, config.seed, time.monotonic() - start)
+            result = {**result, "config": recorded, "provenance": origin}
+            _files.write_json(folder / "result.json", result, "result")
         print(summary)
         print(f"{folder} holds the figures and numbers.")
 

@@ -15,6 +15,7 @@ vulnerability of randomized ensembles, 2022, on why ascent fails here.
 """
 
 import functools
+import pathlib
 import shlex
 import sys
 import time
@@ -73,8 +74,21 @@ def run(budget: str, config: Config, argv):
     _check.within(1, len(dataset.train.labels), batch_size=config.batch_size)
     places = ("data_dir", "run_dir", "debug")
     recorded = {name: value for name, value in vars(config).items() if name not in places}
-    folder = reporting.open_run(config.run_dir, {"budget": budget, **recorded})
-    command = f"{PROGRAM} {shlex.join(argv)}"
+    with reporting.open_run(config.run_dir, {"budget": budget, **recorded}) as folder:
+        results = score(budget, config, recorded, dataset, folder, f"{PROGRAM} {shlex.join(argv)}")
+    print(reporting.attack_table(results))
+    print(f"{folder / 'report.md'} holds the report.")
+
+
+def score(
+    budget: str,
+    config: Config,
+    recorded: dict,
+    dataset: data.Dataset,
+    folder: pathlib.Path,
+    command: str,
+):
+    """`name -> figures` of every mixture, and the result, figure and report in `folder`."""
     mixtures = {
         f"linear, {name}": partial(linear_mixture, config, name) for name in LINEAR_MIXTURES
     }
@@ -94,8 +108,7 @@ def run(budget: str, config: Config, argv):
     reporting.write_result(folder, result)
     reporting.plot_blindness(folder / "blindness.png", results, SHOWN, blind=BLIND)
     reporting.write_report(folder, results, "What attacks report that do not see the members")
-    print(reporting.attack_table(results))
-    print(f"{folder / 'report.md'} holds the report.")
+    return results
 
 
 def check(config: Config):

@@ -11,6 +11,7 @@ a report. With `--single` it first trains one classifier at the same cost, to co
 Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 5.2.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import shlex
@@ -111,25 +112,40 @@ def run(preset: str, config: Config, argv):
     checkpoints = folder
     if not parallel.is_main():  # Checkpoints are saved together, all else by one process.
         folder = pathlib.Path(tempfile.mkdtemp())
-    reporting.open_run(folder, recorded(config), resume=config.resume)
-    command = f"{PROGRAM} {shlex.join(argv)}"
-    folders = {name: folder / subfolder for name, (_, subfolder) in configs.items()}
-    results, metrics, worst = {}, {}, None
-    for name, (each, subfolder) in configs.items():
-        if subfolder:
-            reporting.open_run(folder / subfolder, recorded(each), resume=config.resume)
-        places = folder / subfolder, checkpoints / subfolder / "checkpoints"
-        results[name], worst = complete(name, each, dataset, *places, command, worst)
-        metrics[name] = reporting.read_metrics(folder / subfolder)
-    reporting.plot_curves(folder / "curves.png", metrics)
-    reporting.plot_weights(folder / "weights.png", metrics)
-    evaluations = reporting.read_evaluations(folders)
-    reporting.write_report(folder, results, f"{config.dataset}, {config.loss}", evaluations)
+    with reporting.open_run(folder, recorded(config), resume=config.resume):
+        results = compare(config, configs, dataset, folder, checkpoints, argv)
     if not parallel.is_main():
         return
     print(reporting.results_table(list(results.values()), list(results)))
     print("".join(reporting.difference_line(*item) for item in results.items()))
     print(f"{folder / 'report.md'} holds the report.")
+
+
+def compare(
+    config: Config,
+    configs: dict[str, tuple[Config, str]],
+    dataset: data.Dataset,
+    folder: pathlib.Path,
+    checkpoints: pathlib.Path,
+    argv,
+) -> dict[str, dict]:
+    """`name -> result`, one after the other, each with the difference to the one before."""
+    command = f"{PROGRAM} {shlex.join(argv)}"
+    folders = {name: folder / subfolder for name, (_, subfolder) in configs.items()}
+    results, metrics, worst = {}, {}, None
+    for name, (each, subfolder) in configs.items():
+        places = folders[name], checkpoints / subfolder / "checkpoints"
+        with contextlib.ExitStack() as held:
+            if subfolder:
+                run = reporting.open_run(folders[name], recorded(each), resume=config.resume)
+                held.enter_context(run)
+            results[name], worst = complete(name, each, dataset, *places, command, worst)
+        metrics[name] = reporting.read_metrics(folders[name])
+    reporting.plot_curves(folder / "curves.png", metrics)
+    reporting.plot_weights(folder / "weights.png", metrics)
+    evaluations = reporting.read_evaluations(folders)
+    reporting.write_report(folder, results, f"{config.dataset}, {config.loss}", evaluations)
+    return results
 
 
 def at_equal_cost(config: Config) -> Config:

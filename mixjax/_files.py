@@ -2,8 +2,11 @@
 
 A file is written under a temporary name in its own folder and renamed: a reader, and a run that
 is killed at any moment, sees the old content or the new one. JSON is strict: no NaN, no infinity.
+A folder that a process writes to is held by it alone (`hold`).
 """
 
+import contextlib
+import fcntl
 import json
 import math
 import os
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 
 CONFIG = "config.json"
+_LOCK = ".lock"
 _TEMPORARY = ".tmp"
 _ABSENT = "(absent)"
 
@@ -119,7 +123,7 @@ def claim(directory, config, *, argument):
             return False
         # A process that was killed while claiming the folder leaves a temporary file at most.
         names = [entry.name for entry in directory.iterdir() if entry.suffix != _TEMPORARY]
-        if foreign := [name for name in names if name != CONFIG]:
+        if foreign := [name for name in names if name not in (CONFIG, _LOCK)]:
             raise ValueError(
                 f"{argument} {directory} is not empty and has no {CONFIG}: it holds {min(foreign)}"
             )
@@ -127,3 +131,43 @@ def claim(directory, config, *, argument):
     except OSError as error:
         raise ValueError(f"{argument} {directory} cannot be written: {error.strerror}") from error
     return True
+
+
+@contextlib.contextmanager
+def hold(directory, *, argument):
+    """Keeps every other process out of `directory` for the length of the `with` block.
+
+    The lock belongs to an open file, `.lock` in the folder: the system frees it when the process
+    ends, however it ends. Of several JAX processes of one run, process 0 alone takes it. Reading
+    needs no lock.
+
+    Args:
+      directory: an existing folder.
+      argument: what to call the folder in an error.
+
+    Raises:
+      ValueError: if another `hold` has the folder, or `.lock` cannot be written in it.
+    """
+    directory = pathlib.Path(directory)
+    try:
+        file = (directory / _LOCK).open("a+")
+    except OSError as error:
+        raise ValueError(f"{argument} {directory} cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            number = file.read().strip()
+            raise ValueError(
+                f"{argument} {directory} is in use by another process"
+                + (f" (pid {number})" if number else "")
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"{argument} {directory} cannot be locked: {error.strerror}"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import cifar10_mixture
-from mixjax import data
+from mixjax import _files, data
 
 # A linear model on digits: the whole experiment in seconds.
 TINY = (
@@ -141,6 +141,17 @@ def test_a_run_folder_is_neither_overwritten_nor_mixed_with_another(finished, tm
         assert stop.value.code == 2 and message in error and error.count("\n") == 1
     assert (finished / "result.json").read_bytes() == before
     assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["letter.txt"]
+
+
+def test_a_second_process_on_a_run_folder_is_refused_and_the_metrics_stay(finished, capsys):
+    before = (finished / "metrics.jsonl").read_bytes()
+    with _files.hold(finished, argument="run_dir"):
+        with pytest.raises(SystemExit) as stop:
+            run(finished, "--resume")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert f"run_dir {finished} is in use by another process (pid {os.getpid()})" in error
+    assert (finished / "metrics.jsonl").read_bytes() == before
 
 
 def test_data_outside_their_range_are_refused(tmp_path, capsys):

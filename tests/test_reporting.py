@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixjax import reporting
+from mixjax import _files, reporting
 
 CONFIG = {"dataset": "digits", "num_members": 2, "epsilon": 0.2, "milestones": (1, 2)}
 
@@ -17,60 +19,116 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def open_and_close(*args, **kwargs):
+    with reporting.open_run(*args, **kwargs) as run_dir:
+        return run_dir
+
+
 def test_a_new_folder_holds_the_config_and_nothing_else(tmp_path):
-    run_dir = reporting.open_run(tmp_path / "deep" / "run", CONFIG)
-    assert names(run_dir) == ["config.json"]
+    run_dir = open_and_close(tmp_path / "deep" / "run", CONFIG)
+    assert names(run_dir) == [".lock", "config.json"]
     assert json.loads((run_dir / "config.json").read_text()) == CONFIG | {"milestones": [1, 2]}
 
 
 def test_a_run_that_is_there_is_refused_naming_the_flag(tmp_path):
-    reporting.open_run(tmp_path, CONFIG)
+    open_and_close(tmp_path, CONFIG)
     with pytest.raises(ValueError, match="run_dir .* holds a run already.*--resume"):
-        reporting.open_run(tmp_path, CONFIG)
+        open_and_close(tmp_path, CONFIG)
 
 
 def test_the_same_run_may_be_resumed_and_a_missing_one_begins(tmp_path):
-    run_dir = reporting.open_run(tmp_path / "run", CONFIG, resume=True)
-    assert reporting.open_run(run_dir, CONFIG, resume=True) == run_dir
+    run_dir = open_and_close(tmp_path / "run", CONFIG, resume=True)
+    assert open_and_close(run_dir, CONFIG, resume=True) == run_dir
 
 
 def test_resuming_with_another_config_is_refused_naming_the_fields(tmp_path):
-    reporting.open_run(tmp_path, CONFIG)
+    open_and_close(tmp_path, CONFIG)
     other = {"dataset": "digits", "num_members": 3, "epsilon": 0.2, "seed": 1}
     with pytest.raises(ValueError) as caught:
-        reporting.open_run(tmp_path, other, resume=True)
+        open_and_close(tmp_path, other, resume=True)
     for change in ("milestones: [1, 2] -> (absent)", "num_members: 2 -> 3", "seed: (absent) -> 1"):
         assert change in str(caught.value)
     assert "epsilon" not in str(caught.value)
+
+
+def test_a_folder_in_use_is_refused_in_one_line_with_the_process_and_free_afterwards(tmp_path):
+    with reporting.open_run(tmp_path, CONFIG):
+        reporting.append_metrics(tmp_path, {"step": 1})
+        before = (tmp_path / "metrics.jsonl").read_bytes() + b'{"step": 2, "lo'  # being written
+        (tmp_path / "metrics.jsonl").write_bytes(before)
+        message = f"run_dir {tmp_path} is in use by another process \\(pid {os.getpid()}\\)"
+        with pytest.raises(ValueError, match=message + "$"):
+            open_and_close(tmp_path, CONFIG, resume=True)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    with reporting.open_run(tmp_path, CONFIG, resume=True) as run_dir:
+        assert reporting.read_metrics(run_dir) == [{"step": 1}]
+
+
+HOLD = """
+import pathlib, sys, time
+from mixjax import _files
+with _files.hold(sys.argv[1], argument="run_dir"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_process_frees_its_folder(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"in use by another process .pid {process.pid}."):
+            with _files.hold(tmp_path, argument="run_dir"):
+                pass
+    finally:
+        process.kill()
+        process.communicate()
+    with _files.hold(tmp_path, argument="run_dir"):
+        pass
+
+
+def test_of_two_that_claim_a_folder_at_once_one_has_it(tmp_path, monkeypatch):
+    """The other writes its config between the claim of the first and its lock."""
+    hold = _files.hold
+
+    def late(directory, *, argument):
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"epsilon": 0.3}))
+        return hold(directory, argument=argument)
+
+    monkeypatch.setattr(_files, "hold", late)
+    with pytest.raises(ValueError, match="another config: epsilon: 0.3 -> 0.2"):
+        open_and_close(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, resume):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="run_dir .* is not empty and has no config.json"):
-        reporting.open_run(tmp_path, CONFIG, resume=resume)
+        open_and_close(tmp_path, CONFIG, resume=resume)
     assert names(tmp_path) == ["thesis.tex"]
 
 
 def test_a_foreign_config_is_an_error_of_its_own(tmp_path):
     (tmp_path / "config.json").write_text("not JSON")
     with pytest.raises(ValueError, match="config.json is not readable JSON"):
-        reporting.open_run(tmp_path, CONFIG, resume=True)
+        open_and_close(tmp_path, CONFIG, resume=True)
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     for run_dir in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match="run_dir .* cannot be written: "):
-            reporting.open_run(run_dir, CONFIG)
+            open_and_close(run_dir, CONFIG)
 
 
 def test_a_folder_without_write_permission_is_a_clear_error(tmp_path, monkeypatch):
     """Asked of the system, because a superuser may write anywhere."""
-    reporting.open_run(tmp_path, CONFIG)
+    open_and_close(tmp_path, CONFIG)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match="run_dir .* cannot be written: Permission denied"):
-        reporting.open_run(tmp_path, CONFIG, resume=True)
+        open_and_close(tmp_path, CONFIG, resume=True)
 
 
 def test_a_config_is_never_half_written(tmp_path, monkeypatch):
@@ -83,17 +141,17 @@ def test_a_config_is_never_half_written(tmp_path, monkeypatch):
         patch.setattr(os, "replace", killed)
         patch.setattr("pathlib.Path.unlink", lambda *args, **kwargs: None)
         with pytest.raises(KeyboardInterrupt):
-            reporting.open_run(tmp_path, CONFIG)
+            open_and_close(tmp_path, CONFIG)
     assert len(names(tmp_path)) == 1 and not (tmp_path / "config.json").exists()
-    reporting.open_run(tmp_path, CONFIG)
+    open_and_close(tmp_path, CONFIG)
     assert json.loads((tmp_path / "config.json").read_text())["num_members"] == 2
 
 
 def test_a_config_that_json_cannot_hold_is_named_and_no_folder_made(tmp_path):
     with pytest.raises(ValueError, match="config.attack.epsilon must be finite, got inf"):
-        reporting.open_run(tmp_path / "run", {"attack": {"epsilon": math.inf}})
+        open_and_close(tmp_path / "run", {"attack": {"epsilon": math.inf}})
     with pytest.raises(ValueError, match="config.model must be something JSON can hold"):
-        reporting.open_run(tmp_path / "run", {"model": object()})
+        open_and_close(tmp_path / "run", {"model": object()})
     assert not (tmp_path / "run").exists()
 
 
@@ -137,12 +195,12 @@ def test_truncating_metrics_that_are_not_there_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("torn", [b'{"step": 2, "lo', b'{"step": 2, "note": "\xcf', b'{"step": 2}'])
 def test_a_torn_last_line_counts_as_never_written(tmp_path, torn):
-    reporting.open_run(tmp_path, CONFIG)
+    open_and_close(tmp_path, CONFIG)
     reporting.append_metrics(tmp_path, {"step": 1})
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(torn)
     assert reporting.read_metrics(tmp_path) == [{"step": 1}]
-    reporting.open_run(tmp_path, CONFIG, resume=True)
+    open_and_close(tmp_path, CONFIG, resume=True)
     reporting.append_metrics(tmp_path, {"step": 3})
     assert reporting.read_metrics(tmp_path) == [{"step": 1}, {"step": 3}]
 

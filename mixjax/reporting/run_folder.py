@@ -1,5 +1,6 @@
 """The folder of a run: `config.json`, written once, and `metrics.jsonl`, which grows."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -9,8 +10,14 @@ from mixjax import _files
 METRICS = "metrics.jsonl"
 
 
+@contextlib.contextmanager
 def open_run(run_dir, config, *, resume=False):
-    """Makes the folder of a new run, or confirms that it holds this run.
+    """Makes the folder of a new run, or confirms that it holds this run, and holds it.
+
+    No other process can open it before the end of the `with` block or of this process:
+
+        with open_run(run_dir, config) as folder:
+            ...
 
     Args:
       run_dir: the folder; missing, empty, or, with `resume`, one of the same config.
@@ -18,12 +25,13 @@ def open_run(run_dir, config, *, resume=False):
       resume: whether to continue a run that is there. Without one a new run begins, so that one
         command may be given again and again until a run is finished.
 
-    Returns:
+    Yields:
       The folder as a path.
 
     Raises:
       ValueError: if the folder cannot be written, holds foreign files, holds a run and `resume`
-        is false, or belongs to another config (the message names the differing fields).
+        is false, belongs to another config (the message names the differing fields), or is in use
+        by another process.
     """
     run_dir = pathlib.Path(run_dir)
     if not resume and (run_dir / _files.CONFIG).exists():
@@ -32,9 +40,12 @@ def open_run(run_dir, config, *, resume=False):
             "or choose another --run-dir"
         )
     new = _files.claim(run_dir, config, argument="run_dir")
-    if not new:
-        truncate_metrics(run_dir, math.inf)  # A line that a kill has torn would swallow the next.
-    return run_dir
+    with _files.hold(run_dir, argument="run_dir"):
+        # Another process may have claimed it at the same time, and with another config.
+        _files.claim(run_dir, config, argument="run_dir")
+        if not new:
+            truncate_metrics(run_dir, math.inf)  # A line that a kill has torn swallows the next.
+        yield run_dir
 
 
 def read_config(run_dir):
