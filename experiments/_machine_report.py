@@ -25,7 +25,7 @@ from experiments._machine import (
     recorded,
 )
 from experiments._machine_paper import PAPER
-from mixjax import _files, attacks, losses, reporting
+from mixjax import _files, attacks, checkpoint, losses, reporting
 from mixjax.typing import PyTree
 
 ATTACKS = {
@@ -107,6 +107,7 @@ def main(
         start, dataset = time.monotonic(), load(config)
         name = program.split(".")[-1]
         folder = pathlib.Path(config.run_dir or f"runs/{name}-{preset}")
+        checkpoint.check_directory(folder, argument="run_dir")
         words = f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
         model, network = build(config, dataset)
         setting = Setting(config, dataset, model, network, folder, words)

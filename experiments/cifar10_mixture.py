@@ -30,6 +30,7 @@ from experiments._game import Config, Game, build, check, members, recorded, ste
 from experiments._training import train
 from mixjax import (
     attacks,
+    checkpoint,
     data,
     defenses,
     evaluation,
@@ -110,6 +111,7 @@ def run(preset: str, config: Config, argv):
         configs = {"single": (at_equal_cost(config), "single")} | configs
     folder = pathlib.Path(config.run_dir or f"runs/{preset}")
     checkpoints = folder
+    checkpoint.check_directory(folder, argument="run_dir")
     if not parallel.is_main():  # Checkpoints are saved together, all else by one process.
         folder = pathlib.Path(tempfile.mkdtemp())
     with reporting.open_run(folder, recorded(config), resume=config.resume):

@@ -1,30 +1,53 @@
 """Checkpoints of any state: the latest few and the best few, verified when they are read.
 
 A folder belongs to one config. A checkpoint is written under a temporary name, renamed when it is
-complete, and only then are superseded ones deleted: a process killed at any moment leaves the
-previous checkpoints sound. With each goes the sha256 of every leaf, because flipped bytes in an
-array restore silently otherwise. Everything is arrays and JSON, nothing is pickled.
+complete, and only then are superseded ones deleted: a process killed at any moment, or a disk that
+is full, leaves the previous checkpoints sound. The checkpoints are numbered in the order in which
+they were written, by their steps as long as these grow; so one never takes the place of another
+while it is written. With each goes the sha256 of every leaf, because flipped bytes in an array
+restore silently otherwise. Everything is arrays and JSON, nothing is pickled.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import pathlib
 import shutil
+from typing import NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mixjax import _check, _files, _fingerprint
 from mixjax.interrupt import Interrupt, interruptible
 
-__all__ = ["Interrupt", "Manager", "interruptible", "open", "restore", "save", "steps"]
+__all__ = [
+    "Interrupt",
+    "Manager",
+    "check_directory",
+    "interruptible",
+    "open",
+    "restore",
+    "save",
+    "steps",
+]
+
+_PATTERNS = "*?["  # Orbax looks for its own files with `glob`, the folder's name unescaped
 
 
 class UnsoundError(ValueError):
     """A checkpoint whose content is not what was saved."""
+
+
+class _Entry(NamedTuple):
+    """What is known of a checkpoint."""
+
+    step: int
+    score: float | None  # the metric, None where it is not finite or not readable
+    record: dict | None  # of a checkpoint that this process wrote or verified
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +56,18 @@ class Manager:
 
     orbax: ocp.CheckpointManager
     metric: str
-    scores: dict  # step -> the metric, None where it is not finite or not readable
-    records: dict  # step -> the record of a checkpoint that this process wrote or verified
+    entries: dict[int, _Entry]  # by number, which is the name of the checkpoint's folder
 
     def close(self):
-        """Waits until the last save is on disk and frees the folder."""
-        self.orbax.close()
+        """Waits until the last save is on disk and frees the folder.
+
+        Raises:
+          OSError: if the last save could not be written.
+        """
+        try:
+            _settle(self)
+        finally:
+            self.orbax.close()
 
     def __enter__(self):
         """The manager itself."""
@@ -50,16 +79,21 @@ class Manager:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Best:
-    """Orbax policy: preserve the steps of highest score. Orbax's own fails on unreadable scores."""
+class _Kept:
+    """Orbax policy: preserve the latest, and those of highest score; no superseded ones.
 
-    scores: dict
-    number: int
+    It is asked about the checkpoint that is being written, too, and obeyed when that is whole.
+    """
+
+    entries: dict[int, _Entry]
+    num_latest: int
+    num_best: int
 
     def should_preserve(self, checkpoints, *, context):
         del context
-        ranked = _ranked(self.scores, [checkpoint.step for checkpoint in checkpoints])
-        kept = ranked[: self.number]
+        numbers = _current(self.entries, [checkpoint.step for checkpoint in checkpoints])
+        best = _ranked(self.entries, numbers)[: self.num_best]
+        kept = {*numbers[-self.num_latest :], *best}
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
@@ -78,68 +112,95 @@ def open(directory, config, *, metric="robust_accuracy", num_latest=2, num_best=
 
     Raises:
       ValueError: if a number is out of range, the folder cannot be written, holds foreign files,
-        or belongs to another config (the message names the differing fields).
+        belongs to another config (the message names the differing fields), or fails
+        `check_directory`.
     """
     _check.at_least(1, num_latest=num_latest)
     _check.at_least(0, num_best=num_best)
+    check_directory(directory)
     _files.claim(directory, config, argument="directory")
-    scores = {}
-    policies = [preservation_policy.LatestN(num_latest), _Best(scores, num_best)]
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.AnyPreservationPolicy(policies)
-    )
+    entries = {}
+    policy = _Kept(entries, num_latest, num_best)
     manager = Manager(
-        ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=options),
+        ocp.CheckpointManager(
+            pathlib.Path(directory).resolve(),
+            options=ocp.CheckpointManagerOptions(preservation_policy=policy),
+        ),
         metric,
-        scores,
-        records={},
+        entries,
     )
-    for step in manager.orbax.all_steps():
-        scores[step] = _stored_score(manager, step)
+    for number in manager.orbax.all_steps():
+        entries[number] = _stored_entry(manager, number)
     return manager
 
 
+def check_directory(directory, *, argument="directory"):
+    """Raises `ValueError` if the path of a folder can hold no checkpoints that can be read again.
+
+    Args:
+      directory: the folder; it need not exist.
+      argument: what to call it in the error.
+    """
+    path = str(pathlib.Path(directory).resolve())
+    if found := [character for character in _PATTERNS if character in path]:
+        raise ValueError(
+            f"{argument} must not have {' or '.join(found)} in its path, "
+            f"which checkpoints cannot be read from, got {path}"
+        )
+
+
 def steps(manager):
-    """The steps that have a checkpoint, ascending; sound or not."""
-    manager.orbax.wait_until_finished()
-    return sorted(manager.orbax.all_steps())
+    """The steps that have a checkpoint, ascending; sound or not.
+
+    Raises:
+      OSError: if the last save could not be written.
+    """
+    return sorted({manager.entries[number].step for number in _settle(manager)})
 
 
 def save(manager, step, state, metrics):
     """Saves `state` as checkpoint `step`; the files are written in the background.
 
     `state` may be donated or changed as soon as this returns. Checkpoints of the same or later
-    steps, left by a history that this run does not continue, are removed.
+    steps, left by a history that this run does not continue, are removed when this one is whole.
+    Whether it is on disk tell the next `save`, `steps`, `restore` or `close`, which wait for it:
+    after an error the checkpoints of before are all there, and `save` may be tried again.
 
     Args:
       manager: an open `Manager`.
       step: number of training steps done, at least 0.
-      state: pytree of arrays: NamedTuples, optax states, typed keys, sharded arrays.
+      state: dict, list or tuple, nested, of arrays: NamedTuples, optax states, typed keys, sharded
+        arrays; numbers of Python and NumPy, too.
       metrics: dict of numbers that holds the manager's metric; NaN is stored as null.
 
     Raises:
-      ValueError: if `step` is negative or the metric is missing.
+      ValueError: if `step` is negative, the metric is missing, or `state` is a lone array or holds
+        something that is no array, an empty array, or two leaves of one name (`a.b`).
+      OSError: if this or the last save could not be written.
     """
     _check.at_least(0, step=step)
+    step = int(step)
     if manager.metric not in metrics:
         raise ValueError(f"metrics must hold {manager.metric}, got {', '.join(metrics) or 'none'}")
     metrics = {name: _finite_or_none(value) for name, value in metrics.items()}
-    record = _signed({"metrics": metrics, "leaves": _fingerprint.fingerprints(state)})
-    if manager.records.get(step) == record:
+    _check_state(state)
+    state = jax.tree.map(_as_array, state)
+    leaves = _fingerprint.fingerprints(state)
+    record = _signed({"step": step, "metrics": metrics, "leaves": leaves})
+    present = _settle(manager)
+    if any(manager.entries[number].record == record for number in present):
         return
-    for superseded in [each for each in steps(manager) if each >= step]:
-        manager.orbax.delete(superseded)
-        manager.records.pop(superseded, None)
     _remove_leftovers(manager.orbax.directory)
-    manager.scores[step] = metrics[manager.metric]
-    manager.records[step] = record
-    manager.orbax.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-        ),
-        force=True,
-    )
+    number = max(step, *(each + 1 for each in present)) if present else step
+    manager.entries[number] = _Entry(step, metrics[manager.metric], record)
+    with _written_or_forgotten(manager):
+        manager.orbax.save(
+            number,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+            ),
+            force=True,
+        )
 
 
 def restore(manager, template, step=None):
@@ -159,20 +220,24 @@ def restore(manager, template, step=None):
     Raises:
       ValueError: if there is no sound checkpoint to restore, or the template has another
         structure, shape or dtype than the checkpoint.
+      OSError: if the last save could not be written.
     """
-    present = steps(manager)
+    newest_first = _settle(manager)[::-1]
     if step is None:
-        candidates = present[::-1]
-    elif step == "best":
-        candidates = _ranked(manager.scores, present)
+        candidates = newest_first
+    elif isinstance(step, str) and step == "best":
+        candidates = _ranked(manager.entries, newest_first)
     else:
-        candidates = [each for each in present if each == step]
+        _check.at_least(0, step=step)
+        step = int(step)
+        candidates = [number for number in newest_first if manager.entries[number].step == step]
     skipped = []
-    for candidate in candidates:
+    for number in candidates:
+        found = manager.entries[number].step
         try:
-            return _read(manager, candidate, template), candidate, skipped
+            return _read(manager, number, template), found, skipped
         except UnsoundError as error:
-            skipped.append((candidate, str(error)))
+            skipped.append((found, str(error)))
     wanted = {None: "checkpoint", "best": f"checkpoint with a finite {manager.metric}"}
     raise ValueError(
         f"no sound {wanted.get(step, f'checkpoint {step}')} in {manager.orbax.directory}"
@@ -180,21 +245,90 @@ def restore(manager, template, step=None):
     )
 
 
-def _read(manager, step, template):
+def _read(manager, number, template):
     """The state of one checkpoint, if it fits the template and is what was saved."""
-    record = _stored_record(manager, step)
-    _check_template(record["leaves"], template, step)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    record = _stored_record(manager, number)
+    arrays = jax.tree.map(_as_array, template)
+    _check_template(record["leaves"], arrays, manager.entries[number].step)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
     try:
-        state = manager.orbax.restore(step, args=args)["state"]
+        state = manager.orbax.restore(number, args=args)["state"]
     except Exception as error:  # Whatever damage makes a reader raise, the checkpoint is unsound.
         raise UnsoundError(f"unreadable: {_first_line(error)}") from error
     for name, found in _fingerprint.fingerprints(state).items():
         if found != record["leaves"][name]:
             raise UnsoundError(f"sha256 of state{name} is not what was saved")
-    manager.records[step] = record
-    return state
+    manager.entries[number] = manager.entries[number]._replace(record=record)
+    return jax.tree.map(_like, template, state)
+
+
+def _check_state(state):
+    """Raises `ValueError` for what Orbax cannot store, or stores under one name."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    if not leaves or not leaves[0][0]:
+        got = "one leaf alone" if leaves else "none"
+        raise ValueError(f"state must be a dict, list or tuple that holds arrays, got {got}")
+    names = set()
+    for path, leaf in leaves:
+        where = f"state{jax.tree_util.keystr(path)}"
+        dtype = getattr(_as_array(leaf), "dtype", None)
+        is_array = isinstance(leaf, jax.Array) or (dtype is not None and dtype.kind not in "OSUmM")
+        if not is_array:
+            raise ValueError(f"{where} must be an array or a number, got {leaf!r}")
+        if 0 in np.shape(leaf):
+            raise ValueError(f"{where} must not be empty, got shape {list(np.shape(leaf))}")
+        name = ".".join(_key(entry) for entry in path)
+        if name in names:
+            raise ValueError(f"{where} must not share the name {name} with another leaf")
+        names.add(name)
+
+
+def _key(entry):
+    """The name that Orbax gives to an entry of a path."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def _as_array(leaf):
+    """A leaf as Orbax stores it: numbers as arrays, in the byte order of this machine."""
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return leaf
+    array = np.asarray(leaf)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _like(template, value):
+    """A restored leaf as the kind of number that the template has, if it is one."""
+    if isinstance(template, bool | int | float | complex | np.generic):
+        return type(template)(np.asarray(value)[()])
+    return value
+
+
+def _settle(manager):
+    """The numbers of all checkpoints on disk, ascending, when nothing is being written."""
+    with _written_or_forgotten(manager):
+        manager.orbax.wait_until_finished()
+    return sorted(manager.orbax.all_steps())
+
+
+@contextlib.contextmanager
+def _written_or_forgotten(manager):
+    """Forgets a checkpoint that could not be written, remembers those it was to replace."""
+    try:
+        yield
+    except Exception as error:
+        manager.orbax.reload()
+        for number in manager.entries.keys() - set(manager.orbax.all_steps()):
+            del manager.entries[number]
+        with contextlib.suppress(OSError):
+            _remove_leftovers(manager.orbax.directory)
+        raise OSError(
+            f"a checkpoint could not be written to {manager.orbax.directory}, "
+            f"those of before are kept: {_first_line(error)}"
+        ) from error
 
 
 def _remove_leftovers(directory):
@@ -204,12 +338,13 @@ def _remove_leftovers(directory):
             shutil.rmtree(leftover)
 
 
-def _stored_record(manager, step):
-    """What was stored beside the state: metrics, and shape, dtype, sha256 of each leaf."""
+def _stored_record(manager, number):
+    """What was stored beside the state: step, metrics, and shape, dtype, sha256 of each leaf."""
     try:
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        record = manager.orbax.restore(step, args=args)["record"]
-        sound = _signed({name: record[name] for name in ("metrics", "leaves")}) == record
+        record = manager.orbax.restore(number, args=args)["record"]
+        sound = _signed({name: record[name] for name in record if name != "sha256"}) == record
+        sound = sound and {"metrics", "leaves"} <= record.keys()
     except Exception as error:
         raise UnsoundError(f"unreadable: {_first_line(error)}") from error
     if not sound:
@@ -217,11 +352,13 @@ def _stored_record(manager, step):
     return record
 
 
-def _stored_score(manager, step):
+def _stored_entry(manager, number):
     try:
-        return _stored_record(manager, step)["metrics"].get(manager.metric)
+        record = _stored_record(manager, number)
     except UnsoundError:
-        return None
+        return _Entry(number, None, None)
+    # Records of version 0.1.0 have no step: their numbers are the steps.
+    return _Entry(record.get("step", number), record["metrics"].get(manager.metric), None)
 
 
 def _signed(record):
@@ -233,14 +370,26 @@ def _finite_or_none(value):
     return float(value) if math.isfinite(value) else None
 
 
-def _ranked(scores, present):
-    """Steps with a finite score from best to worst; the latest first among equals."""
-    finite = [step for step in present if scores.get(step) is not None]
-    return sorted(finite, key=lambda step: (scores[step], step), reverse=True)
+def _current(entries, numbers):
+    """Those that none of the same or an earlier step has been written after, ascending."""
+    current, first = [], math.inf
+    for number in sorted(numbers, reverse=True):
+        if entries[number].step < first:
+            current.append(number)
+            first = entries[number].step
+    return current[::-1]
+
+
+def _ranked(entries, numbers):
+    """Numbers with a finite score from best to worst; the latest first among equals."""
+    finite = [number for number in numbers if entries[number].score is not None]
+    return sorted(finite, key=lambda number: (entries[number].score, number), reverse=True)
 
 
 def _first_line(error):
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    # TensorStore appends pages of settings to the first line.
+    line = (str(error).splitlines() or [""])[0].partition(" [tensorstore_spec")[0]
+    return f"{type(error).__name__}: {line}"
 
 
 def _check_template(saved, template, step):

@@ -1,9 +1,11 @@
 """What is restored is, bit for bit, what was saved, or a clear error."""
 
+import contextlib
 import json
 import math
 import pathlib
 import pickle
+import resource
 from typing import Any, NamedTuple
 
 import jax
@@ -59,6 +61,21 @@ def bits(tree):
 def make_small_state(value):
     """A single leaf: TensorStore complains about other reads that a damaged one cuts off."""
     return {"weights": value + jnp.arange(1000.0)}
+
+
+def make_big_state(value):
+    return {"x": jax.random.normal(jax.random.key(value), (50_000,)), "step": jnp.int32(value)}
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file can grow beyond 50 000 bytes: a quarter of the big state."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def save_all(manager, accuracies, make_state=make_state):
@@ -304,6 +321,146 @@ def test_saving_the_same_step_again_writes_nothing_new(tmp_path):
         save_all(manager, {1: 0.2})
         checkpoint.steps(manager)
         assert not (tmp_path / "1" / "mark").exists()
+
+
+def test_a_save_that_failed_is_an_error_and_the_second_try_writes_the_file(tmp_path):
+    with checkpoint.open(tmp_path, CONFIG) as manager:
+        save_all(manager, {1: 0.1}, make_big_state)
+        assert checkpoint.steps(manager) == [1]
+        for _ in range(2):
+            with full_disk():
+                checkpoint.save(manager, 2, make_big_state(2), {"robust_accuracy": 0.2})
+                with pytest.raises(OSError, match="a checkpoint could not be written to .*") as e:
+                    checkpoint.steps(manager)
+            assert str(tmp_path) in str(e.value) and "\n" not in str(e.value)
+            assert checkpoint.steps(manager) == [1]
+            assert checkpoint.restore(manager, make_big_state(0), "best")[1:] == (1, [])
+        save_all(manager, {2: 0.2}, make_big_state)
+        assert checkpoint.steps(manager) == [1, 2]
+    with checkpoint.open(tmp_path, CONFIG) as manager:
+        restored, step, skipped = checkpoint.restore(manager, make_big_state(0))
+    assert (step, skipped) == (2, [])
+    assert bits(restored) == bits(make_big_state(2))
+
+
+@pytest.mark.parametrize("end", ["save", "close"])
+def test_that_a_save_failed_is_said_by_whatever_comes_next(tmp_path, end):
+    manager = checkpoint.open(tmp_path, CONFIG)
+    with full_disk():
+        checkpoint.save(manager, 1, make_big_state(1), {"robust_accuracy": 0.1})
+        with pytest.raises(OSError, match="could not be written"):
+            if end == "save":
+                checkpoint.save(manager, 2, make_big_state(2), {"robust_accuracy": 0.1})
+            else:
+                manager.close()
+    assert end == "close" or checkpoint.steps(manager) == []
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_save_at_or_below_an_existing_step_that_fails_loses_nothing(tmp_path, step):
+    with checkpoint.open(tmp_path, CONFIG, num_latest=1, num_best=0) as manager:
+        save_all(manager, {2: 0.2}, make_big_state)
+        checkpoint.steps(manager)
+        with full_disk(), pytest.raises(OSError, match="could not be written"):
+            checkpoint.save(manager, step, make_big_state(5), {"robust_accuracy": 0.3})
+            checkpoint.steps(manager)
+        assert checkpoint.steps(manager) == [2]
+    with checkpoint.open(tmp_path, CONFIG) as manager:
+        restored, found, skipped = checkpoint.restore(manager, make_big_state(0))
+        assert (found, skipped) == (2, [])
+        assert bits(restored) == bits(make_big_state(2))
+
+
+def test_a_history_that_goes_back_replaces_the_later_steps_when_it_is_on_disk(tmp_path):
+    """Step 2 is written again after 3: both old ones go, and the run ends as any other."""
+    with checkpoint.open(tmp_path, CONFIG, num_latest=3) as manager:
+        save_all(manager, {1: 0.1, 2: 0.2, 3: 0.3})
+        checkpoint.save(manager, 2, make_state(7), {"robust_accuracy": 0.15})
+        assert checkpoint.steps(manager) == [1, 2]
+        assert checkpoint.restore(manager, make_state(0), "best")[1] == 2
+        save_all(manager, {3: 0.1, 4: 0.1})
+    with checkpoint.open(tmp_path, CONFIG, num_latest=3) as manager:
+        assert checkpoint.steps(manager) == [2, 3, 4]
+        second, step, _ = checkpoint.restore(manager, make_state(0), 2)
+        assert checkpoint.restore(manager, make_state(0), "best")[1] == 2
+        assert checkpoint.restore(manager, make_state(0))[1] == 4
+    assert step == 2 and bits(second) == bits(make_state(7))
+
+
+def test_a_checkpoint_that_was_removed_since_is_written_again(tmp_path):
+    with checkpoint.open(tmp_path, CONFIG, num_latest=1, num_best=0) as manager:
+        save_all(manager, {1: 0.1, 2: 0.2})
+        assert checkpoint.steps(manager) == [2]
+        save_all(manager, {1: 0.1})
+        assert checkpoint.steps(manager) == [1]
+
+
+def test_a_checkpoint_without_its_step_in_the_record_has_its_folder_s(tmp_path, monkeypatch):
+    """As version 0.1.0 has written them."""
+    signed = checkpoint._signed
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            checkpoint,
+            "_signed",
+            lambda record: signed({k: v for k, v in record.items() if k != "step"}),
+        )
+        with checkpoint.open(tmp_path, CONFIG) as manager:
+            save_all(manager, {4: 0.1})
+    with checkpoint.open(tmp_path, CONFIG) as manager:
+        restored, step, skipped = checkpoint.restore(manager, make_state(0))
+    assert (step, skipped) == (4, []) and bits(restored) == bits(make_state(4))
+
+
+def test_numbers_of_python_and_numpy_and_other_byte_orders_come_back_as_they_are(tmp_path):
+    state = {
+        "numpy": np.float32(2.5),
+        "int64": np.int64(2**40),
+        "bool": np.bool_(True),
+        "python": (3, 2.5, True, 2j),
+        "swapped": np.arange(3.0, dtype=">f4"),
+    }
+    with checkpoint.open(tmp_path, CONFIG) as manager:
+        checkpoint.save(manager, 1, state, {"robust_accuracy": 0.5})
+        restored, _, skipped = checkpoint.restore(manager, state)
+    assert skipped == [] and jax.tree.structure(restored) == jax.tree.structure(state)
+    for got, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert type(got) is type(expected) and np.array_equal(got, expected)
+
+
+def test_the_step_may_be_a_number_of_jax_or_numpy(tmp_path):
+    with checkpoint.open(tmp_path, CONFIG) as manager:
+        checkpoint.save(manager, jnp.int32(3), make_state(3), {"robust_accuracy": jnp.float32(0.5)})
+        checkpoint.save(manager, np.int64(4), make_state(4), {"robust_accuracy": np.float32(0.4)})
+        assert checkpoint.steps(manager) == [3, 4]
+        for step in (3, jnp.int32(3), np.int64(3)):
+            _, found, _ = checkpoint.restore(manager, make_state(0), step)
+            assert (type(found), found) == (int, 3)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"x": "text"}, r"state\['x'\] must be an array or a number, got 'text'"),
+        ({"x": [None, object]}, r"state\['x'\]\[1\] must be an array or a number"),
+        ({"x": jnp.zeros((0, 3))}, r"state\['x'\] must not be empty, got shape \[0, 3\]"),
+        ({"a": {"b": jnp.zeros(2)}, "a.b": jnp.ones(3)}, r"'a.b'\] must not share the name a.b"),
+        ({}, "state must be a dict, list or tuple that holds arrays, got none"),
+        (jnp.ones(3), "state must be a dict, list or tuple that holds arrays, got one leaf alone"),
+    ],
+)
+def test_a_state_that_cannot_be_stored_is_named_and_nothing_is_lost(tmp_path, state, message):
+    with checkpoint.open(tmp_path, CONFIG) as manager:
+        save_all(manager, {1: 0.1})
+        with pytest.raises(ValueError, match=message):
+            checkpoint.save(manager, 1, state, {"robust_accuracy": 0.5})
+        assert checkpoint.steps(manager) == [1]
+
+
+@pytest.mark.parametrize("name", ["[lr=0.1] a", "a*", "why?"])
+def test_a_path_whose_checkpoints_could_not_be_read_again_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="directory must not have . in its path"):
+        checkpoint.open(tmp_path / name / "checkpoints", CONFIG)
+    assert not (tmp_path / name).exists()
 
 
 def test_what_a_killed_process_was_writing_is_removed_by_the_next_save_not_by_a_reader(tmp_path):

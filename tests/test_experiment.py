@@ -143,6 +143,15 @@ def test_a_run_folder_is_neither_overwritten_nor_mixed_with_another(finished, tm
     assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["letter.txt"]
 
 
+def test_a_run_folder_whose_checkpoints_could_not_be_read_is_refused_at_once(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "[lr=0.1] a")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "run_dir must not have [ in its path" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_second_process_on_a_run_folder_is_refused_and_the_metrics_stay(finished, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
     with _files.hold(finished, argument="run_dir"):
