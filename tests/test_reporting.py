@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 
 import jax.numpy as jnp
@@ -65,26 +64,21 @@ def test_a_folder_in_use_is_refused_in_one_line_with_the_process_and_free_afterw
 
 
 HOLD = """
-import pathlib, sys, time
+import sys, time
 from mixjax import _files
 with _files.hold(sys.argv[1], argument="run_dir"):
-    print("held", flush=True)
     time.sleep(600)
 """
 
 
-def test_a_killed_process_frees_its_folder(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=f"in use by another process .pid {process.pid}."):
-            with _files.hold(tmp_path, argument="run_dir"):
-                pass
-    finally:
-        process.kill()
-        process.communicate()
+def test_a_killed_process_frees_its_folder(tmp_path, children):
+    process = children.start([sys.executable, "-c", HOLD, str(tmp_path)])
+    children.wait(lambda: (tmp_path / ".lock").exists() and (tmp_path / ".lock").read_text())
+    with pytest.raises(ValueError, match=f"in use by another process .pid {process.pid}."):
+        with _files.hold(tmp_path, argument="run_dir"):
+            pass
+    process.kill()
+    children.finish(process)
     with _files.hold(tmp_path, argument="run_dir"):
         pass
 
