@@ -11,4 +11,5 @@ PyTree = Any
 Bounds = tuple[float, float]  # lowest and highest value of an input
 
 LossFn = Callable[[Array], Array]  # `[...] -> []`: what an attacker raises
+AccuracyFn = Callable[[Array], Array]  # `[...] -> []`: what a point is judged by, lower is better
 LogitsFn = Callable[[Array], Array]  # `[...] -> [L, C]`: the members' logits

@@ -1,6 +1,6 @@
 """Attacks on one example: `x` in, `(x_adv, info)` out; `jax.vmap` makes the batch."""
 
-from mixjax.attacks._steps import AttackInfo
+from mixjax.attacks._steps import AttackInfo, once
 from mixjax.attacks.arc import MixtureInfo, arc
 from mixjax.attacks.attack_network import (
     AttackNetworkInfo,
@@ -39,6 +39,7 @@ __all__ = [
     "lattice_climber",
     "likeliest_wrong",
     "log_error",
+    "once",
     "pgd",
     "square",
 ]

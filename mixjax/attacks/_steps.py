@@ -1,5 +1,6 @@
 """What the attacks share: how a point moves, which one is kept, and what an attack reports."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,11 +17,66 @@ class AttackInfo(NamedTuple):
       first_loss: `[]` loss at the starting point.
       num_zero_gradients: `[]` number of steps at which the gradient was exactly zero: where it
         equals the number of steps, the attack never moved and its verdict is worthless.
+      accuracy: `[]` what `accuracy_fn` says of the returned point, NaN as 0; None without one.
     """
 
     loss: Array
     first_loss: Array
     num_zero_gradients: Array
+    accuracy: Array | None = None
+
+
+class Visited(NamedTuple):
+    """A point and what decides whether it is the one to return."""
+
+    point: Array
+    loss: Array
+    accuracy: Array | None  # None: the loss alone decides
+
+
+def visit(loss_fn, accuracy_fn, point):
+    """The point as `Visited`."""
+    accuracy = None if accuracy_fn is None else _errors_count(accuracy_fn(point))
+    return Visited(point, loss_fn(point), accuracy)
+
+
+def visit_and_grad(loss_fn, accuracy_fn, point):
+    """The point as `Visited`, and the gradient there, its NaNs replaced by 0.
+
+    The accuracy is taken while the loss is differentiated, so that both see the same traced point:
+    `once` knows it again.
+    """
+    if accuracy_fn is None:
+        loss, gradient = value_and_grad(loss_fn, point)
+        return Visited(point, loss, None), gradient
+    (loss, accuracy), gradient = jax.value_and_grad(
+        lambda point: (loss_fn(point), accuracy_fn(point)), has_aux=True
+    )(point)
+    return Visited(point, loss, _errors_count(accuracy)), jnp.nan_to_num(gradient)
+
+
+def once(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """`fn`, which asked for the same array twice in a row gives the answer that it gave before.
+
+    A loss and an accuracy that both ask `once(logits_fn)` for their point run the network once.
+    Left to XLA the second run stays where it moves different parts of the two out of a loop first:
+    half of the cost of a step.
+
+    Args:
+      fn: pure function of an array, such as `logits_fn`.
+
+    Returns:
+      The same function. Inside of a transformation, such as a branch of `jax.lax.cond`, it must not
+      be asked for an array from outside of it.
+    """
+    last = []
+
+    def asked_once(x):
+        if not last or last[0] is not x:
+            last[:] = x, fn(x)
+        return last[1]
+
+    return asked_once
 
 
 def value_and_grad(loss_fn, point):
@@ -37,15 +93,44 @@ def move(x, delta, threat, bounds):
     return jnp.clip(x + threat.project(delta), *bounds)
 
 
-def keep_higher(best, best_loss, point, loss):
-    """The pair of higher loss, the first where they tie.
+def nothing_visited(loss_fn, accuracy_fn, x):
+    """What a loop carries before its first point, which is kept whatever it is."""
+    visited = jax.eval_shape(lambda x: visit(loss_fn, accuracy_fn, x), x)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), visited)
 
-    A NaN loss counts as the highest: hiding it would report a broken network as robust.
+
+def keep_better(best, new, is_first=False):
+    """The point that serves the attacker best: of lower accuracy, then of higher loss.
+
+    The first where they tie. Without accuracies a NaN loss counts as the highest: hiding it would
+    report a broken network as robust. Beside an accuracy, in which a NaN answer is an error, it
+    counts as the lowest: it may be due to the loss.
     """
-    higher = (loss > best_loss) | jnp.isnan(loss)
-    return jnp.where(higher, point, best), jnp.where(higher, loss, best_loss)
+    if new.accuracy is None:
+        better = (new.loss > best.loss) | (jnp.isnan(new.loss) & ~jnp.isnan(best.loss))
+    else:
+        higher = is_higher(new.loss, best.loss)
+        better = (new.accuracy < best.accuracy) | ((new.accuracy == best.accuracy) & higher)
+    return jax.tree.map(lambda a, b: jnp.where(better | is_first, a, b), new, best)
+
+
+def best_of(visited):
+    """Index of the best of several points, leaves `[R, ...]`; as `keep_better`."""
+    if visited.accuracy is None:
+        return jnp.argmax(visited.loss)  # a NaN counts as the highest
+    return jnp.lexsort((-visited.loss, visited.accuracy))[0]
+
+
+def is_higher(new, old):
+    """Whether `new > old`; a NaN is below every number."""
+    return (new > old) | (jnp.isnan(old) & ~jnp.isnan(new))
 
 
 def is_zero(gradient):
     """1 for a gradient of zeros alone, else 0."""
     return jnp.all(gradient == 0).astype(jnp.int32)
+
+
+def _errors_count(accuracy):
+    """An accuracy of NaN says that nothing there is right."""
+    return jnp.where(jnp.isnan(accuracy), 0, accuracy)

@@ -8,9 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import _check
-from mixjax.attacks._steps import AttackInfo, is_zero, keep_higher, move, value_and_grad
+from mixjax.attacks._steps import (
+    AttackInfo,
+    Visited,
+    best_of,
+    is_higher,
+    is_zero,
+    keep_better,
+    move,
+    nothing_visited,
+    visit,
+    visit_and_grad,
+)
 from mixjax.threats import Threat
-from mixjax.typing import Array, Bounds, Key, LossFn
+from mixjax.typing import AccuracyFn, Array, Bounds, Key, LossFn
 
 _MOMENTUM = 0.25  # share of the previous move; the paper's alpha is the rest
 _ENOUGH_INCREASES = 0.75  # the paper's rho
@@ -24,15 +35,16 @@ def apgd(
     *,
     num_steps: int = 100,
     num_restarts: int = 1,
+    accuracy_fn: AccuracyFn | None = None,
     bounds: Bounds = (0.0, 1.0),
 ) -> tuple[Array, AttackInfo]:
     r"""Projected gradient ascent with momentum that halves its own step size.
 
     `z = P(x_k + eta steepest(grad))`, `x_{k+1} = P(x_k + .75 (z - x_k) + .25 (x_k - x_{k-1}))`,
     from a random point. `eta` is 2 epsilon at first. At the checkpoints, which come closer and
-    closer, it is halved and the ascent goes on from the best point so far if fewer than 3/4 of the
-    steps since the last checkpoint raised the loss, or if neither `eta` nor the highest loss has
-    changed since then.
+    closer, it is halved and the ascent goes on from the point of highest loss so far if fewer than
+    3/4 of the steps since the last checkpoint raised the loss, or if neither `eta` nor the highest
+    loss has changed since then.
 
     Args:
       key: random key of the starts; consumed.
@@ -41,12 +53,15 @@ def apgd(
       threat: the allowed perturbations, in the units of `x`.
       num_steps: number of gradient steps of one run, static.
       num_restarts: number of runs, one after the other, static.
+      accuracy_fn: `[...] -> []`, lower is better for the attacker: which of the points visited is
+        returned, for example the exact expected accuracy of a mixture, of which no loss is more
+        than a sign. It never steers the ascent. None: the loss alone decides.
       bounds: lowest and highest value of an input.
 
     Returns:
-      The `[...]` input of highest loss among the `num_restarts * (num_steps + 1)` points visited,
-      within `bounds` and within the threat up to rounding, and the `AttackInfo` of its run, with
-      the zero gradients of all runs.
+      The `[...]` input of lowest accuracy, then of highest loss, among the
+      `num_restarts * (num_steps + 1)` points visited, within `bounds` and within the threat up to
+      rounding, and the `AttackInfo` of its run, with the zero gradients of all runs.
 
     Raises:
       ValueError: if `num_steps` or `num_restarts` is not positive.
@@ -59,7 +74,7 @@ def apgd(
     _check.increasing(bounds=bounds)
 
     def run(key):
-        return _run(key, loss_fn, x, threat, num_steps, bounds)
+        return _run(key, loss_fn, accuracy_fn, x, threat, num_steps, bounds)
 
     return _best_run(run, jax.random.split(key, num_restarts))
 
@@ -73,6 +88,7 @@ def apgd_targeted(
     *,
     num_steps: int = 100,
     num_restarts: int = 1,
+    accuracy_fn: AccuracyFn | None = None,
     bounds: Bounds = (0.0, 1.0),
 ) -> tuple[Array, AttackInfo]:
     r"""`apgd` towards each of several classes: `max_t max_x' loss_fn(x', t)`.
@@ -94,11 +110,13 @@ def apgd_targeted(
       threat: the allowed perturbations, in the units of `x`.
       num_steps: number of gradient steps of one run, static.
       num_restarts: number of runs for one target, static.
+      accuracy_fn: as in `apgd`; it does not depend on the target.
       bounds: lowest and highest value of an input.
 
     Returns:
-      As `apgd`, the highest over all targets. The losses of two targets are compared as they are:
-      the loss must be positive exactly where the input is misclassified, or mean the same for all.
+      As `apgd`, the best over all targets. The losses of two targets are compared as they are:
+      without `accuracy_fn` the loss must be positive exactly where the input is misclassified, or
+      mean the same for all.
 
     Raises:
       ValueError: if `num_steps` or `num_restarts` is not positive or `targets` is empty.
@@ -114,7 +132,7 @@ def apgd_targeted(
 
     def run(keys_and_target):
         key, target = keys_and_target
-        return _run(key, lambda x: loss_fn(x, target), x, threat, num_steps, bounds)
+        return _run(key, lambda x: loss_fn(x, target), accuracy_fn, x, threat, num_steps, bounds)
 
     return _best_run(run, (jax.random.split(key, num_runs), jnp.repeat(targets, num_restarts)))
 
@@ -143,82 +161,89 @@ def likeliest_wrong(logits: Array, label: Array, num_targets: int) -> Array:
 
 
 class _Climb(NamedTuple):
-    """One run: where it is, the best so far, and what the next checkpoint asks for."""
+    """One run: where it is, the highest point so far, and what the next checkpoint asks for."""
 
     point: Array
     previous: Array
     loss: Array  # at the point before
     step_size: Array
-    best: Array
-    best_gradient: Array
-    best_loss: Array
-    checked_loss: Array  # best_loss at the last checkpoint
+    highest: Array  # the point of highest loss, from which the ascent goes on
+    highest_gradient: Array
+    highest_loss: Array
+    checked_loss: Array  # highest_loss at the last checkpoint
     was_halved: Array  # at the last checkpoint
     num_increases: Array  # since the last checkpoint
     num_zero_gradients: Array
+    best: Visited  # to be returned
 
 
-def _run(key, loss_fn, x, threat, num_steps, bounds):
-    dtype = jax.eval_shape(loss_fn, x).dtype
+def _run(key, loss_fn, accuracy_fn, x, threat, num_steps, bounds):
     first = move(x, threat.sample(key, x.shape), threat, bounds)
+    nothing = nothing_visited(loss_fn, accuracy_fn, x)
     climb = _Climb(
         point=first,
         previous=first,
-        loss=jnp.full((), jnp.inf, dtype),
+        loss=nothing.loss,
         step_size=jnp.asarray(2.0 * threat.epsilon, first.dtype),
-        best=first,
-        best_gradient=jnp.zeros_like(first),
-        best_loss=jnp.full((), -jnp.inf, dtype),
-        checked_loss=jnp.full((), jnp.nan, dtype),
-        was_halved=jnp.zeros((), bool),
+        highest=first,
+        highest_gradient=jnp.zeros_like(first),
+        highest_loss=nothing.loss,
+        checked_loss=nothing.loss,
+        was_halved=jnp.ones((), bool),  # nothing is stuck at the first point
         num_increases=jnp.zeros((), jnp.int32),
         num_zero_gradients=jnp.zeros((), jnp.int32),
+        best=nothing,
     )
 
     def step(climb, schedule):
-        is_checkpoint, enough_increases, momentum = schedule
-        loss, gradient = value_and_grad(loss_fn, climb.point)
-        best_gradient, _ = keep_higher(climb.best_gradient, climb.best_loss, gradient, loss)
-        best, best_loss = keep_higher(climb.best, climb.best_loss, climb.point, loss)
-        num_increases = climb.num_increases + (loss > climb.loss)
+        is_first, is_checkpoint, enough_increases, momentum = schedule
+        visited, gradient = visit_and_grad(loss_fn, accuracy_fn, climb.point)
+        loss = visited.loss
+        highest, highest_gradient, highest_loss = jax.tree.map(
+            lambda a, b: jnp.where(is_first | is_higher(loss, climb.highest_loss), a, b),
+            (climb.point, gradient, loss),
+            (climb.highest, climb.highest_gradient, climb.highest_loss),
+        )
+        num_increases = climb.num_increases + (~is_first & (loss > climb.loss))
         num_zero_gradients = climb.num_zero_gradients + is_zero(gradient)
 
-        stuck = ~climb.was_halved & (best_loss == climb.checked_loss)
+        stuck = ~climb.was_halved & (highest_loss == climb.checked_loss)
         halve = is_checkpoint & ((num_increases < enough_increases) | stuck)
         step_size = jnp.where(halve, climb.step_size / 2.0, climb.step_size)
-        point = jnp.where(halve, best, climb.point)
-        gradient = jnp.where(halve, best_gradient, gradient)
+        point = jnp.where(halve, highest, climb.point)
+        gradient = jnp.where(halve, highest_gradient, gradient)
 
         ascent = move(x, point - x + step_size * threat.steepest(gradient), threat, bounds)
         delta = (1.0 - momentum) * (ascent - point) + momentum * (point - climb.previous)
         return _Climb(
             point=move(x, point - x + delta, threat, bounds),
             previous=point,
-            loss=jnp.where(halve, best_loss, loss),
+            loss=jnp.where(halve, highest_loss, loss),
             step_size=step_size,
-            best=best,
-            best_gradient=best_gradient,
-            best_loss=best_loss,
-            checked_loss=jnp.where(is_checkpoint, best_loss, climb.checked_loss),
+            highest=highest,
+            highest_gradient=highest_gradient,
+            highest_loss=highest_loss,
+            checked_loss=jnp.where(is_checkpoint, highest_loss, climb.checked_loss),
             was_halved=jnp.where(is_checkpoint, halve, climb.was_halved),
             num_increases=jnp.where(is_checkpoint, 0, num_increases),
             num_zero_gradients=num_zero_gradients,
+            best=keep_better(climb.best, visited, is_first),
         ), loss
 
     climb, losses = jax.lax.scan(step, climb, _schedule(num_steps))
-    best, best_loss = keep_higher(climb.best, climb.best_loss, climb.point, loss_fn(climb.point))
-    return best, AttackInfo(best_loss, losses[0], climb.num_zero_gradients)
+    best = keep_better(climb.best, visit(loss_fn, accuracy_fn, climb.point))
+    return best, (losses[0], climb.num_zero_gradients)
 
 
 def _schedule(num_steps):
-    """For each step: is it a checkpoint, how many increases it wants to see, its momentum."""
+    """For each step: is it the first, a checkpoint, how many increases it wants, its momentum."""
     checkpoints = _checkpoints(num_steps)
     is_checkpoint, enough_increases = np.zeros(num_steps, bool), np.zeros(num_steps, np.float32)
     is_checkpoint[checkpoints] = True
     enough_increases[checkpoints[1:]] = _ENOUGH_INCREASES * np.diff(checkpoints)
     momentum = np.full(num_steps, _MOMENTUM, np.float32)
     momentum[0] = 0.0  # nothing moved yet: the first step has its full length
-    return is_checkpoint, enough_increases, momentum
+    return np.arange(num_steps) == 0, is_checkpoint, enough_increases, momentum
 
 
 def _checkpoints(num_steps):
@@ -236,7 +261,8 @@ def _checkpoints(num_steps):
 
 def _best_run(run, inputs):
     """The best of the runs, one after the other: only one at a time needs the memory."""
-    points, infos = jax.lax.map(run, inputs)
-    best = jnp.argmax(infos.loss)  # a NaN counts as the highest
-    info = jax.tree.map(lambda values: values[best], infos)
-    return points[best], info._replace(num_zero_gradients=jnp.sum(infos.num_zero_gradients))
+    visited, (first_losses, num_zero_gradients) = jax.lax.map(run, inputs)
+    index = best_of(visited)
+    best, first_loss = jax.tree.map(lambda values: values[index], (visited, first_losses))
+    info = AttackInfo(best.loss, first_loss, jnp.sum(num_zero_gradients), best.accuracy)
+    return best.point, info

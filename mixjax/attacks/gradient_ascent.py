@@ -10,9 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from mixjax import _check
-from mixjax.attacks._steps import AttackInfo, is_zero, keep_higher, move, value_and_grad
+from mixjax.attacks._steps import (
+    AttackInfo,
+    is_zero,
+    keep_better,
+    move,
+    nothing_visited,
+    value_and_grad,
+    visit,
+    visit_and_grad,
+)
 from mixjax.threats import Threat
-from mixjax.typing import Array, Bounds, Key, LossFn
+from mixjax.typing import AccuracyFn, Array, Bounds, Key, LossFn
 
 
 def fgsm(
@@ -51,6 +60,7 @@ def pgd(
     step_size: float | Array,
     random_start: bool = True,
     start: Threat | None = None,
+    accuracy_fn: AccuracyFn | None = None,
     iterate: Literal["best", "last"] = "best",
     bounds: Bounds = (0.0, 1.0),
 ) -> tuple[Array, AttackInfo]:
@@ -71,11 +81,15 @@ def pgd(
       start: ball in which the random start is uniform; that of `threat` if None. A divergence
         from the clean output has no gradient at `x`, and TRADES starts just beside it.
       iterate: "best", never a weaker attack, or "last", what the papers below return.
+      accuracy_fn: `[...] -> []`, lower is better for the attacker: which of the points visited is
+        the best, for example the exact expected accuracy of a mixture, of which no loss is more
+        than a sign. It never steers the ascent. None: the loss alone decides.
       bounds: lowest and highest value of an input; `(-inf, inf)` for none.
 
     Returns:
-      The `[...]` input of highest loss among the `num_steps + 1` points visited, or the last of
-      them, within `bounds` and within the threat up to rounding, and an `AttackInfo`.
+      The `[...]` input of lowest accuracy, then of highest loss, among the `num_steps + 1` points
+      visited, or the last of them, within `bounds` and within the threat up to rounding, and an
+      `AttackInfo`.
 
     Raises:
       ValueError: if `num_steps` or `step_size` is not positive, or `iterate` is neither.
@@ -92,21 +106,16 @@ def pgd(
     if random_start:
         first = move(x, (start or threat).sample(key, x.shape), threat, bounds)
 
-    def step(carry, _):
-        point, best, best_loss, num_zero_gradients = carry
-        loss, gradient = value_and_grad(loss_fn, point)
-        best, best_loss = keep_higher(best, best_loss, point, loss)
+    def step(carry, is_first):
+        point, best, num_zero_gradients = carry
+        visited, gradient = visit_and_grad(loss_fn, accuracy_fn, point)
+        best = keep_better(best, visited, is_first)
         delta = point - x + step_size * threat.steepest(gradient)
         point = move(x, delta, threat, bounds)
-        return (point, best, best_loss, num_zero_gradients + is_zero(gradient)), loss
+        return (point, best, num_zero_gradients + is_zero(gradient)), visited.loss
 
-    lowest = jnp.full((), -jnp.inf, jax.eval_shape(loss_fn, x).dtype)
-    carry = (first, first, lowest, jnp.zeros((), jnp.int32))
-    (last, best, best_loss, num_zero_gradients), losses = jax.lax.scan(
-        step, carry, length=num_steps
-    )
-    last_loss = loss_fn(last)
-    if iterate == "last":
-        return last, AttackInfo(last_loss, losses[0], num_zero_gradients)
-    best, best_loss = keep_higher(best, best_loss, last, last_loss)
-    return best, AttackInfo(best_loss, losses[0], num_zero_gradients)
+    carry = (first, nothing_visited(loss_fn, accuracy_fn, x), jnp.zeros((), jnp.int32))
+    (last, best, num_zero_gradients), losses = jax.lax.scan(step, carry, jnp.arange(num_steps) == 0)
+    end = visit(loss_fn, accuracy_fn, last)
+    best = end if iterate == "last" else keep_better(best, end)
+    return best.point, AttackInfo(best.loss, losses[0], num_zero_gradients, best.accuracy)

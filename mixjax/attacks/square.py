@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import _check
-from mixjax.attacks._steps import AttackInfo, keep_higher, move
+from mixjax.attacks._steps import AttackInfo, is_higher, keep_better, move, once, visit
 from mixjax.threats import Threat
-from mixjax.typing import Array, Bounds, Key, LossFn
+from mixjax.typing import AccuracyFn, Array, Bounds, Key, LossFn
 
 # The squares' share of the pixels is halved after each of these queries of 10 000.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -25,6 +25,7 @@ def square(
     *,
     num_queries: int = 1000,
     first_share: float = 0.8,
+    accuracy_fn: AccuracyFn | None = None,
     bounds: Bounds = (0.0, 1.0),
 ) -> tuple[Array, AttackInfo]:
     """Random search over squares of pixels: a change stays where it raises the score.
@@ -44,11 +45,14 @@ def square(
       threat: the allowed perturbations, in the units of `x`.
       num_queries: how often the score is asked for, static.
       first_share: share of the pixels in the first squares, at most 1.
+      accuracy_fn: `[...] -> []`, lower is better for the attacker: which of the points asked for is
+        returned. It never steers the search. None: the score alone decides.
       bounds: lowest and highest value of an input.
 
     Returns:
-      The `[...]` input of highest score among the `num_queries` points asked for, within `bounds`
-      and within the threat up to rounding, and an `AttackInfo` that counts no zero gradients.
+      The `[...]` input of lowest accuracy, then of highest score, among the `num_queries` points
+      asked for, within `bounds` and within the threat up to rounding, and an `AttackInfo` that
+      counts no zero gradients.
 
     Raises:
       ValueError: if `num_queries` or `first_share` is not positive or `first_share` is above 1.
@@ -67,20 +71,30 @@ def square(
         start, change, smallest = _tiles, _regroup, 3
     sides = _sides(image.shape, num_queries - 1, first_share, smallest)
 
-    def evaluate(delta):
-        point = move(image, delta, threat, bounds)
-        return point, score_fn(jnp.reshape(point, x.shape))
+    as_input = once(lambda image: jnp.reshape(image, x.shape))
 
-    def query(best, key_and_sides):
-        (kept, score), (key, sides) = best, key_and_sides
-        point, new_score = evaluate(change(key, sides, kept - image, threat))
-        return keep_higher(kept, score, point, new_score), None
+    def of_image(fn):
+        return lambda image: fn(as_input(image))
+
+    score = of_image(score_fn)
+    accuracy = None if accuracy_fn is None else of_image(accuracy_fn)
+
+    def ask(delta):
+        return visit(score, accuracy, move(image, delta, threat, bounds))
+
+    def query(carry, key_and_sides):
+        (highest, best), (key, sides) = carry, key_and_sides
+        new = ask(change(key, sides, highest.point - image, threat))
+        higher = is_higher(new.loss, highest.loss)
+        highest = jax.tree.map(lambda a, b: jnp.where(higher, a, b), new, highest)
+        return (highest, keep_better(best, new)), None
 
     first_key, search_key = jax.random.split(key)
-    first = evaluate(start(first_key, image.shape, threat))
+    first = ask(start(first_key, image.shape, threat))
     keys = jax.random.split(search_key, num_queries - 1)
-    (best, score), _ = jax.lax.scan(query, first, (keys, sides))
-    return jnp.reshape(best, x.shape), AttackInfo(score, first[1], jnp.zeros((), jnp.int32))
+    (_, best), _ = jax.lax.scan(query, (first, first), (keys, sides))
+    info = AttackInfo(best.loss, first.loss, jnp.zeros((), jnp.int32), best.accuracy)
+    return jnp.reshape(best.point, x.shape), info
 
 
 def _is_box(threat):
