@@ -54,9 +54,11 @@ def simplex(**values):
 
 
 def increasing(**values):
-    """Raises `ValueError` unless every value is a pair of numbers, the first below the second."""
+    """Raises `ValueError` unless every value is a pair, all of the first below the second."""
     for name, pair in values.items():
-        if not _is_traced(*pair) and not (len(pair) == 2 and pair[0] < pair[1]):
+        if not _is_traced(*pair) and not (
+            len(pair) == 2 and np.all(np.asarray(pair[0]) < np.asarray(pair[1]))
+        ):
             raise ValueError(f"{name} must be a pair (low, high) with low < high, got {pair}")
 
 

@@ -2,6 +2,10 @@
 
 `logits` are `[C]`, `label` is an integer `[]`; `jax.vmap` adds members and examples. The sign is
 the defender's: the attacker ascends. A margin is the opposite: positive means correct.
+
+Those that take `weights` are of a mixture, whose members answer `[L, C]` logits. Each says in its
+own way how far the mixture is from being fooled, and each leads an attack elsewhere. A member that
+answers NaN errs: no more can be gained from it, and it decides nothing.
 """
 
 import jax
@@ -12,6 +16,7 @@ from mixjax import _check, mixture
 from mixjax.typing import Array
 
 _SMALLEST_SPREAD = 1e-12  # of logits that differ; far below the spacing of float32 around 1
+_WEIGHT_ROUNDING = 1e-6  # of weights that sum to 1
 
 
 def cross_entropy(logits: Array, label: Array) -> Array:
@@ -94,3 +99,86 @@ def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
 def zero_one(logits: Array, label: Array) -> Array:
     """1 unless the label is strictly ahead of every other class: `[C], [] -> []`."""
     return 1.0 - mixture.correct(logits, label)
+
+
+def mean_probability_margin(logits: Array, label: Array, weights: Array) -> Array:
+    """`log p(label) - max of the others`, `p` the mean probability: `[L, C], [], [L] -> []`.
+
+    Positive while the averaged ensemble, which answers by the expected probabilities, is correct.
+
+    Raises:
+      ValueError: if there is not one weight for each member.
+    """
+    _check.shape((len(logits),), weights=weights)
+    logits = jnp.minimum(logits, jnp.finfo(logits.dtype).max)  # infinite ones are certain
+    answers = ~jnp.any(jnp.isnan(jax.nn.log_softmax(logits)), axis=-1)
+    weights = jnp.where(answers, weights, 0.0)
+    logits = jnp.where(answers[:, None], logits, 0.0)
+    lead = margin(mixture.log_probs(logits, weights), label)
+    return jnp.where(jnp.any(weights > 0), lead, -jnp.inf)
+
+
+def expected_margin(logits: Array, label: Array, weights: Array) -> Array:
+    """`sum_k weights_k margin_k`: `[L, C], [], [L] -> []`.
+
+    Negative where those who err do so by more than the others are right by: a member with large
+    logits decides, whatever its weight.
+
+    Raises:
+      ValueError: if there is not one weight for each member.
+    """
+    return mixture.expected_loss(_finite_margins(logits, label, weights), weights)
+
+
+def expected_hinge(logits: Array, label: Array, weights: Array) -> Array:
+    """`sum_k weights_k max(margin_k, 0)`: `[L, C], [], [L] -> []`; 0 where all err.
+
+    The expected loss of Carlini and Wagner's attack: from a member that errs no more is gained.
+
+    Raises:
+      ValueError: if there is not one weight for each member.
+
+    References:
+      Pinot et al., Randomization matters, 2020, supplement 2.1 and 2.2.
+    """
+    margins = _finite_margins(logits, label, weights)
+    return mixture.expected_loss(jnp.maximum(margins, 0.0), weights)
+
+
+def accuracy_margin(
+    logits: Array, label: Array, weights: Array, share: float | Array = 1.0
+) -> Array:
+    """The largest margin among the members fooled most easily: `[L, C], [], [L] -> []`.
+
+    Members are ordered by their margins, and the first of them that weigh `share` together count.
+    It is positive exactly where `mixture.accuracy` exceeds `1 - share`: with a tiny share until any
+    member errs, with 1/2 until half of the weight does, with 1 until all of it does.
+
+    Args:
+      logits: `[L, C]` logits of the members on one example.
+      label: `[]` the true class.
+      weights: `[L]` probabilities of the members; those of weight 0 do not count.
+      share: weight of the members that shall err, in (0, 1].
+
+    Raises:
+      ValueError: if there is not one weight for each member, or `share` is out of its range.
+    """
+    _check.shape((len(logits),), weights=weights)
+    _check.positive(share=share)
+    _check.within(0.0, 1.0, share=share)
+    margins = _margins(logits, label)
+    order = jnp.argsort(jnp.where(jnp.isnan(margins), -jnp.inf, margins))
+    margins, weights = margins[order], jnp.asarray(weights)[order]
+    enough = (jnp.cumsum(weights) >= share - _WEIGHT_ROUNDING) & (weights > 0)
+    margin = margins[jnp.argmax(enough)]
+    return jnp.where(jnp.isnan(margin), -jnp.inf, margin)
+
+
+def _margins(logits, label):
+    return jax.vmap(margin, in_axes=(0, None))(logits, label)
+
+
+def _finite_margins(logits, label, weights):
+    """0 for a member that errs by NaN or does not count: 0 times infinity is none."""
+    _check.shape((len(logits),), weights=weights)
+    return jnp.nan_to_num(jnp.where(weights > 0, _margins(logits, label), 0.0), nan=0.0)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixjax import attacks, losses, mixture
+from mixjax import attacks, losses
+from tests import linear_game
 
 SIZE = 6
 INSIDE = np.array([0.5, 0.4, 0.6, 0.45, 0.55, 0.7], np.float32)
@@ -133,8 +134,12 @@ def curved_margin(point):
     return offset[0] ** 2 + 3.0 * offset[1] ** 2 - 0.15
 
 
-def written_out(num_steps, num_constants, rate, const, abort=True):
-    """The algorithm in NumPy: best point, its norm, and the smallest constant that fooled."""
+def written_out(num_steps, num_constants, rate, const, every=None):
+    """The algorithm in NumPy: best point, its norm, and the smallest constant that fooled.
+
+    `every` so many steps it looks whether to go on, as the published program does each tenth.
+    """
+    every = every or max(np.ceil(num_steps / 10), 25)
     variables_of_x = np.arctanh(0.999999 * (2 * START - 1))
     best, best_norm, lower, upper = START, np.inf, 0.0, np.inf
     for _ in range(num_constants):
@@ -149,8 +154,8 @@ def written_out(num_steps, num_constants, rate, const, abort=True):
                 if norm < best_norm:
                     best, best_norm = point, norm
             loss = norm**2 + const * max(margin, 0.0)
-            if abort and i % max(np.ceil(num_steps / 10), 25) == 0:
-                if not loss <= 0.9999 * checked:
+            if i % every == 0:
+                if loss > 0.9999 * checked:
                     break
                 checked = loss
             slope = 2 * (point - START) + const * (margin > 0) * np.array([2.0, 6.0]) * offset
@@ -171,14 +176,22 @@ def curved(**settings):
 
 
 @pytest.mark.parametrize(("num_steps", "rate"), [(90, 0.1), (400, 0.1)])
-def test_without_closing_steps_it_is_the_algorithm_written_out(num_steps, rate):
+@pytest.mark.parametrize("published", [True, False])
+def test_without_closing_steps_it_is_the_algorithm_written_out(num_steps, rate, published):
     """Searches that stop early end a little farther off here: by more than the tolerance."""
-    want, norm, const = written_out(num_steps, 7, rate, 1e-2)
-    assert written_out(num_steps, 7, rate, 1e-2, abort=False)[1] < 0.998 * norm
+    every = num_steps // 10 if published else None
+    want, norm, const = written_out(num_steps, 7, rate, 1e-2, every)
+    assert written_out(num_steps, 7, rate, 1e-2, every=num_steps)[1] < 0.998 * norm
+    if num_steps == 90:
+        assert (
+            abs(written_out(90, 7, rate, 1e-2, 9)[1] / written_out(90, 7, rate, 1e-2)[1] - 1)
+            > 0.002
+        )
     x_adv, info = curved(
         num_steps=num_steps,
         num_binary_search_steps=7,
         num_closing_steps=0,
+        steps_between_checks=every,
         learning_rate=rate,
         initial_const=1e-2,
     )
@@ -231,15 +244,24 @@ def logits_fn(x):
 
 
 def mean_probability_margin(x):
-    return losses.margin(mixture.log_probs(logits_fn(x), WEIGHTS), 0)
+    return losses.mean_probability_margin(logits_fn(x), 0, WEIGHTS)
 
 
 def expected_margin(x):
-    margins = jax.vmap(losses.margin, in_axes=(0, None))(logits_fn(x), 0)
-    return mixture.expected_loss(margins, WEIGHTS)
+    return losses.expected_margin(logits_fn(x), 0, WEIGHTS)
 
 
-@pytest.mark.parametrize("margin_fn", [mean_probability_margin, expected_margin])
+def margin_of_all(x):
+    return losses.accuracy_margin(logits_fn(x), 0, WEIGHTS)
+
+
+def margin_of_half(x):
+    return losses.accuracy_margin(logits_fn(x), 0, WEIGHTS, 0.5)
+
+
+@pytest.mark.parametrize(
+    "margin_fn", [mean_probability_margin, expected_margin, margin_of_all, margin_of_half]
+)
 def test_any_margin_of_a_mixture_is_attacked_up_to_its_nearest_point(margin_fn):
     x = jnp.array([0.1, 0.2])
     x_adv, info = jax.jit(lambda x: attacks.carlini_wagner(margin_fn, x))(x)
@@ -249,6 +271,71 @@ def test_any_margin_of_a_mixture_is_attacked_up_to_its_nearest_point(margin_fn):
     least = norms_of(fooled, x).min()
     assert margin_fn(x) > 0.3 and margin_fn(x_adv) <= 0
     np.testing.assert_allclose(info.norm, least, rtol=0.015)
+
+
+def test_the_attack_of_pinot_lowers_the_expected_loss_and_judges_by_the_mean_probability():
+    """The nearest point of the judge's is nearer than that where the expected loss is 0."""
+    x = jnp.array([0.1, 0.2])
+
+    def attack(fooled_fn):
+        return jax.jit(
+            lambda x: attacks.carlini_wagner(
+                lambda x: losses.expected_hinge(logits_fn(x), 0, WEIGHTS), x, fooled_fn=fooled_fn
+            )
+        )(x)
+
+    def fooled_fn(x):
+        return mean_probability_margin(x) <= 0
+
+    x_adv, info = attack(fooled_fn)
+    all_x_adv, all_info = attack(None)
+    assert fooled_fn(x_adv) and not margin_of_all(x_adv) <= 0
+    assert margin_of_all(all_x_adv) <= 0 and info.norm < all_info.norm
+    least = jax.jit(lambda x: attacks.carlini_wagner(mean_probability_margin, x))(x)[1].norm
+    assert least * 0.99 <= info.norm <= 1.2 * least
+
+
+def test_what_fools_is_told_apart_from_what_is_lowered():
+    """A margin that knows nothing of the boundary leads across it; on it the point is kept."""
+
+    def fooled_fn(x):
+        return x[0] >= 0.6
+
+    x = jnp.array([0.2, 0.5])
+    x_adv, info = jax.jit(
+        lambda x: attacks.carlini_wagner(lambda x: 5.0 - x[0], x, fooled_fn=fooled_fn)
+    )(x)
+    assert info.found and fooled_fn(x_adv)
+    np.testing.assert_allclose(info.norm, 0.4, rtol=0.02)
+    _, info = attacks.carlini_wagner(lambda x: -1.0 - x[0], x, fooled_fn=lambda x: x[0] > 2.0)
+    assert not info.found and np.isinf(info.norm)
+
+
+@pytest.mark.parametrize("kind", ["steeper", "opposed"])
+def test_the_accuracy_margins_leave_what_the_best_attack_leaves_of_a_linear_mixture(kind):
+    """The margin of the mean probability leaves more than twice as much."""
+    game = linear_game.two(0, kind, num_examples=40)
+    epsilon, weights = 0.4, jnp.asarray(game.weights)
+    margins = {
+        "mean": losses.mean_probability_margin,
+        "half": functools.partial(losses.accuracy_margin, share=0.5),
+        "all": losses.accuracy_margin,
+    }
+    risks = {}
+    for name, margin in margins.items():
+
+        def attack(x, label, margin=margin):
+            def margin_fn(x):
+                return margin(jnp.asarray(game.logits(x)), label, weights)
+
+            x_adv, info = attacks.carlini_wagner(margin_fn, x)
+            return jnp.where(info.norm <= epsilon, x_adv, x)
+
+        risks[name] = game.risk(jax.jit(jax.vmap(attack))(game.x, game.labels))
+    best = 1 - game.optimal_risk(2, epsilon).mean()
+    left = 1 - np.maximum(risks["half"], risks["all"]).mean()
+    assert best - 1e-6 <= left <= best + 0.03
+    assert 1 - risks["mean"].mean() > 2 * left
 
 
 def test_beyond_a_radius_the_natural_example_is_kept_and_norms_give_the_accuracy():
@@ -287,12 +374,102 @@ def test_learning_rate_and_constant_may_be_traced():
     assert attack(0.1, 1e-3)[1].norm < 0.42
 
 
+def test_features_have_bounds_of_their_own_or_none():
+    """A pixel, a feature without bounds, one with a lower bound alone, one far from 0."""
+    low = jnp.array([0.0, -jnp.inf, 0.0, 100.0])
+    high = jnp.array([1.0, jnp.inf, jnp.inf, 120.0])
+    x = jnp.array([0.5, 30.0, 0.1, 101.0])
+    slope = jnp.array([2.0, 1.0, 4.0, 0.3])  # the third soon meets its bound
+    x_adv, info = jax.jit(
+        lambda x: attacks.carlini_wagner(
+            lambda z: 2.5 + jnp.sum(slope * (z - x)), x, bounds=(low, high)
+        )
+    )(x)
+    # The first and the third meet their bounds, where they have taken off 1 and .4.
+    step = (2.5 - 1.0 - 0.4) / (1.0 + 0.09)
+    want = jnp.array([0.0, 30.0 - step, 0.0, 101.0 - 0.3 * step])
+    assert info.found and np.all((x_adv >= low) & (x_adv <= high))
+    np.testing.assert_allclose(x_adv, want, atol=0.02)
+    np.testing.assert_allclose(info.norm, norms_of(want, x), rtol=0.01)
+
+
+def test_without_any_bounds_the_least_norm_is_the_margin_over_that_of_the_slope():
+    slope, _ = problem(0)
+    x = 100 * slope
+    attack = functools.partial(attacks.carlini_wagner, bounds=(-np.inf, np.inf))
+    _, info = attack(linear_margin(slope, 0.3, x), jnp.asarray(x))
+    np.testing.assert_allclose(info.norm, 0.3 / np.linalg.norm(slope), rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("enable_x64", [False, True])
+def test_inputs_of_any_type_under_64_bit_or_not_keep_their_type(dtype, enable_x64):
+    with jax.enable_x64(enable_x64):
+        x = jnp.asarray(INSIDE, dtype)
+        slope = jnp.asarray([3.0, -2.0, 1.0, 0.5, -1.0, 2.0], dtype)
+
+        def attack(x, rate):
+            def margin_fn(point):
+                return jnp.asarray(0.7, dtype) + jnp.sum(slope * (point - x))
+
+            return attacks.carlini_wagner(margin_fn, x, learning_rate=rate)
+
+        x_adv, info = jax.jit(attack)(x, jnp.asarray(0.1))
+        assert x_adv.dtype == dtype and info.found
+        least = 0.7 / np.linalg.norm(np.float32(slope))
+        np.testing.assert_allclose(info.norm, least, rtol=0.01 + 2 * float(jnp.finfo(dtype).eps))
+
+
+def test_under_64_bit_a_double_input_is_attacked_in_double_precision():
+    with jax.enable_x64():
+        x = jnp.full(3, 0.5) + 1e-12
+
+        def margin_fn(point):
+            return 1e-10 + jnp.sum(point - x)
+
+        x_adv, info = jax.jit(lambda x: attacks.carlini_wagner(margin_fn, x))(x)
+        assert x_adv.dtype == info.norm.dtype == jnp.float64
+        np.testing.assert_allclose(info.norm, 1e-10 / np.sqrt(3), rtol=0.01)
+
+
+def test_infinities_are_none_of_the_attack_s_own_making():
+    """Only the norm of an example that nothing fools is infinite, as it is documented."""
+    x = jnp.asarray(INSIDE)
+    slope, _ = problem(0)
+    with jax.debug_infs(), jax.debug_nans(), jax.enable_checks():
+        for jit in (lambda f: f, jax.jit):
+            attack = jit(lambda x: attacks.carlini_wagner(linear_margin(slope, 0.02, x), x))
+            assert attack(x)[1].found
+
+
+def test_a_flat_margin_at_its_boundary_and_infinite_ones_leave_finite_points():
+    """There is neither a slope nor a fall to go by: 0 / 0."""
+    x = jnp.asarray(INSIDE)
+    beyond = 1e-3  # by so much of the first margin the closing steps aim below 0
+
+    def steps(point):
+        return jnp.where(point[0] < 0.4, -beyond, 1.0) + 0.0 * point[0]
+
+    def walls(point):
+        return jnp.where(point[0] < 0.4, -jnp.inf, jnp.inf)
+
+    def slope_to_walls(point):
+        return jnp.where(point[0] < 0.4, -jnp.inf, point[0])
+
+    for margin_fn in (steps, walls, slope_to_walls):
+        x_adv, info = jax.jit(lambda x, f=margin_fn: attacks.carlini_wagner(f, x))(x)
+        assert np.all(np.isfinite(x_adv)) and np.all((x_adv >= 0) & (x_adv <= 1))
+        assert info.found == (margin_fn is slope_to_walls)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
         ({"num_binary_search_steps": 0}, "num_binary_search_steps must be .* got 0"),
         ({"num_closing_steps": -1}, "num_closing_steps must be .* at least 0, got -1"),
+        ({"steps_between_checks": 0}, "steps_between_checks must be .* got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
         ({"learning_rate": -0.1}, "learning_rate must be positive, got -0.1"),
         ({"initial_const": 0.0}, "initial_const must be positive, got 0.0"),
         ({"bounds": (1.0, 0.0)}, r"bounds must be .* low < high, got \(1.0, 0.0\)"),

@@ -1,5 +1,7 @@
 """Losses against their definitions in NumPy, in value, sign and derivative."""
 
+import functools
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mixjax import losses
+from mixjax import losses, mixture
 
 LOGITS = np.array([0.3, 2.0, -1.0, 1.2], np.float32)
 LABELS = range(4)
@@ -194,3 +196,95 @@ def test_a_batch_is_a_vmap(loss, key):
 def test_larger_is_worse_for_the_defender(loss):
     good, bad = jnp.array([3.0, 0.0, 0.0]), jnp.array([0.0, 3.0, 0.0])
     assert loss(bad, 0) > loss(good, 0)
+
+
+MEMBERS = np.array([[2.0, 0.5, -1.0], [0.0, 4.0, 1.0], [1.0, 0.2, 0.9]], np.float32)
+WEIGHTS = np.array([0.5, 0.2, 0.3], np.float32)  # margins of class 0: 1.5, -4, .1
+
+
+def test_the_margins_of_a_mixture_are_those_written_out():
+    p = sum(w * softmax(row) for w, row in zip(WEIGHTS, MEMBERS, strict=True))
+    lead = np.log(p[0]) - np.log(np.delete(p, 0).max())
+    got = losses.mean_probability_margin(MEMBERS, 0, WEIGHTS)
+    np.testing.assert_allclose(got, lead, rtol=1e-5)
+    got = losses.expected_margin(MEMBERS, 0, WEIGHTS)
+    np.testing.assert_allclose(got, 0.75 - 0.8 + 0.03, rtol=1e-4)
+    got = losses.expected_hinge(MEMBERS, 0, WEIGHTS)
+    np.testing.assert_allclose(got, 0.75 + 0.03, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("share", "want"), [(1e-3, -4.0), (0.2, -4.0), (0.21, 0.1), (0.5, 0.1), (0.51, 1.5), (1.0, 1.5)]
+)
+def test_the_accuracy_margin_is_that_of_the_member_that_completes_the_share(share, want):
+    got = losses.accuracy_margin(MEMBERS, 0, WEIGHTS, share)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@hypothesis.given(
+    st.lists(
+        st.lists(st.sampled_from([-2.0, 0.0, 1.0, 3.0]), min_size=3, max_size=3),
+        min_size=4,
+        max_size=4,
+    ),
+    st.sampled_from([0.05, 0.25, 0.5, 0.6, 1.0]),
+)
+@few
+def test_the_accuracy_margin_is_positive_exactly_above_its_accuracy(rows, share):
+    logits, weights = np.array(rows, np.float32), np.array([0.1, 0.4, 0.0, 0.5], np.float32)
+    accuracy = mixture.accuracy(logits, 0, weights)
+    positive = losses.accuracy_margin(logits, 0, weights, share) > 0
+    assert positive == (accuracy > 1 - share + 1e-5)
+
+
+MIXTURE_MARGINS = {
+    "mean probability": losses.mean_probability_margin,
+    "expected": losses.expected_margin,
+    "hinge": losses.expected_hinge,
+    "any member": functools.partial(losses.accuracy_margin, share=1e-3),
+    "all members": losses.accuracy_margin,
+}
+
+
+@pytest.mark.parametrize("name", MIXTURE_MARGINS)
+def test_a_member_that_answers_nan_or_weighs_nothing_decides_no_margin(name):
+    """In value and derivative; of weight 0 it may be infinite too."""
+    margin_fn = MIXTURE_MARGINS[name]
+    alone = jnp.asarray(MEMBERS[:1])
+    for weight in (0.0, 0.4):
+        for odd in (np.nan, np.inf, -np.inf) if weight == 0 else (np.nan,):
+            logits = jnp.concatenate([alone, jnp.full((1, 3), odd).at[0, 1].set(0.0)])
+            weights = jnp.array([1 - weight, weight])
+            value, gradient = jax.value_and_grad(margin_fn)(logits, 0, weights)
+            want, slope = jax.value_and_grad(margin_fn)(alone, 0, weights[:1])
+            if weight == 0 or name not in ("any member", "all members"):
+                np.testing.assert_allclose(value, want, rtol=1e-5)
+                np.testing.assert_allclose(gradient[0], slope[0], rtol=1e-5, atol=1e-6)
+            assert not np.any(np.isnan(gradient[0]))
+    broken = jnp.full((2, 3), jnp.nan)
+    assert margin_fn(broken, 0, jnp.array([0.6, 0.4])) <= 0
+
+
+@pytest.mark.parametrize("name", MIXTURE_MARGINS)
+def test_masked_classes_and_overconfident_members_give_numbers_for_margins(name):
+    for row in ([1.0, -np.inf, 0.3], [1e4, 0.0, -1e4], [np.inf, 0.0, 1.0], [3e38, -3e38, 0.0]):
+        logits = jnp.array([row, [0.5, 0.2, 0.1]])
+        value = MIXTURE_MARGINS[name](logits, 0, jnp.array([0.7, 0.3]))
+        assert value > 0, row
+    value = losses.expected_margin(jnp.array([[np.inf, 0.0], [0.0, np.inf]]), 0, WEIGHTS[:2])
+    assert np.isfinite(value)
+
+
+@pytest.mark.parametrize("name", MIXTURE_MARGINS)
+def test_margins_of_a_mixture_refuse_weights_of_other_members(name):
+    with pytest.raises(ValueError, match=r"weights must have shape \[3\], got \[2\]"):
+        MIXTURE_MARGINS[name](MEMBERS, 0, WEIGHTS[:2])
+
+
+def test_a_share_outside_of_0_to_1_is_refused():
+    for share, message in (
+        (0.0, "share must be positive"),
+        (1.5, r"share must lie in \[0.0, 1.0\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            losses.accuracy_margin(MEMBERS, 0, WEIGHTS, share)

@@ -1,5 +1,6 @@
 """Carlini and Wagner's l2 attack: the nearest fooling point, not the worst one of a ball."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -7,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import _check
-from mixjax.attacks._steps import value_and_grad
 from mixjax.typing import Array, Bounds, LossFn
 
 _INSIDE = 0.999999  # of the way to the bounds: on them the tanh variables would be infinite
@@ -16,6 +16,7 @@ _FEWEST_BETWEEN_CHECKS = 25  # Adam first overshoots and comes back: for so long
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 _LARGEST_CONST = 1e10
 _LARGEST_GRADIENT = 1e18  # its square is still a number
+_FARTHEST = 1e18  # along a slope where no bound stops it
 _ROUNDING = 1 + 1e-5
 _BEYOND = 1e-3  # of the margin at `x`: so far past the boundary the closing steps aim
 
@@ -52,9 +53,11 @@ def carlini_wagner(
     margin_fn: LossFn,
     x: Array,
     *,
+    fooled_fn: Callable[[Array], Array] | None = None,
     num_steps: int = 100,
     num_binary_search_steps: int = 9,
     num_closing_steps: int = 10,
+    steps_between_checks: int | None = None,
     learning_rate: float | Array = 0.1,
     initial_const: float | Array = 1e-3,
     bounds: Bounds = (0.0, 1.0),
@@ -63,29 +66,49 @@ def carlini_wagner(
 
     The constant is multiplied by ten until a point fools, then bisected between the largest that
     failed and the smallest that succeeded. A search stops, and under `jax.vmap` its state stays as
-    it is, when its loss has not fallen by a factor of .9999 over a tenth of the steps, 25 at least.
+    it is, when its loss has not fallen by a factor of .9999 from one check to the next.
 
     Adam walks in steps of the learning rate and along signs until the two terms balance, so that a
     boundary nearer than one step is overshot under every constant. The closing steps mend it:
     each goes from the best point to that of the box nearest to `x` where the margin, linearised
     there, falls just below 0, or, where that does not come nearer, half as far. On a linear margin
     the norm is within 1 % of the least one, and the attack finds a point whenever there is one.
-    Without closing steps it is the paper's.
 
-    For a mixture the margin may be that of the mean probability,
-    `losses.margin(mixture.log_probs(logits_fn(x), weights), label)`, or the members' expected
-    margin. To score a radius, keep the natural example beyond it, as Pinot et al. do:
+    The published program is `num_closing_steps=0, steps_between_checks=num_steps // 10`. Adam
+    first overshoots and comes back, and a check so early takes that for the end: here there are
+    25 steps at least between two.
+
+    For a mixture there are several margins, of which none finds what the others do:
+    `losses.mean_probability_margin`, `losses.expected_margin`, and `losses.accuracy_margin`, whose
+    boundary is where the exact expected accuracy falls. Pinot et al. lower the expected loss and
+    judge by the expected probabilities:
+
+    ```
+    attacks.carlini_wagner(
+        lambda x: losses.expected_hinge(logits_fn(x), label, weights),
+        x,
+        fooled_fn=lambda x: losses.mean_probability_margin(logits_fn(x), label, weights) <= 0,
+        num_closing_steps=0,
+    )
+    ```
+
+    To score a radius, keep the natural example beyond it, as they do:
     `jnp.where(info.norm <= epsilon, x_adv, x)`.
 
     Args:
-      margin_fn: `[...] -> []`, positive where the point does not fool. NaN counts as fooled.
+      margin_fn: `[...] -> []`, lowered until it is 0.
       x: `[...]` one input, inside `bounds`.
+      fooled_fn: `[...] -> []`, whether a point fools. If None, it does where the margin is not
+        positive, NaN included.
       num_steps: largest number of gradient steps under one constant, static.
       num_binary_search_steps: number of constants tried, static.
       num_closing_steps: gradient evaluations after that, static.
-      learning_rate: Adam's, in the tanh variables, whatever the bounds.
+      steps_between_checks: steps after which a search that makes no progress stops, static; a
+        tenth of `num_steps`, 25 at least, if None.
+      learning_rate: Adam's, in the tanh variables, whatever the bounds; in units of `x` for a
+        feature that is not bounded on both sides, which stays as it is.
       initial_const: the first constant, squared units of `x` per unit of margin.
-      bounds: lowest and highest value of an input.
+      bounds: lowest and highest value of an input, or of each feature.
 
     Returns:
       The `[...]` point of least l2 norm among all visited that fool, within `bounds`, or `x` where
@@ -96,40 +119,56 @@ def carlini_wagner(
 
     References:
       Carlini and Wagner, Towards evaluating the robustness of neural networks, 2017, section V;
-      Pinot et al., Randomization matters, 2020, section 7.
+      Pinot et al., Randomization matters, 2020, section 7 and supplement 2.2.
     """
     _check.at_least(1, num_steps=num_steps, num_binary_search_steps=num_binary_search_steps)
     _check.at_least(0, num_closing_steps=num_closing_steps)
     _check.positive(learning_rate=learning_rate, initial_const=initial_const)
     _check.increasing(bounds=bounds)
-    optimizer = optax.adam(learning_rate)
-    steps_between_checks = max(-(-num_steps // 10), _FEWEST_BETWEEN_CHECKS)
-    middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
-    first = jnp.arctanh(_INSIDE * jnp.clip((x.astype(jnp.float32) - middle) / half, -1.0, 1.0))
+    if steps_between_checks is None:
+        steps_between_checks = max(-(-num_steps // 10), _FEWEST_BETWEEN_CHECKS)
+    _check.at_least(1, steps_between_checks=steps_between_checks)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    none = float(jnp.finfo(wide).max)  # instead of infinity, which `jax.debug_infs` refuses
+    optimizer = optax.adam(jnp.asarray(learning_rate, wide))
+    origin = x.astype(wide)
+    box = _box(origin, bounds)
+    first = _variables(origin, box)
 
-    def objective(variables, const):
-        point = jnp.clip(middle + half * jnp.tanh(variables), *bounds).astype(x.dtype)
-        squared_norm = jnp.sum((point - x).astype(jnp.float32) ** 2)
-        margin = margin_fn(point)
-        return squared_norm + const * jnp.maximum(margin, 0.0), (point, margin)
+    def visit(point):
+        """Margin, whether it fools, and the margin's gradient, in the wide type."""
+
+        def margin_and_fooled(point):
+            margin = margin_fn(point)
+            return margin, ~(margin > 0) if fooled_fn is None else fooled_fn(point)
+
+        (margin, fooled), gradient = jax.value_and_grad(margin_and_fooled, has_aux=True)(point)
+        return margin.astype(wide), fooled, jnp.nan_to_num(gradient.astype(wide))
+
+    def keep_nearer(best, best_norm, point, fooled):
+        norm = _norm(point.astype(wide) - origin)
+        nearer = fooled & (norm < best_norm)
+        return jnp.where(nearer, point, best), jnp.where(nearer, norm, best_norm)
 
     def step(const, descent):
-        (loss, (point, margin)), gradient = jax.value_and_grad(objective, has_aux=True)(
-            descent.variables, const
-        )
+        point, slope = _point_and_slope(descent.variables, box)
+        delta, point = point - origin, point.astype(x.dtype)
+        margin, fooled, gradient = visit(point)
+        loss = jnp.sum(delta**2) + const * jnp.maximum(margin, 0.0)
+        gradient = slope * (2 * delta + jnp.where(margin > 0, const * gradient, 0.0))
         gradient = jnp.clip(jnp.nan_to_num(gradient), -_LARGEST_GRADIENT, _LARGEST_GRADIENT)
         updates, optimizer_state = optimizer.update(gradient, descent.optimizer_state)
-        best, best_norm = _keep_nearer(x, descent.best, descent.best_norm, point, margin)
+        best, best_norm = keep_nearer(descent.best, descent.best_norm, point, fooled)
         is_check = descent.step % steps_between_checks == 0
         return _Descent(
             step=descent.step + 1,
-            variables=descent.variables + updates,
+            variables=_keep_inside(descent.variables + updates, box),
             optimizer_state=optimizer_state,
             best=best,
             best_norm=best_norm,
-            fooled=descent.fooled | ~(margin > 0),
+            fooled=descent.fooled | fooled,
             checked_loss=jnp.where(is_check, loss, descent.checked_loss),
-            stalled=is_check & ~(loss <= _PROGRESS * descent.checked_loss),
+            stalled=is_check & (loss > _PROGRESS * descent.checked_loss),
         )
 
     def search(carry, _):
@@ -141,7 +180,7 @@ def carlini_wagner(
             best=best,
             best_norm=best_norm,
             fooled=jnp.zeros((), bool),
-            checked_loss=jnp.full((), jnp.inf),
+            checked_loss=jnp.full((), none, wide),
             stalled=jnp.zeros((), bool),
         )
         end = jax.lax.while_loop(
@@ -152,61 +191,96 @@ def carlini_wagner(
         lower = jnp.where(end.fooled, lower, const)
         upper = jnp.where(end.fooled, const, upper)
         const = jnp.where(
-            jnp.isinf(upper), jnp.minimum(10 * const, _LARGEST_CONST), (lower + upper) / 2
+            upper == none, jnp.minimum(10 * const, _LARGEST_CONST), (lower + upper) / 2
         )
         return (end.best, end.best_norm, const, lower, upper), None
 
     def close_in(carry, _):
         anchor, aim, share, best, best_norm = carry
         point = (anchor + share * (aim - anchor)).astype(x.dtype)
-        margin, gradient = value_and_grad(margin_fn, point)
-        as_near = _norm(point - x) <= _ROUNDING * best_norm  # as the first, the best itself, is
-        accepted = jnp.isinf(best_norm) | (~(margin > 0) & as_near)
-        best, best_norm = _keep_nearer(x, best, best_norm, point, margin)
-        fall = margin + jnp.sum(gradient * (x - point)) + _BEYOND * first_margin
-        lowered = _lower(x, gradient, fall, bounds).astype(x.dtype)
-        anchor = jnp.where(accepted, point, anchor)
-        aim = jnp.where(accepted, lowered, aim)
-        share = jnp.where(accepted, 1.0, share / 2)
+        margin, fooled, gradient = visit(point)
+        as_near = _norm(point.astype(wide) - origin) <= _ROUNDING * best_norm  # as the best itself
+        accepted = (best_norm == none) | (fooled & as_near)
+        best, best_norm = keep_nearer(best, best_norm, point, fooled)
+        fall = margin + jnp.sum(gradient * (origin - point.astype(wide))) + _BEYOND * first_margin
+        anchor = jnp.where(accepted, point.astype(wide), anchor)
+        aim = jnp.where(accepted, _lower(origin, gradient, fall, box), aim)
+        share = jnp.where(accepted, 1.0, share / 2).astype(wide)
         return (anchor, aim, share, best, best_norm), None
 
-    infinite = jnp.full((), jnp.inf)
-    first_margin = margin_fn(x)
-    norm = jnp.where(first_margin > 0, infinite, 0.0)
-    carry = (x, norm, jnp.asarray(initial_const, jnp.float32), jnp.zeros(()), infinite)
+    first_margin, fooled, _ = visit(x)
+    largest = jnp.full((), none, wide)
+    carry = (
+        x,
+        jnp.where(fooled, 0.0, largest),
+        jnp.asarray(initial_const, wide),
+        jnp.zeros((), wide),
+        largest,
+    )
     (best, norm, _, _, const), _ = jax.lax.scan(search, carry, length=num_binary_search_steps)
-    carry = (best, best, jnp.ones(()), best, norm)
+    anchor = best.astype(wide)
+    carry = (anchor, anchor, jnp.ones((), wide), best, norm)
     (*_, best, norm), _ = jax.lax.scan(close_in, carry, length=num_closing_steps)
+    norm, const = (jnp.where(value == none, jnp.inf, value) for value in (norm, const))
     return best, CarliniWagnerInfo(jnp.isfinite(norm), norm, const)
 
 
-def _keep_nearer(x, best, best_norm, point, margin):
-    norm = _norm(point - x)
-    nearer = ~(margin > 0) & (norm < best_norm)
-    return jnp.where(nearer, point, best), jnp.where(nearer, norm, best_norm)
-
-
 def _norm(delta):
-    return jnp.sqrt(jnp.sum(delta.astype(jnp.float32) ** 2))
+    return jnp.sqrt(jnp.sum(delta**2))
 
 
-def _lower(x, gradient, fall, bounds):
-    """The point nearest to `x` within the bounds where a linear function is lower by `fall`.
+class _Box(NamedTuple):
+    """What the features may be; one bounded on both sides is a tanh of its variable."""
+
+    low: Array
+    high: Array
+    bounded: Array  # on both sides
+    middle: Array
+    half: Array  # of the width
+
+
+def _box(x, bounds):
+    low, high = (jnp.broadcast_to(jnp.asarray(bound, x.dtype), x.shape) for bound in bounds)
+    bounded = jnp.isfinite(low) & jnp.isfinite(high)
+    middle = jnp.where(bounded, low / 2 + high / 2, 0.0)
+    return _Box(low, high, bounded, middle, jnp.where(bounded, high / 2 - low / 2, 1.0))
+
+
+def _variables(x, box):
+    inner = jnp.arctanh(_INSIDE * jnp.clip((x - box.middle) / box.half, -1.0, 1.0))
+    return jnp.where(box.bounded, inner, x)
+
+
+def _keep_inside(variables, box):
+    """The variables, those that are features themselves no further than their one bound."""
+    return jnp.where(box.bounded, variables, jnp.clip(variables, box.low, box.high))
+
+
+def _point_and_slope(variables, box):
+    """The point, and its derivative by the variables."""
+    tanh = jnp.tanh(variables)
+    point = jnp.clip(box.middle + box.half * tanh, box.low, box.high)
+    slope = box.half * (1 - tanh) * (1 + tanh)
+    return jnp.where(box.bounded, point, variables), jnp.where(box.bounded, slope, 1.0)
+
+
+def _lower(x, gradient, fall, box):
+    """The point nearest to `x` in the box where a linear function is lower by `fall`.
 
     It is `clip(x - t gradient)`; each coordinate moves until its own `t` of `reach`. Where the
     function cannot fall so far, the corner where it is lowest.
     """
-    x, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
     size = jnp.maximum(jnp.max(jnp.abs(gradient)), _TINY)
     gradient, fall = gradient / size, fall / size
-    room = x - jnp.where(gradient > 0, *bounds)
+    room = x - jnp.where(gradient > 0, box.low, box.high)
     slope = (gradient**2).ravel()
-    reach = jnp.where(slope > 0, (room / gradient).ravel(), 0.0)
+    reach = jnp.where(slope > 0, (room / jnp.where(gradient == 0, 1.0, gradient)).ravel(), 0.0)
     order = jnp.argsort(reach)
     reach, slope = reach[order], slope[order]
     moving = jnp.flip(jnp.cumsum(jnp.flip(slope)))  # slope of the fall just before each reach
-    fallen = jnp.cumsum(reach * slope) - reach * slope
+    fallen = jnp.append(0.0, jnp.cumsum(reach * slope)[:-1]).astype(x.dtype)
     enough = fallen + reach * moving >= fall
     last = jnp.argmax(enough)
     t = jnp.where(enough[last], (fall - fallen[last]) / moving[last], reach[-1])
-    return jnp.clip(x - jnp.maximum(t, 0.0) * gradient, *bounds)
+    t = jnp.clip(jnp.nan_to_num(t), 0.0, _FARTHEST)  # NaN where there is neither slope nor fall
+    return jnp.clip(x - t * gradient, box.low, box.high)
