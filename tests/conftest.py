@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import chex
 import hypothesis
 import jax
 import matplotlib
@@ -47,6 +48,12 @@ def optimization(request):
     """How much XLA optimises what a module compiles."""
     trains = request.path.stem in _TRAINING or request.path.parent.name == "peers"
     jax.config.update("jax_disable_most_optimizations", not trains)
+
+
+@pytest.fixture(autouse=True)
+def no_traces():
+    """`chex.assert_max_traces` counts by a function's name and place, over all of a session."""
+    chex.clear_trace_counter()
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,3 +100,17 @@ def test_a_pad_that_is_no_whole_number_of_pixels_is_refused(key, arguments):
 def test_a_single_image_is_refused(key):
     with pytest.raises(ValueError, match=r"images must have shape .*got \[4, 4, 1\]"):
         data.augment(key, jnp.zeros((4, 4, 1)))
+
+
+class Variants(chex.TestCase):
+    @chex.all_variants
+    def test_compiled_or_not_on_any_device_a_key_gives_the_same_images(self):
+        images = random_images((6, 5, 7, 3))
+        got = self.variant(data.augment)(jax.random.key(3), images)
+        chex.assert_trees_all_equal(got, data.augment(jax.random.key(3), images))
+
+    @chex.all_variants
+    def test_compiled_or_not_on_any_device_bytes_become_fractions_of_white(self):
+        every_byte = np.arange(256, dtype=np.uint8)
+        got = self.variant(data.to_float)(every_byte)
+        chex.assert_trees_all_close(got, np.float32(every_byte / 255), rtol=1e-6)

@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,3 +225,21 @@ def test_flax_takes_it_as_its_convolution(key):
 def test_a_batch_without_examples_gives_none(key):
     _, w = arrays(key)
     assert bind(conv.unrolled)(jnp.zeros((0, 7, 9, 3)), w).shape == (0, 4, 9, 4)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_the_slopes_of_each_map_are_those_of_finite_differences(key, name):
+    """Of first and second order, forwards and backwards."""
+    f, shapes = bilinear(name, conv.unrolled, *arrays(key, image=(4, 3), features=(2, 1)))
+    arguments = [
+        jax.random.normal(k, s) for k, s in zip(jax.random.split(key), shapes, strict=True)
+    ]
+    chex.assert_numerical_grads(f, arguments, order=2, rtol=0.01)
+
+
+class Variants(chex.TestCase):
+    @chex.all_variants
+    def test_compiled_or_not_on_any_device_it_is_that_of_lax(self):
+        x, w = arrays(jax.random.key(0))
+        actual = self.variant(bind(conv.unrolled))(x, w)
+        close(actual, bind(conv.grouped)(x, w))

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,7 @@ def test_members_need_no_grouped_convolution(x, kernels):
 
 
 def test_examples_are_folded_into_one_convolution(x, kernels):
+    @chex.assert_max_traces(n=1)
     def one(x, w):
         return same(conv.unrolled, x[None], w)[0]
 

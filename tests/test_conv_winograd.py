@@ -1,5 +1,6 @@
 """Winograd's convolution against JAX's own, and where it takes over on a CPU."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,3 +131,11 @@ def test_members_and_examples_are_those_of_a_loop(key, route):
     actual = jax.jit(jax.vmap(members, (0, None)))(x, w)
     for k in range(2):
         np.testing.assert_array_equal(actual[:, k], same(conv.grouped, x, w[k]))
+
+
+class Variants(chex.TestCase):
+    @chex.all_variants
+    def test_compiled_or_not_on_any_device_it_is_exact(self):
+        x, w = arrays(jax.random.key(0), (2, 4, 6, 5), 7, integers)
+        actual = self.variant(winograd.convolve)(x, w)
+        chex.assert_trees_all_equal(actual, same(conv.grouped, x, w))

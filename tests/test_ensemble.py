@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,8 +81,8 @@ def everything(apply_all, variables, x):
 
 
 def assert_close(got, want, rtol=1e-4):
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert np.shape(a) == np.shape(b)
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * (1e-6 + np.max(np.abs(b))))
 
 
@@ -161,7 +162,7 @@ def test_the_members_take_any_leading_axes():
     model, variables, _ = members_and_input(small_net)
     x = jax.random.uniform(jax.random.key(4), (2, 7, 5))
     got = ensemble.apply(model.apply, variables, x)
-    assert got.shape == (4, 2, 7, NUM_CLASSES)
+    chex.assert_shape(got, (4, 2, 7, NUM_CLASSES))
     np.testing.assert_allclose(got, looped_apply(model.apply, variables, x), rtol=1e-5, atol=1e-6)
 
 
@@ -201,14 +202,33 @@ def test_an_update_replaces_one_member_and_leaves_the_others():
         new, info = jax.jit(lambda k: ensemble.update(update_one, members, k))(index)
         want = np.arange(8.0).reshape(4, 2)
         want[index] *= -1
-        np.testing.assert_array_equal(new["w"], want)
-        np.testing.assert_array_equal(new["step"], np.arange(4) + 10 * (np.arange(4) == index))
+        step = np.arange(4) + 10 * (np.arange(4) == index)
+        chex.assert_trees_all_equal(new, {"w": want, "step": step})
         assert info == abs(want[index].sum())
 
 
 def test_the_mean_over_members_keeps_the_other_axes():
     values = jnp.array([[1.0, 10.0], [2.0, 20.0], [6.0, 60.0]])
     np.testing.assert_allclose(ensemble.mean(values), [3.0, 30.0])
+
+
+class Variants(chex.TestCase):
+    @chex.all_variants
+    def test_compiled_or_not_on_any_device_the_members_are_a_loop_over_the_members(self):
+        model, variables, x = members_and_input(small_net)
+        got = self.variant(functools.partial(ensemble.apply, model.apply))(variables, x)
+        want = looped_apply(model.apply, variables, x)
+        chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_members", [1, 5])
+def test_however_many_members_their_network_is_traced_once(num_members, key):
+    model, *_ = small_net()
+    apply_fn = chex.assert_max_traces(model.apply, n=1)
+    apply_all = jax.jit(functools.partial(ensemble.apply, apply_fn))
+    variables = ensemble.init(model.init, key, num_members)
+    for value in (1.0, 2.0):
+        chex.assert_shape(apply_all(variables, jnp.full(5, value)), (num_members, NUM_CLASSES))
 
 
 # Members spread over devices: `[L, ...]` leaves in, the same numbers out.

@@ -2,11 +2,13 @@
 
 import functools
 
+import chex
 import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from hypothesis import strategies as st
 
 from mixjax import losses, mixture
@@ -288,3 +290,20 @@ def test_a_share_outside_of_0_to_1_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             losses.accuracy_margin(MEMBERS, 0, WEIGHTS, share)
+
+
+class Variants(chex.TestCase):
+    @chex.all_variants
+    @parameterized.parameters("cross_entropy", "margin", "dlr", "zero_one")
+    def test_compiled_or_not_on_any_device_a_batch_has_the_losses_of_its_examples(self, name):
+        loss = getattr(losses, name)
+        logits = jax.random.normal(jax.random.key(1), (6, 5))
+        labels = jnp.array([0, 4, 2, 2, 1, 3])
+        batch = self.variant(jax.vmap(loss))(logits, labels)
+        one_by_one = jnp.stack([loss(z, k) for z, k in zip(logits, labels, strict=True)])
+        chex.assert_trees_all_close(batch, one_by_one, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.dlr])
+def test_the_gradient_of_a_loss_is_that_of_finite_differences(loss):
+    chex.assert_numerical_grads(lambda z: loss(z, 2), (jnp.array([0.3, 2.0, -1.0, 1.2]),), order=1)

@@ -1,5 +1,6 @@
 """A mixture's exact numbers against enumeration of its members."""
 
+import chex
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import jax
@@ -160,9 +161,32 @@ def test_weights_off_the_simplex_are_refused(weights, key):
         mixture.predict(key, logits, weights)
 
 
-def test_everything_works_in_jit_and_vmap(key):
-    logits, weights = jax.random.normal(key, (7, 3, 4)), jnp.array([0.2, 0.5, 0.3])
-    labels = jnp.arange(7) % 4
-    fast = jax.jit(jax.vmap(mixture.accuracy, in_axes=(0, 0, None)))(logits, labels, weights)
-    slow = [mixture.accuracy(z, k, weights) for z, k in zip(logits, labels, strict=True)]
-    np.testing.assert_allclose(fast, slow, atol=1e-6)
+class Variants(chex.TestCase):
+    LOGITS = jax.random.normal(jax.random.key(0), (7, 3, 4))
+    LABELS = jnp.arange(7) % 4
+    WEIGHTS = jnp.array([0.2, 0.5, 0.3])
+
+    @chex.all_variants
+    def test_compiled_or_not_on_any_device_a_batch_has_the_accuracies_of_its_examples(self):
+        accuracy = jax.vmap(mixture.accuracy, in_axes=(0, 0, None))
+        batch = self.variant(accuracy)(self.LOGITS, self.LABELS, self.WEIGHTS)
+        one_by_one = [
+            mixture.accuracy(z, k, self.WEIGHTS)
+            for z, k in zip(self.LOGITS, self.LABELS, strict=True)
+        ]
+        chex.assert_trees_all_close(batch, jnp.stack(one_by_one), atol=1e-6)
+
+    @chex.all_variants
+    def test_compiled_or_not_on_any_device_the_mean_probability_is_that_of_its_members(self):
+        log_probs = jax.vmap(mixture.log_probs, in_axes=(0, None))
+        found = self.variant(log_probs)(self.LOGITS, self.WEIGHTS)
+        each = np.stack([probabilities(logits) for logits in np.asarray(self.LOGITS)])
+        want = np.log(np.einsum("l,nlc->nc", self.WEIGHTS, each))
+        chex.assert_trees_all_close(found, want, rtol=1e-4, atol=1e-5)
+
+    @chex.all_variants
+    def test_compiled_or_not_on_any_device_a_key_draws_the_same_member(self):
+        answer = self.variant(mixture.predict)(jax.random.key(5), jnp.eye(3), self.WEIGHTS)
+        chex.assert_trees_all_equal(
+            answer, mixture.predict(jax.random.key(5), jnp.eye(3), self.WEIGHTS)
+        )

@@ -3,6 +3,7 @@
 import json
 import math
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -95,8 +96,7 @@ def test_every_number_comes_back_to_its_place(model, names, save, tmp_path):
     want = variables_of(model)
     path = tmp_path / f"weights.{save.__name__.removeprefix('save_')}"
     got = models.load_pretrained(save(path, state_dict(want, names, 2)), model)
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    jax.tree.map(np.testing.assert_array_equal, got, want)
+    chex.assert_trees_all_equal(got, want, strict=True)
 
 
 def test_a_state_of_a_parallel_network_in_half_precision_fits_too(tmp_path):
@@ -105,8 +105,7 @@ def test_a_state_of_a_parallel_network_in_half_precision_fits_too(tmp_path):
     state = {f"module.{name}": value.astype(np.float16) for name, value in state.items()}
     state = {name: v if v.ndim else np.asarray(7) for name, v in state.items()}
     got = models.load_pretrained(save_safetensors(tmp_path / "w.safetensors", state), RESNET)
-    jax.tree.map(np.testing.assert_array_equal, got, want)
-    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {np.dtype("float32")}
+    chex.assert_trees_all_equal(got, want, strict=True)
 
 
 def test_the_unused_copy_of_a_stage_is_left_out(tmp_path):
@@ -114,7 +113,7 @@ def test_the_unused_copy_of_a_stage_is_left_out(tmp_path):
     state = state_dict(want, TRADES, 2)
     copies = {f"sub_{k}": v for k, v in state.items() if k.startswith("block1.")}
     got = models.load_pretrained(save_npz(tmp_path / "w.npz", state | copies), WIDE)
-    jax.tree.map(np.testing.assert_array_equal, got, want)
+    chex.assert_trees_all_equal(got, want, strict=True)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,8 +116,8 @@ def test_dropout_acts_in_training_with_a_key_and_nowhere_else(key):
         TRAIN(variables, x, key=k) for k in (None, *map(jax.random.key, (1, 2, 1)))
     )
     assert min(abs(first - second).max(), abs(first - plain).max()) > 1e-2
-    np.testing.assert_array_equal(first, again)
-    assert jax.tree.structure(dropped) == jax.tree.structure(variables)
+    chex.assert_trees_all_equal(first, again)
+    chex.assert_trees_all_equal_shapes_and_dtypes(dropped, variables)
     apply = jax.jit(DROPPING.apply)
     np.testing.assert_array_equal(apply(variables, x, key=key), apply(variables, x))
 

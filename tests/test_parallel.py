@@ -2,6 +2,7 @@ import functools
 import re
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,7 +129,7 @@ RUNS = [
 @pytest.mark.parametrize(("case", "kind"), RUNS)
 def test_several_devices_train_what_one_device_trains(case, kind):
     expected, found = run(case, "one device"), run(case, kind)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, expected)
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -181,7 +182,7 @@ def test_batch_norm_of_a_residual_network_is_that_of_the_whole_batch(key):
     found, _ = parallel.pmap_step(step("data"), devices=DEVICES)(
         parallel.replicate(variables, DEVICES), parallel.replicate(images, DEVICES)
     )
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, expected)
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
     running = jax.tree.leaves(found["batch_stats"])
     assert (
         max(
@@ -211,9 +212,27 @@ def test_a_step_over_any_number_of_devices_keeps_the_state_plain_and_donates_it(
     for step in (pmapped, sharded):
         state = parallel.replicate(jnp.ones(3), devices)
         new, info = step(state, parallel.replicate(batch, devices))
-        np.testing.assert_array_equal(new, [37.0, 37.0, 37.0])
-        assert info.shape == () and info == 36.0
+        chex.assert_trees_all_equal((new, info), (np.full(3, 37.0, np.float32), np.float32(36)))
         assert state.is_deleted() and len(new.sharding.device_set) == num_devices
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+def test_a_step_on_what_was_placed_is_traced_once(kind, num_devices):
+    """The state of the first step comes from the host, all others from the step before."""
+    devices = DEVICES[:num_devices]
+    counted = chex.assert_max_traces(add("data"), n=1)
+    if kind == "pmap":
+        step = parallel.pmap_step(counted, devices=devices)
+        place = functools.partial(parallel.replicate, devices=devices)
+    else:
+        mesh = parallel.mesh(1, devices)
+        step = parallel.shard_step(counted, mesh, PartitionSpec())
+        place = functools.partial(parallel.place, mesh=mesh)
+    state, batch = place(jnp.ones(3)), place(jnp.arange(1.0, 9.0))
+    for _ in range(3):
+        state, _ = step(state, batch)
+    np.testing.assert_array_equal(state, [109.0, 109.0, 109.0])
 
 
 def test_the_axis_may_have_another_name():

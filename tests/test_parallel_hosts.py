@@ -6,6 +6,7 @@ import pathlib
 import socket
 import sys
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -108,8 +109,8 @@ def test_two_processes_on_loopback_train_what_one_device_trains(children, tmp_pa
     for process, result in enumerate(results):
         assert result["is_main"] == (process == 0)
         for kind in ("pmap", "mesh"):
-            for i, leaf in enumerate(expected):
-                np.testing.assert_allclose(result[f"{kind}{i}"], leaf, atol=1e-5)
+            found = [result[f"{kind}{i}"] for i in range(len(expected))]
+            chex.assert_trees_all_close(found, expected, atol=1e-5)
 
 
 def main(address, num_processes, process_id, folder):

@@ -1,11 +1,13 @@
 """Balls of perturbations: where they begin, end and rise fastest."""
 
+import chex
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from hypothesis import strategies as st
 
 from mixjax import threats
@@ -141,3 +143,25 @@ def test_the_radius_may_be_traced(make):
         jnp.array([0.5, 1.0, 100.0])
     )
     np.testing.assert_allclose(norms, [0.5, 1.0, slow_norm(make, delta)], rtol=1e-6)
+
+
+class Variants(chex.TestCase):
+    @chex.all_variants
+    @parameterized.parameters("linf", "l2")
+    def test_compiled_or_not_on_any_device_the_ball_is_the_same(self, name):
+        make = getattr(threats, name)
+        delta = np.array([[0.1, -2.0, 0.3], [0.0, 0.5, -0.2]], np.float32)
+
+        def everything(key, delta, epsilon):
+            threat = make(epsilon)
+            norms = threat.norm(delta), threat.dual_norm(delta)
+            sample = threat.sample(key, SHAPE)
+            return threat.project(delta), threat.steepest(delta), norms, sample
+
+        arguments = jax.random.key(3), jnp.asarray(delta), jnp.float32(0.25)
+        projected, steepest, norms, sample = self.variant(everything)(*arguments)
+        want = slow_norm(make, delta), slow_dual_norm(make, delta)
+        chex.assert_trees_all_close(norms, want, rtol=1e-5)
+        np.testing.assert_allclose(slow_norm(make, np.asarray(projected)), 0.25, rtol=1e-5)
+        np.testing.assert_allclose((delta * steepest).sum(), want[1], rtol=1e-5)
+        chex.assert_trees_all_close(sample, make(0.25).sample(arguments[0], SHAPE), rtol=1e-5)
