@@ -2,12 +2,14 @@
 
 import functools
 
+import chex
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from hypothesis import strategies as st
 
 from mixjax import attacks, losses, mixture, threats
@@ -524,3 +526,29 @@ def test_a_setting_that_makes_no_sense_is_refused_by_name(setting, message, key)
 def test_fgsm_refuses_bounds_the_wrong_way_round():
     with pytest.raises(ValueError, match="bounds must be"):
         attacks.fgsm(linear, X, threats.linf(0.1), bounds=(1.0, 1.0))
+
+
+class Variants(chex.TestCase):
+    @chex.all_variants
+    @parameterized.parameters("linf", "l2")
+    def test_compiled_or_not_on_any_device_pgd_finds_the_highest_point_of_a_batch(self, name):
+        make = getattr(threats, name)
+
+        def attack(keys, xs):
+            settings = dict(num_steps=20, step_size=0.1, bounds=WIDE)
+            return jax.vmap(lambda key, x: attacks.pgd(key, linear, x, make(EPSILON), **settings))(
+                keys, xs
+            )
+
+        xs = np.stack([X, X / 2])
+        points, info = self.variant(attack)(jax.random.split(jax.random.key(0)), xs)
+        chex.assert_tree_all_finite((points, info))
+        best = jax.vmap(linear)(xs) + EPSILON * dual_norm(make, SLOPE)
+        chex.assert_trees_all_close(jax.vmap(linear)(jnp.asarray(points)), best, rtol=1e-5)
+
+
+def test_a_loss_is_traced_no_more_often_for_more_steps(key):
+    loss_fn = chex.assert_max_traces(linear, n=4)
+    for num_steps in (3, 50):
+        chex.clear_trace_counter()
+        attacks.pgd(key, loss_fn, X, threats.linf(EPSILON), num_steps=num_steps, step_size=0.1)

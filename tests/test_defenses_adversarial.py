@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,3 +37,10 @@ def test_the_gradient_of_trades_reaches_both_inputs():
 def test_trades_has_the_weight_of_its_paper_by_default():
     loss = defenses.trades().train_loss(CLEAN, ATTACKED, 1)
     np.testing.assert_allclose(loss, -np.log(P[1]) + 6.0 * DIVERGENCE, rtol=1e-5)
+
+
+class Variants(chex.TestCase):
+    @chex.all_variants
+    def test_compiled_or_not_on_any_device_trades_pays_for_both_inputs(self):
+        loss = self.variant(defenses.trades(4.0).train_loss)(CLEAN, ATTACKED, 1)
+        chex.assert_trees_all_close(loss, np.float32(-np.log(P[1]) + 4.0 * DIVERGENCE), rtol=1e-5)

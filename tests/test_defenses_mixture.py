@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -281,7 +282,7 @@ def test_one_member_is_plain_adversarial_training(objective):
     for t, (images, labels) in enumerate(zip(*batches(len(states) - 1), strict=True)):
         variables, opt_state = step(variables, opt_state, images, labels, 0.05 * (2.0 + t))
         found = jax.tree.map(lambda leaf: leaf[0], states[t + 1].variables)
-        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), found, variables)
+        chex.assert_trees_all_close(found, variables, atol=1e-6)
 
 
 def test_each_example_and_each_step_has_a_key_of_its_own():

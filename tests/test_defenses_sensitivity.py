@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +112,7 @@ def test_sens_does_not_care_whether_pixels_are_in_zero_to_one_or_in_minus_one_to
             bounds=bounds,
         )
         infos.append(first_step(defense, low + width * images, labels)[1:])
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), *infos)
+    chex.assert_trees_all_close(*infos, rtol=1e-3, atol=1e-6)
     explicit = defenses.sensitivity(MODEL, optax.sgd(RATE), THREAT, fgsm, penalty=EPSILON / 2)
     np.testing.assert_allclose(
         first_step(explicit, images, labels)[2].penalty, infos[0][1].penalty, rtol=1e-5

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,7 +118,7 @@ def test_a_fresh_state_has_different_members_equal_weights_and_can_be_donated(ke
     np.testing.assert_allclose(state.weights, np.full(L, 1 / L), rtol=1e-6)
     (_, kernel) = jax.tree.leaves(state.variables)
     assert kernel.shape == (L, 6, 3) and np.abs(kernel[0] - kernel[1]).max() > 0.1
-    jax.tree.map(np.testing.assert_array_equal, state.average, state.variables)
+    chex.assert_trees_all_equal(state.average, state.variables)
     donated, _ = jax.jit(defense.step, donate_argnums=0)(state, *batch())
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.average))
     assert donated.step == 1

@@ -3,11 +3,13 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from absl.testing import parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -268,3 +270,13 @@ def test_what_makes_no_sense_is_refused_by_name(setting, message):
     if not {"loss_bound", "step_size"} & {*setting}:
         with pytest.raises(ValueError, match=message):
             games.regret_matching(**({"losses": np.ones((2, 1, 2)), "num_steps": 3} | setting))
+
+
+class Variants(chex.TestCase):
+    @chex.all_variants
+    @parameterized.parameters("hedge", "regret_matching")
+    def test_compiled_or_not_on_any_device_both_players_end_on_the_simplex(self, solver):
+        play = self.variant(functools.partial(getattr(games, solver), num_steps=30))(table())
+        sums = play.weights.sum(), play.attack.sum(axis=1)
+        chex.assert_trees_all_close(sums, (1.0, np.ones(6)), atol=1e-5)
+        chex.assert_trees_all_close(play, compiled(solver, num_steps=30)(table()), atol=1e-5)

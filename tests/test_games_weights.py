@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -529,3 +530,21 @@ def test_starting_weights_off_the_simplex_are_refused():
             games.projected_subgradient(lambda w, _: w, weights, num_steps=3)
     with pytest.raises(ValueError, match=r"weights must have shape \[2\], got \[3\]"):
         games.entropic(losses, 0.1, num_steps=3, weights=jnp.ones(3) / 3)
+
+
+class Variants(chex.TestCase):
+    @chex.all_variants
+    def test_compiled_or_not_on_any_device_the_risks_are_those_of_the_loops(self):
+        found = self.variant(games.adversarial_risk)(jnp.float32(SLOW_WEIGHTS), table())
+        want = slow_adversarial_risk(SLOW_WEIGHTS, table())
+        chex.assert_trees_all_close(found, want, rtol=1e-5)
+        found = self.variant(games.entropic_risk)(jnp.float32(SLOW_WEIGHTS), table(), 0.2)
+        want = slow_entropic_risk(SLOW_WEIGHTS, table(), 0.2)
+        chex.assert_trees_all_close(found, want, rtol=1e-5)
+
+    @chex.all_variants
+    def test_compiled_or_not_on_any_device_the_oracle_takes_the_steps_of_the_loop(self):
+        weights, risks = self.variant(functools.partial(games.oracle, num_steps=9))(table())
+        slow_weights, slow_risks = slow_oracle(table(), 9, 1.0)
+        chex.assert_trees_all_close(weights, slow_weights, atol=1e-5)
+        chex.assert_trees_all_close(risks, slow_risks, atol=1e-5)

@@ -151,6 +151,12 @@ def test_only_the_fixture_children_starts_processes(path):
     assert relative(path) == "tests/children.py" or not starts
 
 
+def test_what_chex_does_is_not_done_by_hand():
+    """At least 20 files of tests use it; the project's plan says "chex-tested unit functions"."""
+    using = [path for path in TESTS if "chex" in imported_libraries(path.read_text())]
+    assert len([path for path in using if path.name.startswith("test_")]) >= 20
+
+
 def test_what_the_library_must_not_do_is_found_in_a_planted_text():
     assert forbidden_uses("x = 1\nprint(x)") == [2]
     assert forbidden_uses("import warnings\nwarnings.warn('x')") == [2]

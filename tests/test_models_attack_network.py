@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ def test_leading_axes_are_free_and_every_label_has_its_own_direction(model, key)
     x = jax.random.uniform(jax.random.key(1), (2, 3, *shape))
     label = jnp.array([[0, 1, 2], [2, 0, 1]])
     direction = apply(x, label)
-    assert direction.shape == x.shape
+    chex.assert_equal_shape([direction, x])
     np.testing.assert_allclose(apply(x[1, 2], label[1, 2]), direction[1, 2], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(apply(x[1], label[1]), direction[1], rtol=1e-4, atol=1e-5)
     same = apply(jnp.broadcast_to(x[0, 0], (3, *shape)), jnp.arange(3))
@@ -71,7 +72,7 @@ def test_dropout_acts_in_training_with_a_key_alone(key):
     train = functools.partial(DENSE.apply, variables, x, label, train=True)
     without, same = train()
     np.testing.assert_allclose(without, plain, rtol=1e-6)
-    assert jax.tree.structure(same) == jax.tree.structure(variables)
+    chex.assert_trees_all_equal(same, variables)
     first, second = (train(key=jax.random.key(seed))[0] for seed in (2, 3))
     assert jnp.abs(first - second).max() > 1e-3
     np.testing.assert_array_equal(first, train(key=jax.random.key(2))[0])
@@ -102,3 +103,16 @@ def test_dropout_acts_in_training_with_a_key_alone(key):
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+    def test_compiled_or_not_on_any_device_a_key_drops_the_same_units(self):
+        key, variables = jax.random.key(2), DENSE.init(jax.random.key(0))
+        x, label = jax.random.uniform(jax.random.key(1), (2, *SHAPE)), jnp.array([3, 1])
+
+        def train(variables, x, label, key):
+            return DENSE.apply(variables, x, label, train=True, key=key)[0]
+
+        found = self.variant(train)(variables, x, label, key)
+        chex.assert_trees_all_close(found, train(variables, x, label, key), rtol=1e-5, atol=1e-6)

@@ -1,5 +1,6 @@
 """The classifiers of Hamm 2018: their layers written out, their pooling against JAX's."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +23,9 @@ def test_pooling_by_slices_is_the_windowed_maximum_and_so_is_its_gradient(key, w
     def total(pool):
         return lambda x: jnp.sum(jnp.sin(pool(x, window)))
 
-    np.testing.assert_array_equal(max_pool(x, window), by_window(x, window))
+    chex.assert_trees_all_equal(max_pool(x, window), by_window(x, window))
     gradients = [jax.grad(total(pool))(x) for pool in (max_pool, by_window)]
-    np.testing.assert_allclose(*gradients, rtol=1e-6)
+    chex.assert_trees_all_close(*gradients, rtol=1e-6)
 
 
 def conv(x, layer):
@@ -76,3 +77,14 @@ def test_sizes_below_one_are_refused():
     for make in (models.mnist_cnn, models.cifar_cnn):
         with pytest.raises(ValueError, match="width must be a whole number of at least 1, got 0"):
             make(10, 0)
+
+
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+    def test_compiled_or_not_on_any_device_an_image_has_the_logits_that_it_has_in_a_batch(self):
+        model = models.cifar_cnn(4, 2, input_shape=(7, 8, 1))
+        variables = model.init(jax.random.key(0))
+        images = jax.random.uniform(jax.random.key(1), (3, 7, 8, 1))
+        logits = self.variant(model.apply)(variables, images)
+        one_by_one = jnp.stack([model.apply(variables, image) for image in images])
+        chex.assert_trees_all_close(logits, one_by_one, rtol=1e-4, atol=1e-5)
