@@ -2,7 +2,7 @@
 
 Bottom to top, the way data flows: `data`, `models` -> `ensemble` (members' logits `[L, C]`) ->
 `threats`, `mixture`, `losses` -> `attacks`, `games` (the mixture's weights `[L]`) -> `defenses`,
-`evaluation` -> `checkpoint`, `reporting`, `parallel`.
+`evaluation` -> `checkpoint`, `reporting`, `parallel`. `program` knows functions again.
 
 A submodule is imported when it is first used: `mixjax.threats` needs neither Flax nor Orbax.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mixjax import mixture as mixture
     from mixjax import models as models
     from mixjax import parallel as parallel
+    from mixjax import program as program
     from mixjax import reporting as reporting
     from mixjax import threats as threats
 
@@ -41,6 +42,7 @@ __all__ = [
     "mixture",
     "models",
     "parallel",
+    "program",
     "reporting",
     "threats",
 ]

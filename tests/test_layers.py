@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 LAYERS = (
     ("_check", "_files", "_fingerprint", "interrupt", "typing"),
+    ("program",),
     ("models", "data"),
     ("ensemble",),
     ("mixture", "threats"),
