@@ -7,11 +7,13 @@ A folder that a process writes to is held by it alone (`hold`).
 
 import contextlib
 import fcntl
+import io
 import json
 import math
 import os
 import pathlib
 import secrets
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,29 @@ def read_json(path):
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
+
+
+def read_arrays(path) -> dict[str, np.ndarray]:
+    """The arrays in the `.npz` file `path`, all of whose bytes are what was written.
+
+    `numpy.load` believes a damaged header that asks for less than there is, and raises whatever
+    its parts raise; here every checksum is compared before anything is believed.
+
+    Raises:
+      ValueError: naming the file, if it is damaged or not such a file, or holds pickled objects.
+      OSError: if it cannot be read.
+    """
+    content = pathlib.Path(path).read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = {name: io.BytesIO(archive.read(name)) for name in archive.namelist()}
+        return {
+            name.removesuffix(".npy"): np.lib.format.read_array(member, allow_pickle=False)
+            for name, member in members.items()
+        }
+    except Exception as error:  # Whatever damage makes a reader raise, the file is unsound.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path} is not a sound .npz file: {reason}") from error
 
 
 def differences(old, new, name=""):

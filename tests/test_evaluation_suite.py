@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mixjax import evaluation, reporting
+from mixjax import _files, evaluation, reporting, threats
 
 NUM_EXAMPLES, NUM_RUNS = 12, 5
 WEIGHTS = np.array([0.2, 0.5, 0.3])
@@ -313,8 +313,10 @@ def test_a_damaged_note_is_made_again(key, tmp_path):
     [
         ({"num_complete": 5}, "num_complete: 4 -> 5"),
         ({"batch_size": 6}, "batch_size: 5 -> 6"),
-        ({"key": jax.random.key(3)}, "inputs: "),
-        ({"labels": np.ones(NUM_EXAMPLES, np.int32)}, "inputs: "),
+        ({"key": jax.random.key(3)}, "key.sha256: "),
+        ({"key": jax.random.key(0, impl="rbg")}, "key.dtype: "),
+        ({"labels": np.ones(NUM_EXAMPLES, np.int32)}, "labels.sha256: "),
+        ({"images": game()[1] - np.float32([0, 0.5])}, "images.sha256: "),
         ({"attacks": game()[3][:1]}, "attacks: "),
     ],
 )
@@ -324,6 +326,120 @@ def test_another_evaluation_is_refused_naming_what_differs(key, tmp_path, change
     evaluate(**settings, folder=tmp_path)
     with pytest.raises(ValueError, match="folder .* holds a run with another config.*" + message):
         evaluate(**{**settings, **change}, folder=tmp_path)
+
+
+def one_line(z):
+    """Logits of a line through .5: right above it, with a steepness of 2."""
+    return jnp.stack([2.0 * (z.sum() - 0.5), 0.0])[None]
+
+
+def attack_one_line(folder, *, threat, logits_fn=one_line, step_size=0.05, **settings):
+    settings = {"num_runs": 3, "num_steps": 4} | settings
+    found = evaluation.evaluate_suite(
+        jax.random.key(0),
+        logits_fn,
+        [1.0],
+        np.full((1, 1), 0.8, np.float32),
+        np.zeros(1, np.int32),
+        evaluation.pgd_attacks(threat, step_size=step_size, **settings),
+        folder=folder,
+    )
+    return found.mixture.outcomes.members[0, :, 0].min()
+
+
+def test_the_same_folder_with_another_radius_does_not_give_the_old_answers(tmp_path):
+    """Within .1 of .8 the line holds, within .4 it does not."""
+    settings = {"step_size": 0.2}
+    assert attack_one_line(tmp_path / "a", threat=threats.linf(0.1), **settings)
+    assert attack_one_line(tmp_path / "a", threat=threats.linf(0.1), **settings)
+    with pytest.raises(ValueError, match=r"threat.epsilon: \['0.1'\] -> \['0.4'\]") as caught:
+        attack_one_line(tmp_path / "a", threat=threats.linf(0.4), **settings)
+    assert "\n" not in str(caught.value)
+    assert not attack_one_line(tmp_path / "b", threat=threats.linf(0.4), **settings)
+
+
+def steeper(z):
+    return 2 * one_line(z)
+
+
+def without_gradient(z):
+    """Answers as `one_line` does."""
+    return one_line(jax.lax.stop_gradient(z))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threat": threats.l2(0.1)}, "threat.norm: .*linf.* -> .*l2"),
+        ({"step_size": 0.06}, "step_size: .*0.05.* -> .*0.06"),
+        ({"num_steps": 5}, "num_steps: .*4.* -> .*5"),
+        ({"bounds": (-1.0, 1.0)}, r"bounds.0: .*0.0.* -> .*-1.0"),
+        ({"logits_fn": steeper}, r"logits_fn.program: \w+ -> \w+"),
+        ({"logits_fn": without_gradient}, r"logits_fn.program: \w+ -> \w+"),
+    ],
+)
+def test_whatever_decides_the_answers_makes_it_another_evaluation(tmp_path, change, message):
+    settings = {"threat": threats.linf(0.1)}
+    attack_one_line(tmp_path, **settings)
+    with pytest.raises(ValueError, match="holds a run with another config.*" + message):
+        attack_one_line(tmp_path, **settings | change)
+
+
+def test_other_arrays_of_a_closure_are_another_evaluation(tmp_path):
+    def closed_over(slope):
+        return jax.jit(lambda z: jnp.stack([slope @ (z - 0.5), 0.0])[None])
+
+    first, again, other = (closed_over(jnp.float32([slope])) for slope in (2.0, 2.0, 2.1))
+    for logits_fn in (first, again):
+        attack_one_line(tmp_path, threat=threats.linf(0.1), logits_fn=logits_fn)
+    with pytest.raises(ValueError, match="logits_fn.constants: "):
+        attack_one_line(tmp_path, threat=threats.linf(0.1), logits_fn=other)
+
+
+def test_another_code_of_an_attack_is_another_evaluation(key, tmp_path):
+    """Of equal names, numbers and costs: only what it computes differs."""
+    table, images, labels, _ = game()
+
+    def attacks(table):
+        return (table_attack(table, NAMES),)
+
+    evaluate(key, attacks(table), images, labels, folder=tmp_path)
+    evaluate(key, attacks(table.copy()), images, labels, folder=tmp_path)
+    with pytest.raises(ValueError, match="programs.1 one: "):
+        evaluate(key, attacks(table[::-1].copy()), images, labels, folder=tmp_path)
+
+
+def test_an_attack_is_traced_once_for_all_members_and_their_average(key):
+    """With a stand-in: who is attacked is not traced for it, and the counts are the same."""
+    table, images, labels, _ = game()
+    calls = []
+
+    def run(key, run, logits_fn, weights, x, label):
+        calls.append(logits_fn(x).shape)
+        return table_attack(table, NAMES).run(key, run, logits_fn, weights, x, label)
+
+    attacks = (evaluation.Attack(NAMES, 1, run),)
+    found = evaluate(key, attacks, images, labels)
+    compiled = [(3, 2), (1, 2), (1, 2)]  # the mixture, the members, their average
+    assert sorted(calls) == sorted([(3, 2), (1, 2), *compiled])
+    assert found.members[1].num_answers.tolist() == [2] * NUM_RUNS  # here and in the table
+
+
+def test_who_holds_a_folder_works_in_it_alone(key, tmp_path):
+    _, images, labels, attacks = game()
+    with (
+        _files.hold(tmp_path, argument="folder"),
+        pytest.raises(ValueError, match="folder .* is in use by another process") as caught,
+    ):
+        evaluate(key, attacks, images, labels, folder=tmp_path)
+    assert "\n" not in str(caught.value)
+    evaluate(key, attacks, images, labels, folder=tmp_path)
+
+    def progress(*_):
+        with pytest.raises(ValueError, match="in use"), _files.hold(tmp_path, argument="folder"):
+            pass
+
+    evaluate(key, attacks, images, labels, folder=tmp_path, progress=progress)
 
 
 def test_a_killed_process_is_continued_to_the_same_numbers(children, tmp_path):

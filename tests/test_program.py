@@ -2,7 +2,6 @@
 
 import functools
 import os
-import subprocess
 import sys
 import textwrap
 
@@ -298,7 +297,7 @@ def test_a_version_of_the_libraries_is_part_of_the_identity(monkeypatch):
     assert program.identity(closure(W), X) != before
 
 
-def test_another_process_with_another_hash_seed_finds_the_same_identities():
+def test_another_process_with_another_hash_seed_finds_the_same_identities(children):
     text = textwrap.dedent(
         """
         from tests import test_program as here
@@ -309,17 +308,13 @@ def test_another_process_with_another_hash_seed_finds_the_same_identities():
         print(*kinds, program.identity(*attack))
         """
     )
-
-    def process(seed):
-        environment = os.environ | {"PYTHONHASHSEED": seed, "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-c", text]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-
-    running = [process(seed) for seed in ("1", "2")]
-    try:
-        found = [each.communicate()[0].split() for each in running]
-    finally:
-        for each in running:
-            each.kill()
-    assert len(found[0]) == len(KINDS) + 1
-    assert found[0] == found[1]
+    started = [
+        children.start(
+            [sys.executable, "-c", text],
+            env=os.environ | {"PYTHONHASHSEED": seed, "JAX_PLATFORMS": "cpu"},
+        )
+        for seed in ("1", "2")
+    ]
+    (first, error), (second, _) = [children.finish(process) for process in started]
+    assert len(first.split()) == len(KINDS) + 1, error
+    assert first == second

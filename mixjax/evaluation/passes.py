@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
 
 from mixjax.evaluation.suite import Attack
 from mixjax.typing import Array, LogitsFn
@@ -44,12 +45,55 @@ def count_passes(attack: Attack, logits_fn: LogitsFn, weights: Array, x: Any) ->
     """
     x = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     logits = jax.eval_shape(logits_fn, x)
+    shape_of_weights = jax.ShapeDtypeStruct(jnp.shape(weights), jnp.result_type(weights))
+    key = jax.eval_shape(jax.random.key, 0)
+    return passes_in(trace(attack, logits, shape_of_weights, x, key), logits)
 
-    def run(key, weights, x, label):
-        return attack.run(key, label, _named(logits_fn), weights, x, label)
 
-    closed = jax.make_jaxpr(run)(jax.random.key(0), weights, x, jnp.zeros((), jnp.int32))
-    found = _count(closed.jaxpr, attack.num_steps)
+class Trace(NamedTuple):
+    """What an attack does with networks of which only the shape of their logits is known.
+
+    Attributes:
+      attack: the attack.
+      closed: the program of one run on one example.
+    """
+
+    attack: Attack
+    closed: core.ClosedJaxpr
+
+
+def trace(
+    attack: Attack,
+    logits: jax.ShapeDtypeStruct,
+    weights: jax.ShapeDtypeStruct,
+    x: jax.ShapeDtypeStruct,
+    key: jax.ShapeDtypeStruct,
+) -> Trace:
+    """Traces one run, in place of the networks a stand-in: an attack sees nothing but logits.
+
+    So one trace, in a small part of the time, serves for all networks of `[L, C]` logits.
+
+    Args:
+      attack: the attack.
+      logits: `[L, C]`, what the members answer.
+      weights: `[L]`.
+      x: `[...]` an input.
+      key: the random key of one run on one example.
+    """
+
+    def stand_in(x):
+        return jnp.full(logits.shape, jnp.mean(x), logits.dtype)
+
+    def run(key, number, weights, x, label):
+        return attack.run(key, number, _named(stand_in), weights, x, label)
+
+    integer = jax.ShapeDtypeStruct((), jnp.int32)
+    return Trace(attack, jax.make_jaxpr(run)(key, integer, weights, x, integer))
+
+
+def passes_in(traced: Trace, logits: jax.ShapeDtypeStruct) -> Passes:
+    """As `count_passes`, of a run that is traced already."""
+    found = _count(traced.closed.jaxpr, traced.attack.num_steps)
     networks, size = logits.shape[0], math.prod(logits.shape)
     return Passes(*(round(found[name] * networks / size) for name in (_FORWARD, _BACKWARD)))
 

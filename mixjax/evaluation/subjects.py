@@ -1,5 +1,6 @@
 """Who is attacked: the mixture, each of its members alone, and their average, all equally hard."""
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -9,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, mixture
+from mixjax import _check, _files, mixture
 from mixjax.evaluation.batches import as_pytree, check_evaluation
 from mixjax.evaluation.outcomes import evaluate_run
+from mixjax.evaluation.passes import trace
 from mixjax.evaluation.suite import Attack
 from mixjax.evaluation.turns import CLEAN, Record, Stage, attack_in_turn
 from mixjax.typing import Key, LogitsFn
@@ -68,8 +70,9 @@ def evaluate_suite(
         lower their expected accuracy, as all are where only the worst counts: for the members
         and the average.
       batch_size: number of examples attacked at once; None: 256, or all if there are fewer.
-      folder: where to write down what is done, and to continue from; None: nowhere. Of
-        `logits_fn` it knows again the leaves of a `jax.tree_util.Partial` only.
+      folder: where to write down what is done, and to continue from; None: nowhere. It knows
+        again all that decides the answers: key, data, weights, what `logits_fn` and the attacks
+        compute and with which arrays, and the versions of JAX and of this library.
       progress: called after each batch with the name of who is under attack, the number of
         examples times runs that are done, and of all.
       transform: what is done to `evaluate_run` with its seven positional arguments before the
@@ -81,7 +84,7 @@ def evaluate_suite(
     Raises:
       ValueError: if images, labels or weights are not what they should be, there are too few runs
         for the members, or `folder` holds another evaluation (the message names the differing
-        settings).
+        settings) or is in use by another process.
     """
     _check.at_least(0, num_complete=num_complete)
     logits_fn = as_pytree(logits_fn)
@@ -94,7 +97,11 @@ def evaluate_suite(
     if len(member_fns) != num_members:
         raise ValueError(f"member_fns must be {num_members} functions, got {len(member_fns)}")
     stages = [
-        Stage(attack, transform(functools.partial(evaluate_run, attack=attack, place=place)))
+        Stage(
+            attack,
+            transform(functools.partial(evaluate_run, attack=attack, place=place)),
+            functools.cache(functools.partial(trace, attack)),
+        )
         for place, attack in enumerate((CLEAN, *attacks))
     ]
 
@@ -112,16 +119,28 @@ def evaluate_suite(
             progress=functools.partial(progress, name),
         )
 
-    together = under_attack("mixture", logits_fn, weights, num_complete)
-    if num_members == 1:
-        return Evaluation(together, (together,), together)
-    certain = jnp.ones(1)
-    members = tuple(
-        under_attack(f"member {k}", member_fn, certain, 0)
-        for k, member_fn in enumerate(member_fns, 1)
-    )
-    averaged_fn = jax.tree_util.Partial(_averaged, logits_fn, weights)
-    return Evaluation(together, members, under_attack("averaged", averaged_fn, certain, 0))
+    with _alone(folder):
+        together = under_attack("mixture", logits_fn, weights, num_complete)
+        if num_members == 1:
+            return Evaluation(together, (together,), together)
+        certain = jnp.ones(1)
+        members = tuple(
+            under_attack(f"member {k}", member_fn, certain, 0)
+            for k, member_fn in enumerate(member_fns, 1)
+        )
+        averaged_fn = jax.tree_util.Partial(_averaged, logits_fn, weights)
+        return Evaluation(together, members, under_attack("averaged", averaged_fn, certain, 0))
+
+
+def _alone(folder):
+    """Keeps other processes out of the folder; of several hosts the first one does."""
+    if folder is None or jax.process_index() > 0:
+        return contextlib.nullcontext()
+    try:
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"folder {folder} cannot be written: {error.strerror}") from error
+    return _files.hold(folder, argument="folder")
 
 
 def _member(logits_fn, k, x):

@@ -8,11 +8,10 @@ process that is killed goes on from there, to the same numbers.
 
 import functools
 import hashlib
+import inspect
 import io
-import json
 import pathlib
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,11 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _files, _fingerprint
+from mixjax import _files, _fingerprint, program
 from mixjax.evaluation.outcomes import Outcomes
-from mixjax.evaluation.passes import count_passes
+from mixjax.evaluation.passes import passes_in
 from mixjax.evaluation.suite import Attack
+from mixjax.threats import Threat
 from mixjax.typing import Array, Key, LogitsFn
+
+_STORED = "rows", "members", "averaged", "seconds"
 
 CLEAN = Attack(("clean",), 0, lambda key, run, logits_fn, weights, x, label: x)
 
@@ -51,10 +53,11 @@ class Record(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """An attack, and `evaluate_run` with it, compiled."""
+    """An attack, `evaluate_run` with it, compiled, and `passes.trace` of it, which remembers."""
 
     attack: Attack
     evaluate: Callable
+    trace: Callable
 
 
 def attack_in_turn(
@@ -93,7 +96,10 @@ def attack_in_turn(
     num_examples = len(images)
     runs = [(stage, run, name) for stage in stages for run, name in enumerate(stage.attack.names)]
     x = jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
-    passes = {stage: count_passes(stage.attack, logits_fn, weights, x) for stage in stages}
+    logits = jax.eval_shape(logits_fn, x)
+    shapes = logits, *jax.eval_shape(lambda *each: each, weights, x), _shape_of_run_key(key)
+    traces = {stage: stage.trace(*shapes) for stage in stages}
+    passes = {stage: passes_in(traced, logits) for stage, traced in traces.items()}
     if folder is not None:
         settings = {
             "num_examples": num_examples,
@@ -101,7 +107,18 @@ def attack_in_turn(
             "batch_size": batch_size,
             "weights": np.asarray(weights),
             "attacks": [[name, *passes[stage]] for stage, _, name in runs],
-            "inputs": _digest((key, images, labels, jax.tree.leaves(logits_fn))),
+            "numbers": _numbers([stage.attack.run for stage in stages]),
+            "programs": {
+                f"{place} {stage.attack.names[0]}": _short(
+                    program.fingerprint_of_jaxpr(each.closed)
+                )
+                for place, (stage, each) in enumerate(traces.items())
+            },
+            "logits_fn": program.fingerprint(logits_fn, x)._asdict(),
+            "key": _fingerprint.fingerprints(key)[""],
+            "images": _fingerprint.fingerprints(images)[""],
+            "labels": _fingerprint.fingerprints(labels)[""],
+            "versions": program.versions(),
         }
         folder.parent.mkdir(parents=True, exist_ok=True)
         _files.claim(folder, settings, argument="folder")
@@ -150,7 +167,7 @@ def _write(path, batch, found):
     if path is not None:
         (members, averaged), duration = found
         buffer = io.BytesIO()
-        np.savez(buffer, rows=batch, members=members, averaged=averaged, seconds=duration)
+        np.savez(buffer, **dict(zip(_STORED, (batch, members, averaged, duration), strict=True)))
         _files.write(path, buffer.getvalue())
 
 
@@ -159,15 +176,48 @@ def _read(path, batch):
     if path is None or not path.exists():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as stored:
-            if not np.array_equal(stored["rows"], batch):
-                return None
-            return Outcomes(stored["members"], stored["averaged"]), float(stored["seconds"])
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        stored = _files.read_arrays(path)
+        rows, members, averaged, seconds = (stored[name] for name in _STORED)
+    except (ValueError, KeyError):
         return None
+    if not np.array_equal(rows, batch):
+        return None
+    return Outcomes(members, averaged), float(seconds)
 
 
-def _digest(tree):
-    """One sha256 of all arrays in `tree`."""
-    text = json.dumps(_fingerprint.fingerprints(tree), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _shape_of_run_key(key):
+    return jax.eval_shape(lambda key: jax.random.fold_in(key, 0), key)
+
+
+def _short(found):
+    """A program with its arrays, in as many characters as a sentence bears."""
+    return hashlib.sha256(" ".join(found).encode()).hexdigest()[:12]
+
+
+def _numbers(functions):
+    """What the functions close over, as far as it is plain: name -> its values.
+
+    For the message alone, which says "epsilon" where the programs say that something differs.
+    """
+    found = {}
+
+    def note(name, value):
+        if isinstance(value, Threat):
+            value = {"norm": value.sample.__qualname__.split(".")[0], "epsilon": value.epsilon}
+        elif hasattr(value, "_asdict"):
+            value = value._asdict()
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                note(f"{name}.{key}", entry)
+        elif isinstance(value, tuple):
+            note(name, dict(enumerate(value)))
+        elif isinstance(value, bool | int | float | str):
+            values = found.setdefault(name, [])
+            if value not in values:
+                values.append(value)
+
+    for function in functions:
+        if inspect.isfunction(function):
+            for name, value in inspect.getclosurevars(function).nonlocals.items():
+                note(name, value)
+    return {name: [str(value) for value in values] for name, values in found.items()}
