@@ -22,6 +22,7 @@ CONFIG = "config.json"
 _LOCK = ".lock"
 _TEMPORARY = ".tmp"
 _ABSENT = "(absent)"
+_END_OF_DIRECTORY = b"PK\x05\x06"  # the last record of a zip archive
 
 
 def plain(value, name="value") -> Any:
@@ -83,11 +84,8 @@ def read_json(path):
         raise ValueError(f"{path} is not readable JSON: {error}") from error
 
 
-def read_arrays(path) -> dict[str, np.ndarray]:
-    """The arrays in the `.npz` file `path`, all of whose bytes are what was written.
-
-    `numpy.load` believes a damaged header that asks for less than there is, and raises whatever
-    its parts raise; here every checksum is compared before anything is believed.
+def read_arrays(path) -> dict[str, Any]:
+    """The arrays in the `.npz` file `path`, as they were written.
 
     Raises:
       ValueError: naming the file, if it is damaged or not such a file, or holds pickled objects.
@@ -95,15 +93,29 @@ def read_arrays(path) -> dict[str, np.ndarray]:
     """
     content = pathlib.Path(path).read_bytes()
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = {name: io.BytesIO(archive.read(name)) for name in archive.namelist()}
-        return {
-            name.removesuffix(".npy"): np.lib.format.read_array(member, allow_pickle=False)
-            for name, member in members.items()
-        }
+        return arrays_in(content)
     except Exception as error:  # Whatever damage makes a reader raise, the file is unsound.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path} is not a sound .npz file: {reason}") from error
+
+
+def arrays_in(content: bytes) -> dict[str, Any]:
+    """The arrays in the content of an `.npz` file.
+
+    `numpy.load` believes a damaged header that asks for less than there is, and a directory that
+    has lost an array: here every checksum is compared before anything is believed, and their
+    number. A damaged file makes it raise many kinds of exception.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: io.BytesIO(archive.read(name)) for name in archive.namelist()}
+    end = content.rfind(_END_OF_DIRECTORY)
+    number = int.from_bytes(content[end + 10 : end + 12], "little")
+    if number not in (len(members), 0xFFFF):  # the latter stands for more than 16 bits hold
+        raise ValueError(f"there should be {number} arrays, got {len(members)}")
+    return {
+        name.removesuffix(".npy"): np.lib.format.read_array(member, allow_pickle=False)
+        for name, member in members.items()
+    }
 
 
 def differences(old, new, name=""):

@@ -7,9 +7,7 @@ when it was found.
 """
 
 import io
-import pathlib
 import sys
-import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -177,11 +175,11 @@ def load_attacker(path) -> Attacker:
       FileNotFoundError: if there is no such file.
     """
     try:
-        with np.load(io.BytesIO(pathlib.Path(path).read_bytes()), allow_pickle=False) as arrays:
-            attacker = Attacker(arrays["points"], arrays["attack"])
-    except (KeyError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        arrays = _files.read_arrays(path)
+        attacker = Attacker(arrays["points"], arrays["attack"])
+        _check_attacker(attacker)
+    except (KeyError, ValueError) as error:
         raise ValueError(f"path must be a file of save_attacker, got {path}: {error}") from error
-    _check_attacker(attacker)
     return attacker
 
 

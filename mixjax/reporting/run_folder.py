@@ -80,7 +80,7 @@ def read_metrics(run_dir):
     """All entries of `metrics.jsonl` in order; a torn last line counts as never written.
 
     Raises:
-      ValueError: if another line is not JSON.
+      ValueError: if another line is not JSON or has no integer `step`.
     """
     path = pathlib.Path(run_dir) / METRICS
     if not path.exists():
@@ -93,6 +93,8 @@ def read_metrics(run_dir):
             entries.append(json.loads(line))
         except ValueError as error:
             raise ValueError(f"{path} line {number} is not JSON: {error}") from error
+        if not isinstance(entries[-1], dict) or not isinstance(entries[-1].get("step"), int):
+            raise ValueError(f"{path} line {number} has no integer step")
     return entries
 
 
