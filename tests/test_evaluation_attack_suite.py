@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mixjax import attacks, evaluation, losses, mixture, threats
+from tests import linear_game
 
 SIZE = 16
 BUDGET = evaluation.Budget(
@@ -135,7 +136,7 @@ def test_the_number_of_runs_is_that_of_the_budget_and_nobody_leaves_the_ball(key
         "carlini_wagner",
         "square",
     ]
-    assert sum(len(attack.names) for attack in suite) == 1 + 4 + 2 + 3 + 1 + 1 + 1 + 1
+    assert sum(len(attack.names) for attack in suite) == 1 + 4 + 2 + 3 + 1 + 1 + 4 + 1
     label = int(jnp.argmax(WEIGHTS @ jax.nn.softmax(network(x))))
     for attack in suite:
         point = jax.jit(attack.run)(key, jnp.int32(0), network, WEIGHTS, x, jnp.int32(label))
@@ -184,19 +185,58 @@ def test_the_nearest_fooling_point_counts_only_inside_the_radius(key):
         assert bool(jnp.any(point != x)) == moves
 
 
-def test_the_nearest_fooling_point_is_that_of_the_mean_probability(key, network):
+def test_nearest_points_are_those_of_the_mean_probability_and_of_shares_of_the_members(
+    key, network
+):
+    """The same number of runs for every `L`; the second lowers the expected loss."""
     seen = []
 
-    def carlini_wagner(margin_fn, x, **settings):
-        seen.append(margin_fn(x))
+    def carlini_wagner(margin_fn, x, *, fooled_fn, **settings):
+        seen.append((float(margin_fn(x)), bool(fooled_fn(x))))
         return x, attacks.CarliniWagnerInfo(jnp.bool_(True), jnp.zeros(()), jnp.zeros(()))
 
-    x, label = jax.random.uniform(key, (SIZE,)), 3
+    x = jax.random.uniform(key, (SIZE,))
+    logits = np.asarray(network(x))
+    labels = logits.argmax(-1)
+    assert labels[0] != labels[1] and WEIGHTS[1] > 0.5
+    label = int(labels[1])  # the first member is wrong, the second right
+    attack = evaluation.attack_suite(threats.l2(0.1), BUDGET)[4]
+    assert attack.names == ("carlini_wagner",) * 2 + ("carlini_wagner_members",) * 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attacks, "carlini_wagner", carlini_wagner)
-        evaluation.attack_suite(threats.l2(0.1), BUDGET)[4].run(key, 0, network, WEIGHTS, x, label)
-    logits = np.log(np.asarray(WEIGHTS @ jax.nn.softmax(network(x))))
-    assert seen == [pytest.approx(logits[label] - np.delete(logits, label).max(), rel=1e-4)]
+        for run in range(4):
+            attack.run(key, jnp.int32(run), network, WEIGHTS, x, jnp.int32(label))
+    mean = np.log(np.asarray(WEIGHTS @ jax.nn.softmax(network(x))))
+    lead = mean[label] - np.delete(mean, label).max()
+    second = logits[1, label] - np.delete(logits[1], label).max()
+    want = [
+        (lead, lead <= 0),
+        (float(WEIGHTS[1]) * second, lead <= 0),
+        (second, False),
+        (second, False),
+    ]
+    for (margin, fooled), (margin_wanted, fooled_wanted) in zip(seen, want, strict=True):
+        assert margin == pytest.approx(float(margin_wanted), rel=1e-4)
+        assert fooled == fooled_wanted
+
+
+@pytest.mark.parametrize("kind", ["steeper", "opposed"])
+def test_nearest_points_of_the_members_reach_the_optimum_of_a_linear_mixture(kind, key):
+    """Those of the mean probability alone leave more than twice as much."""
+    game = linear_game.two(1, kind, num_examples=40)
+    epsilon, weights = 0.4, jnp.asarray(game.weights)
+    attack = evaluation.attack_suite(threats.l2(epsilon), evaluation.STANDARD)[4]
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None, None))
+    @functools.partial(jax.vmap, in_axes=(None, 0, 0))
+    def attacked(run, x, label):
+        return attack.run(key, run, lambda x: jnp.asarray(game.logits(x)), weights, x, label)
+
+    risks = np.stack([game.risk(points) for points in attacked(jnp.arange(4), game.x, game.labels)])
+    best = 1 - game.optimal_risk(2, epsilon).mean()
+    assert best - 1e-6 <= 1 - risks.max(axis=0).mean() <= best + 0.03
+    assert 1 - risks[:2].max(axis=0).mean() > 2 * best
 
 
 def test_the_black_box_prefers_fooling_a_member_to_any_gain_in_margins(key):

@@ -29,8 +29,10 @@ ON_THE_MIXTURE = (
 TRANSFERRED = "apgd_members"
 MEMBER_AWARE = ("arc", "lattice_climber")
 MINIMUM_NORM = "carlini_wagner"
+MINIMUM_NORM_OF_MEMBERS = "carlini_wagner_members"
 BLACK_BOX = "square"
 
+_SHARES = (0.5, 1.0)  # of the weight that Carlini and Wagner's attack on members fools
 _BASELINE_STEPS = 20
 _BASELINE_REACH = 2.5  # all steps of the baseline together, in radii
 
@@ -72,9 +74,11 @@ def attack_suite(
     what it fools the others need not attack. Then AutoPGD on the expected cross-entropy, `-log` of
     the mean probability, the expected difference of logits ratio, the expected margin and the
     expected targeted ratio, each on single members as well; ARC and the lattice climber, which
-    know which members they have; under an l2 threat Carlini and Wagner's nearest fooling point of
-    the mean probability, dropped beyond the radius; and at last a black-box attack that asks for
-    nothing but the members' answers, as a check on all the gradients.
+    know which members they have; under an l2 threat Carlini and Wagner's nearest fooling points,
+    dropped beyond the radius: of the mean probability, once along its own margin and once along
+    the expected loss as Pinot et al. do, and of half of the members by weight and of all; and at
+    last a black-box attack that asks for nothing but the members' answers, as a check on all the
+    gradients.
 
     Args:
       threat: the allowed perturbations, in the units of the inputs.
@@ -172,14 +176,35 @@ def _member_aware(threat, budget, settings, name):
 
 
 def _carlini_wagner(threat, budget, settings):
-    def run(key, _, logits_fn, weights, x, label):
-        def margin_fn(x):
-            return losses.margin(mixture.log_probs(logits_fn(x), weights), label)
+    """One run for each way to see a mixture, chosen inside, as `_auto_pgd`."""
+    names = (MINIMUM_NORM,) * 2 + (MINIMUM_NORM_OF_MEMBERS,) * len(_SHARES)
 
-        x_adv, info = attacks.carlini_wagner(margin_fn, x, num_steps=budget.num_steps, **settings)
+    def run(key, run, logits_fn, weights, x, label):
+        share = jnp.asarray(_SHARES)[jnp.maximum(run - 2, 0)]
+
+        def of_accuracy(logits):
+            return losses.accuracy_margin(logits, label, weights, share)
+
+        def of_mean(logits):
+            return losses.mean_probability_margin(logits, label, weights)
+
+        def expected(logits):
+            return losses.expected_hinge(logits, label, weights)
+
+        ask = attacks.once(logits_fn)
+
+        def margin_fn(x):
+            return jax.lax.switch(jnp.minimum(run, 2), (of_mean, expected, of_accuracy), ask(x))
+
+        def fooled_fn(x):
+            return jax.lax.cond(run < 2, of_mean, of_accuracy, ask(x)) <= 0
+
+        x_adv, info = attacks.carlini_wagner(
+            margin_fn, x, fooled_fn=fooled_fn, num_steps=budget.num_steps, **settings
+        )
         return jnp.where(info.norm <= threat.epsilon, x_adv, x)
 
-    return Attack((MINIMUM_NORM,), budget.num_steps, run)
+    return Attack(names, budget.num_steps, run)
 
 
 def _square(threat, budget, settings):

@@ -14,8 +14,8 @@ import torch
 import torchattacks
 from adv_lib import attacks as adversarial_library
 
-from mixjax import attacks, losses, threats
-from tests.peers import network
+from mixjax import attacks, losses, mixture, threats
+from tests.peers import digits, network
 
 NUM_STEPS = 50
 SEEDS = range(3)
@@ -108,6 +108,51 @@ def test_apgd_is_as_strong_as_theirs(loss, norm, peer, problem):
     their_attack = their_apgd(peer, peer_network, norm, loss)
     found = ours(attack, images, labels), theirs(their_attack, images, labels)
     compare(params, images, labels, *found, norm)
+
+
+@pytest.mark.parametrize("norm", THREATS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["trained against attacks", "natural"])
+def test_apgd_that_is_told_the_accuracy_leaves_no_more_than_theirs(name, loss, norm, problem):
+    """Theirs keeps a misclassified point whatever its loss; as many steps and restarts."""
+    if name == "natural":
+        variables = digits.trained()
+        images, labels = digits.correct_examples()
+        peer, share = digits.in_torch(variables), 0.4  # of the radius
+
+        def logits_fn(x):
+            return digits.MODEL.apply(variables, x)
+    else:
+        params, peer, images, labels = problem
+        images, labels, share = images[:400], labels[:400], 1.0
+
+        def logits_fn(x):
+            return network.apply(params, x)
+
+    threat = {"Linf": threats.linf, "L2": threats.l2}[norm](share * THREATS[norm].epsilon)
+
+    def attack(key, x, label):
+        return attacks.apgd(
+            key,
+            lambda x: LOSSES[loss](logits_fn(x), label),
+            x,
+            threat,
+            num_steps=NUM_STEPS,
+            num_restarts=len(SEEDS),
+            accuracy_fn=lambda x: 1.0 * mixture.correct(logits_fn(x), label),
+        )
+
+    (x_adv,) = ours(attack, images, labels, [0])
+    left = jax.jit(jax.vmap(lambda x, y: mixture.correct(logits_fn(x), y)))(x_adv, labels)
+    theirs_left = np.ones(len(labels), bool)
+    their_attack = torchattacks.APGD(peer, norm, threat.epsilon, steps=NUM_STEPS, loss=loss)
+    for points in theirs(their_attack, images, labels):
+        with torch.no_grad():
+            answers = peer(channels_first(points)).argmax(1).numpy()
+        theirs_left &= answers == labels
+    print(name, loss, norm, np.mean(left), np.mean(theirs_left))
+    assert 0.1 < np.mean(theirs_left) < 0.9
+    assert np.mean(left) <= np.mean(theirs_left)
 
 
 @pytest.mark.parametrize("norm", THREATS)
