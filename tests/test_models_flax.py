@@ -122,3 +122,165 @@ def test_members_of_an_nnx_module_are_mapped_like_any(key):
     loop = [model.apply(model.init(k), x) for k in jax.random.split(key, 2)]
     np.testing.assert_allclose(logits, jnp.stack(loop), atol=1e-5)
     assert abs(logits[0] - logits[1]).max() > 1e-3
+
+
+class Switched(nn.Module):
+    """BatchNorm and dropout behind a switch, which each kind below names differently."""
+
+    def body(self, x, is_training):
+        x = nn.BatchNorm(use_running_average=not is_training, momentum=0.5)(x.reshape(len(x), -1))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not is_training)(x))
+
+
+class Training(Switched):
+    @nn.compact
+    def __call__(self, x, training=False):
+        return self.body(x, training)
+
+
+class IsTraining(Switched):
+    @nn.compact
+    def __call__(self, x, *, is_training=False):
+        return self.body(x, is_training)
+
+
+class Deterministic(Switched):
+    @nn.compact
+    def __call__(self, x, deterministic):
+        return self.body(x, not deterministic)
+
+
+class TwoSwitches(Switched):
+    @nn.compact
+    def __call__(self, x, use_running_average=True, train=False):
+        return self.body(x, train and not use_running_average)
+
+
+class Keywords(Switched):
+    @nn.compact
+    def __call__(self, x, **kwargs):
+        return self.body(x, kwargs.get("train", False))
+
+
+class Frozen(Switched):
+    @nn.compact
+    def __call__(self, x, frozen=True):
+        return self.body(x, not frozen)
+
+
+@pytest.mark.parametrize(
+    ("module", "argument"),
+    [
+        (Training(), None),
+        (IsTraining(), None),
+        (Deterministic(), None),
+        (TwoSwitches(), None),
+        (Keywords(), "train"),
+        (Frozen(), "not frozen"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_switch_of_a_linen_module_is_found_or_named_and_training_moves_the_mean(
+    key, module, argument
+):
+    """BatchNorm's mean after one step at momentum .5 is half of the batch's."""
+    model = models.from_linen(module, (4,), train_argument=argument)
+    variables = model.init(key)
+    x = jnp.arange(24.0).reshape(6, 4) / 24
+    logits, updated = model.apply(variables, x, train=True, key=key)
+    mean = updated["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(mean, x.mean(0) / 2, rtol=1e-6)
+    again, _ = model.apply(variables, x, train=True, key=jax.random.key(7))
+    assert (logits != again).any()  # dropout draws
+    np.testing.assert_array_equal(model.apply(variables, x), model.apply(variables, x))
+
+
+class DropoutAlone(nn.Module):
+    @nn.compact
+    def __call__(self, x, **kwargs):
+        return nn.Dense(3)(nn.Dropout(0.5)(x, deterministic=not kwargs.get("train", False)))
+
+
+@pytest.mark.parametrize(
+    ("module", "found"),
+    [
+        (Keywords(), "dropout and batch_stats"),
+        (Frozen(), "dropout and batch_stats"),
+        (DropoutAlone(), "dropout"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_linen_module_whose_switch_is_not_found_is_refused_saying_how_to_name_it(module, found):
+    name = type(module).__name__
+    message = f"train_argument must name what switches {name} to training: it has {found}, and no"
+    with pytest.raises(ValueError, match=message):
+        models.from_linen(module, (4,))
+
+
+def test_a_switch_that_the_call_does_not_take_is_refused():
+    message = "train_argument must be an argument of Frozen.__call__, got training"
+    with pytest.raises(ValueError, match=message):
+        models.from_linen(Frozen(), (4,), train_argument="training")
+
+
+class OwnSwitch(nnx.Module):
+    """Tells its layers in the call what to do: `train()` and `eval()` do not reach them."""
+
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(4, momentum=0.5, rngs=rngs)
+        self.dense = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x, training=False):
+        return self.dense(self.norm(x, use_running_average=not training))
+
+
+class HiddenSwitch(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(4, momentum=0.5, rngs=rngs)
+
+    def __call__(self, x, **kwargs):
+        return self.norm(x, use_running_average=not kwargs.get("learning", False))
+
+
+class OwnStatistics(nnx.Module):
+    """Keeps a mean of its own, which no layer's attribute switches."""
+
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(4, 3, rngs=rngs)
+        self.mean = nnx.BatchStat(jnp.zeros(4))
+
+    def __call__(self, x, learning=False):
+        return self.dense(x - self.mean[...])
+
+
+@pytest.mark.parametrize(("make", "argument"), [(OwnSwitch, None), (HiddenSwitch, "learning")])
+def test_the_switch_of_an_nnx_call_is_found_or_named(key, make, argument):
+    model = models.from_nnx(make, (4,), train_argument=argument)
+    x = jnp.arange(24.0).reshape(6, 4) / 24
+    _, updated = model.apply(model.init(key), x, train=True)
+    mean = updated["batch_stats"]["norm"]["mean"]
+    np.testing.assert_allclose(mean, x.mean(0) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [HiddenSwitch, OwnStatistics])
+def test_an_nnx_module_whose_switch_is_not_found_is_refused(make):
+    with pytest.raises(ValueError, match=f"train_argument must name what switches {make.__name__}"):
+        models.from_nnx(make, (4,))
+
+
+@pytest.mark.parametrize("make", [models.linear, models.small_resnet])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, bool])
+def test_images_of_integers_are_refused_naming_the_way_to_pixels(key, make, dtype):
+    model = make(10, input_shape=(8, 8, 1))
+    variables = jax.eval_shape(model.init, key)
+    with pytest.raises(ValueError, match=f"x must be floating point .*{np.dtype(dtype)}.*to_float"):
+        model.apply(variables, np.zeros((2, 8, 8, 1), dtype))
+
+
+def test_images_of_another_byte_order_or_in_lists_are_as_good_as_any(key):
+    model = models.linear(3, input_shape=(2, 2, 1))
+    variables = model.init(key)
+    x = np.random.default_rng(0).uniform(size=(5, 2, 2, 1)).astype(np.float32)
+    expected = model.apply(variables, x)
+    np.testing.assert_array_equal(model.apply(variables, x.astype(">f4")), expected)
+    np.testing.assert_array_equal(model.apply(variables, x.tolist()), expected)
