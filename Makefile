@@ -13,9 +13,9 @@ installed := $(VENV)/installed
 .PHONY: demo test lint check format bench peers bench-peers lock clean newest
 
 # A robust mixture on the embedded digits, from training to table and figures: runs/demo/report.md
+# Again it goes on from there, and keeps what has been evaluated; `rm -r runs/demo` begins anew.
 demo: $(installed)
-	rm -rf runs/demo
-	$(bin)/python -m experiments.cifar10_mixture --preset demo --run-dir runs/demo
+	$(bin)/python -m experiments.cifar10_mixture --preset demo --run-dir runs/demo --resume
 
 # The tests run on forced CPU devices, whatever accelerator there is.
 test: export JAX_PLATFORMS ?= cpu

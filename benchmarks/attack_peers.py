@@ -112,7 +112,7 @@ def parse(argv) -> argparse.Namespace:
         _check.at_least(
             1, steps=flags.steps, adam_steps=flags.adam_steps, search_steps=flags.search_steps
         )
-        _check.at_least(0, seed=flags.seed)
+        _check.seed(seed=flags.seed)
         _check.non_negative(seconds=flags.seconds)
         setting.check_output(flags.output)
     except ValueError as error:

@@ -104,7 +104,7 @@ def parse(argv) -> argparse.Namespace:
         _check.at_least(1, members=flags.members, repeats=flags.repeats)
         _check.at_least(8, max_steps=flags.max_steps)
         _check.positive(tolerance=flags.tolerance, temperature=flags.temperature)
-        _check.at_least(0, seed=flags.seed)
+        _check.seed(seed=flags.seed)
         _check.non_negative(radius=flags.radius)
         setting.check_output(flags.output)
     except ValueError as error:

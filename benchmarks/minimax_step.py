@@ -90,7 +90,7 @@ def parse(argv) -> argparse.Namespace:
     try:
         names = "width hidden batch_size resnet_width resnet_batch_size repeats".split()
         _check.at_least(1, **{name: getattr(flags, name) for name in names})
-        _check.at_least(0, seed=flags.seed)
+        _check.seed(seed=flags.seed)
         _check.non_negative(seconds=flags.seconds)
         setting.check_output(flags.output)
     except ValueError as error:

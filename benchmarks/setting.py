@@ -1,6 +1,7 @@
 """What is timed: the flags, and the weights, images and attack that both sides get."""
 
 import argparse
+import io
 import os
 import pathlib
 import sys
@@ -146,6 +147,9 @@ class Parser(argparse.ArgumentParser):
     """A parser that answers bad input with one line, and takes no flag in short."""
 
     def __init__(self, program: str, description: str | None):
+        for stream in (sys.stdout, sys.stderr):  # Not every encoding has a plus-minus sign.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         super().__init__(
             prog=program,
             description=description,
@@ -168,6 +172,6 @@ def _validate(flags):
     )
     for num_members in flags.members:
         _check.at_least(1, members=num_members)
-    _check.at_least(0, seed=flags.seed)
+    _check.seed(seed=flags.seed)
     _check.non_negative(seconds=flags.seconds)
     check_output(flags.output)

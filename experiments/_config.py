@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import fractions
+import io
 import pathlib
 import sys
 from typing import Any, NoReturn
@@ -40,6 +41,7 @@ def parse(
     Returns:
       `(name of the preset, config)`. Bad input ends the process: one line, exit code 2.
     """
+    print_anything()
     parser = _Parser(
         prog=program,
         description=description,
@@ -62,6 +64,13 @@ def parse(
     flags = vars(parser.parse_args(argv))
     preset = flags.pop(selector)
     return preset, dataclasses.replace(presets[preset], **flags)
+
+
+def print_anything():
+    """Lets `print` write the code of a character that the terminal's encoding does not have."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def fail(program: str, error: Exception | str) -> NoReturn:
@@ -107,5 +116,7 @@ _READERS = {float: _real, int: _whole, str: str}
 def cache_compilation():
     """Keeps compiled programs in the user's cache, unless JAX was told where."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = pathlib.Path("~/.cache/mixjax/compiled").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        with contextlib.suppress(RuntimeError):  # A container may run without a home.
+            cache = pathlib.Path("~/.cache/mixjax/compiled").expanduser()
+            if cache.is_absolute():
+                jax.config.update("jax_compilation_cache_dir", str(cache))

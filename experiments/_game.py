@@ -57,7 +57,12 @@ class Config:
     momentum: float = flag(0.9, "of SGD")
     weight_decay: float = flag(5e-4, "L2 penalty of SGD, decoupled decay of Adam")
     average_decay: float = flag(0.995, "of the parameters' moving average, used for evaluation")
-    augment: bool = flag(True, "random crops and flips")
+    crop: int = flag(-1, "largest random shift in pixels; -1: what suits the data set")
+    flip: str = flag(
+        "auto",
+        "mirror every second image; auto: where that suits the data set",
+        options=("auto", "yes", "no"),
+    )
     # The evaluation.
     validation_examples: int = flag(1000, "validation examples scored each epoch")
     validation_steps: int = flag(20, "PGD steps on validation data")
@@ -104,7 +109,10 @@ def check(config: Config, dataset: data.Dataset, num_devices: int):
         "validation_steps test_examples test_steps test_batch_size member_devices dispatch_steps"
     ).split()
     _check.at_least(1, **{name: getattr(config, name) for name in names})
-    _check.at_least(0, samples=config.samples, seed=config.seed, devices=config.devices)
+    _check.at_least(0, samples=config.samples, devices=config.devices)
+    _check.at_least(-1, crop=config.crop)
+    _check.within(-1, min(dataset.image_shape[:2]) - 1, crop=config.crop)
+    _check.seed(seed=config.seed)
     _check.non_negative(beta=config.beta, weight_decay=config.weight_decay)
     _check.fraction(ramp=config.ramp, momentum=config.momentum, average_decay=config.average_decay)
     # A third of the runs attacks the members in turn, each at least once.

@@ -99,7 +99,8 @@ def check(config: RunConfig):
         "measurements dispatch_steps"
     ).split()
     _check.at_least(1, **{name: getattr(config, name) for name in names})
-    _check.at_least(0, seed=config.seed, train_examples=config.train_examples)
+    _check.at_least(0, train_examples=config.train_examples)
+    _check.seed(seed=config.seed)
     names = ("learning_rate", "network_learning_rate")
     _check.positive(**{name: getattr(config, name) for name in names})
     if isinstance(config, Config):

@@ -35,7 +35,7 @@ def main(
         argv, {"paper": config}, default="paper", program=command, description=description
     )
     with _config.errors_in_one_line(command, debug=config.debug):
-        _check.at_least(0, seed=config.seed)
+        _check.seed(seed=config.seed)
         start = time.monotonic()
         recorded = {
             name: value for name, value in dataclasses.asdict(config).items() if name not in _PLACES

@@ -33,8 +33,17 @@ def axes(config: Config):
     return parallel.DATA_AXIS, parallel.MEMBER_AXIS if config.member_devices > 1 else None
 
 
-def make_steps(config: Config, game: Game, num_steps: int):
+def augmentation(config: Config, suits: data.Augmentation) -> data.Augmentation:
+    """What the flags say, and for those left alone what suits the data set."""
+    return data.Augmentation(
+        suits.pad if config.crop == -1 else config.crop,
+        suits.flip if config.flip == "auto" else config.flip == "yes",
+    )
+
+
+def make_steps(config: Config, game: Game, suits: data.Augmentation, num_steps: int):
     """`(progress, examples) -> (progress, losses [num_steps])`, pure, on one device of several."""
+    changes = augmentation(config, suits)
     data_key, augment_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
     data_axis, _ = axes(config)
 
@@ -42,8 +51,9 @@ def make_steps(config: Config, game: Game, num_steps: int):
         now = progress.training.step
         picked = data.batch_indices(data_key, now, len(examples.labels), config.batch_size)
         images, labels = examples.images[picked], examples.labels[picked]
-        if config.augment:
-            images = data.augment(jax.random.fold_in(augment_key, now), images)
+        if any(changes):
+            key = jax.random.fold_in(augment_key, now)
+            images = data.augment(key, images, **changes._asdict())
         images, labels = parallel.local_share((images, labels), data_axis)
         training, info = game.defense.step(progress.training, data.to_float(images), labels)
         num_losses = progress.num_losses + ~info.is_weight_step
@@ -101,7 +111,8 @@ def train(
     num_steps = largest_divisor(game.steps_per_epoch, config.dispatch_steps)
     training = game.defense.init(jax.random.fold_in(jax.random.key(config.seed), 0))
     progress = Progress(training, jnp.zeros(()), jnp.zeros((), jnp.int32))
-    placement = on_devices(config, make_steps(config, game, num_steps), progress)
+    steps = make_steps(config, game, dataset.augmentation, num_steps)
+    placement = on_devices(config, steps, progress)
     validate = make_validation(config, dataset, build(config, dataset))
     with (
         checkpoint.open(checkpoints, recorded(config)) as saved,

@@ -116,7 +116,7 @@ def check(config: Config):
     names = "num_examples test_examples width train_steps train_attack_steps pgd_runs pgd_steps"
     _check.at_least(1, **{name: getattr(config, name) for name in names.split()})
     _check.at_least(2, dimension=config.dimension)
-    _check.at_least(0, seed=config.seed)
+    _check.seed(seed=config.seed)
     _check.positive(
         linear_epsilon=config.linear_epsilon,
         epsilon=config.epsilon,

@@ -61,7 +61,6 @@ PRESETS = {
         learning_rate=1e-2,
         weight_decay=0.0,
         average_decay=0.98,
-        augment=False,
         test_batch_size=200,
         dispatch_steps=10,
         cpu=True,

@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 _SIMPLEX_TOLERANCE = 1e-4
 _ROUNDING = 1e-6
+_HIGHEST_SEED = 2**32 - 1
 
 
 def positive(**values):
@@ -28,6 +29,18 @@ def at_least(minimum, **values):
         values,
         f"a whole number of at least {minimum}",
         lambda value: value.ndim == 0 and np.isfinite(value) and value == value // 1 >= minimum,
+    )
+
+
+def seed(**values):
+    """Raises `ValueError` unless every value is a whole number that makes a random key of its own.
+
+    JAX and NumPy's frozen generator take 32 bits: one more would be another seed's second name.
+    """
+    _require(
+        values,
+        f"a whole number from 0 to {_HIGHEST_SEED}",
+        lambda value: value.ndim == 0 and 0 <= value <= _HIGHEST_SEED and value == value // 1,
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mixjax import data
-from mixjax.data import datasets
+from mixjax.data import datasets, sources
 
 
 def numbered(num_examples, num_classes=4, start=0):
@@ -93,9 +93,68 @@ def test_a_split_that_leaves_nothing_is_refused(num_validation):
         )
 
 
-def test_a_negative_seed_and_an_unknown_name_are_refused():
-    with pytest.raises(ValueError, match="seed must be a whole number of at least 0, got -1"):
-        data.load("digits", seed=-1)
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70, 0.5])
+def test_a_seed_that_is_no_seed_or_another_s_second_name_is_refused(seed):
+    message = f"seed must be a whole number from 0 to 4294967295, got {seed}"
+    with pytest.raises(ValueError, match=message):
+        data.load("digits", seed=seed)
+    with pytest.raises(ValueError, match=message):
+        data.from_arrays("own", tuple("abcd"), numbered(20), numbered(8), seed=seed)
+
+
+def test_the_highest_seed_chooses_as_no_other():
+    highest, first = data.load("digits", seed=2**32 - 1), data.load("digits")
+    assert (highest.validation.images != first.validation.images).any()
+
+
+def test_digits_are_neither_shifted_nor_mirrored_and_photographs_are():
+    assert data.load("digits").augmentation == (0, False)
+    found = {name: tuple(source.augmentation) for name, source in sources.SOURCES.items()}
+    assert found == {
+        "cifar10": (4, True),
+        "cifar100": (4, True),
+        "mnist": (0, False),
+        "fashion_mnist": (0, False),
+    }
+    own = data.from_arrays("own", tuple("abcd"), numbered(20), numbered(8))
+    assert not any(own.augmentation)
+    told = data.from_arrays(
+        "own",
+        tuple("abcd"),
+        numbered(20),
+        numbered(8),
+        augmentation=data.Augmentation(2, flip=True),
+    )
+    assert told.augmentation == (2, True)
+
+
+def test_images_of_another_byte_order_are_turned_or_refused():
+    swapped = data.Split((numbered(20).images / 255).astype(">f4"), numbered(20).labels)
+    dataset = data.from_arrays("own", tuple("abcd"), swapped, swapped)
+    np.testing.assert_array_equal(dataset.test.images, swapped.images)
+    assert dataset.test.images.dtype == np.float32
+    jax.device_put(dataset.train)
+    with pytest.raises(ValueError, match="train.images must have the byte order of this machine"):
+        data.Dataset("own", tuple("abcd"), swapped, swapped, swapped)
+
+
+def test_without_a_home_the_error_says_what_to_pass(monkeypatch):
+    def nobody(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("MIXJAX_DATA_DIR", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(data.DataError, match="no home folder.*pass a data_dir, or set MIXJAX"):
+        data.load("cifar10")
+    with pytest.raises(data.DataError, match="manual_dir ~/x has no home folder"):
+        data.load("cifar10", "/nowhere", manual_dir="~/x")
+    with pytest.raises(data.DataError, match="data_dir ~no one/x has no home folder"):
+        data.load("cifar10", "~no one/x")
+    assert len(data.load("digits").test.labels) == 360
+
+
+def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="name must be one of digits, cifar10, .*got imagenet"):
         data.load("imagenet")
 

@@ -1,5 +1,7 @@
 """The experiment as a person runs it: flags, bad input, run folder, kill and resume."""
 
+import dataclasses
+import io
 import json
 import os
 import signal
@@ -11,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cifar10_mixture
+from benchmarks import setting
+from experiments import _config, _game, _training, cifar10_mixture
 from mixjax import _files, data
 
 # A linear model on digits: the whole experiment in seconds.
@@ -113,6 +116,10 @@ def test_the_most_robust_epoch_is_the_one_that_is_tested(tmp_path, monkeypatch):
         ("--devices 400", "devices must lie in [1, 4], got"),
         ("--devices 4 --member-devices 4", "members must be divisible by 4 devices, got 2"),
         ("--members 3", "test_runs must be a whole number of at least 9, got 6"),
+        ("--seed 4294967296", "seed must be a whole number from 0 to 4294967295, got 4294967296"),
+        ("--seed 99999999999999999999", "seed must be a whole number from 0 to 4294967295"),
+        ("--crop -2", "crop must be a whole number of at least -1, got -2"),
+        ("--crop 8", "crop must lie in [-1, 7], got 8"),
         ("--no-such-flag", "unrecognized arguments: --no-such-flag"),
     ],
 )
@@ -150,6 +157,74 @@ def test_a_run_folder_whose_checkpoints_could_not_be_read_is_refused_at_once(tmp
     assert stop.value.code == 2 and error.count("\n") == 1
     assert "run_dir must not have [ in its path" in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_digits_are_not_mirrored_or_shifted_unless_each_is_asked_for(preset):
+    config = cifar10_mixture.PRESETS[preset]
+    digits, photographs = data.load("digits").augmentation, data.Augmentation(4, flip=True)
+    for flags, of_digits, of_photographs in (
+        ({}, (0, False), (4, True)),
+        ({"crop": 1}, (1, False), (1, True)),
+        ({"crop": 0}, (0, False), (0, True)),
+        ({"flip": "yes"}, (0, True), (4, True)),
+        ({"flip": "no"}, (0, False), (4, False)),
+    ):
+        told = dataclasses.replace(config, **flags)
+        assert _training.augmentation(told, digits) == of_digits
+        assert _training.augmentation(told, photographs) == of_photographs
+
+
+def test_training_sees_the_shifts_that_it_was_told(monkeypatch):
+    seen = []
+
+    def augment(key, images, **changes):
+        seen.append(changes)
+        return images
+
+    monkeypatch.setattr(data, "augment", augment)
+    dataset = data.load("digits")
+    for flags in ([], ["--crop", "1"], ["--flip", "yes"]):
+        argv = [*TINY, *flags]
+        _, config = _config.parse(
+            argv, cifar10_mixture.PRESETS, default="demo", program="", description=""
+        )
+        game = _game.build(config, dataset)
+        progress = _training.Progress(
+            game.defense.init(jax.random.key(0)), jnp.zeros(()), jnp.zeros((), jnp.int32)
+        )
+        steps = _training.make_steps(config, game, dataset.augmentation, 1)
+        jax.eval_shape(steps, progress, jax.device_put(dataset.train))
+    assert seen == [{"pad": 1, "flip": False}, {"pad": 0, "flip": True}]
+
+
+def test_what_the_terminal_has_no_character_for_is_printed_as_its_code(monkeypatch):
+    """As under PYTHONIOENCODING=ascii, in experiments and benchmarks alike."""
+
+    def from_experiment():
+        _config.parse([], cifar10_mixture.PRESETS, default="demo", program="", description="")
+
+    for start in (from_experiment, lambda: setting.Parser("", "").parse_args([])):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+        start()
+        print("90.0 \xb1 1.5", flush=True)
+        assert written.getvalue() == b"90.0 \\xb1 1.5\n"
+
+
+def test_without_a_home_programs_are_compiled_without_a_cache(monkeypatch):
+    def nobody(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        _config.cache_compilation()
+        assert jax.config.values["jax_compilation_cache_dir"] is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_a_second_process_on_a_run_folder_is_refused_and_the_metrics_stay(finished, capsys):

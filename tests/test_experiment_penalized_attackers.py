@@ -203,7 +203,7 @@ def test_a_run_leaves_figures_and_numbers(tmp_path, capsys):
         ("--epsilon 2", "epsilon must lie in"),
         ("--lams 0", "lams must be positive"),
         ("--alphas 2", "alphas must be"),
-        ("--seed -1", "seed must be a whole number of at least 0, got -1"),
+        ("--seed -1", "seed must be a whole number from 0 to 4294967295, got -1"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(flags, message, tmp_path, capsys):

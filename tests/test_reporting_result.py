@@ -155,13 +155,23 @@ def test_absolute_paths_of_the_config_stay_at_home(tmp_path):
             "python -m run --data-dir data --epsilon 8/255",
         ),
         (["tool", "--dirs", "/home/someone/a,/home/someone/b"], "tool --dirs a,b"),
+        (["run.py", "--data-dir", "/home/Ann Smith/data"], "python -m run --data-dir data"),
+        (["run.py", "--data-dir=/home/Ann Smith/a b"], "python -m run '--data-dir=a b'"),
+        ("run.py --data-dir '/home/Ann Smith/data' --cpu", "python -m run --data-dir data --cpu"),
+        (["run.py", "--dirs", "{home}/a,{home}/b c"], "python -m run --dirs 'a,b c'"),
+        (["run.py", "--run-dir", "{home}"], "python -m run --run-dir '~'"),
+        (["run.py", "--run-dir", "{here}"], "python -m run --run-dir ."),
         ([], ""),
     ],
 )
-def test_the_command_is_repeatable_and_names_no_place_of_this_machine(command, expected):
-    here = os.getcwd()
+def test_the_command_is_repeatable_and_names_no_place_of_this_machine(
+    command, expected, monkeypatch
+):
+    """The user is called "Smith, Ann: = 1": every character that may end a path in a list."""
+    home = "/home/Smith, Ann: = 1"
+    monkeypatch.setenv("HOME", home)
     if not isinstance(command, str):
-        command = [word.format(here=here) for word in command]
+        command = [word.format(here=os.getcwd(), home=home) for word in command]
     assert reporting.provenance(command, 0, 1.0)["command"] == expected
 
 

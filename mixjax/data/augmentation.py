@@ -1,10 +1,27 @@
 """Images on the device: uint8 to [0, 1], random crops and flips; for use inside `jit`."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from mixjax import _check
 from mixjax.typing import Array, Key
+
+
+class Augmentation(NamedTuple):
+    """The random changes that leave an image of its class: keywords of `augment`.
+
+    Attributes:
+      pad: largest shift in pixels; 0 shifts nothing.
+      flip: whether to mirror every second image.
+    """
+
+    pad: int = 0
+    flip: bool = False
+
+
+NO_AUGMENTATION = Augmentation()
 
 
 def to_float(images: Array) -> Array:
@@ -16,6 +33,9 @@ def to_float(images: Array) -> Array:
 
 def augment(key: Key, images: Array, *, pad: int = 4, flip: bool = True) -> Array:
     """Shifts each image by up to `pad` pixels each way, and mirrors every second one.
+
+    The numbers by default suit CIFAR; what suits a data set is its `augmentation`:
+    `augment(key, images, **dataset.augmentation._asdict())`.
 
     Each image is padded by `pad` black pixels on every side, cropped back to its size at a place
     drawn uniformly among the `(2 pad + 1)^2`, and mirrored left to right with probability 1/2.

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mixjax import _check
+from mixjax.data.augmentation import NO_AUGMENTATION, Augmentation
 from mixjax.typing import Array
 
 
@@ -32,6 +33,8 @@ class Dataset:
       train: what parameters and weights are fitted to.
       validation: what checkpoints and settings are selected by.
       test: what is reported, and nothing else.
+      augmentation: random changes of training images that leave them of their class; none unless
+        told: a mirrored digit is another sign.
 
     Raises:
       ValueError: if a split fails `check` or the splits' images differ in shape or dtype.
@@ -42,12 +45,18 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+    augmentation: Augmentation = NO_AUGMENTATION
 
     def __post_init__(self):
         for name in ("train", "validation", "test"):
             split = getattr(self, name)
             check(split.images, split.labels, self.num_classes, name=f"{name}.")
             _check.shape((None, *self.image_shape), **{f"{name}.images": split.images})
+            if not split.images.dtype.isnative:
+                raise ValueError(
+                    f"{name}.images must have the byte order of this machine, "
+                    f"got {split.images.dtype}"
+                )
             _check.one_of([self.train.images.dtype], **{f"{name}.images.dtype": split.images.dtype})
 
     @property
@@ -97,6 +106,7 @@ def from_arrays(
     *,
     num_validation: int | None = None,
     seed: int = 0,
+    augmentation: Augmentation = NO_AUGMENTATION,
 ) -> Dataset:
     """A `Dataset` whose validation examples are carved from `train`, without replacement.
 
@@ -106,7 +116,9 @@ def from_arrays(
       train: training examples, some of which become the validation split; in order otherwise.
       test: test examples, untouched.
       num_validation: number of validation examples; `None` is a tenth of `train`.
-      seed: of the choice, which depends on it, `num_validation` and the number of examples only.
+      seed: of the choice, which depends on it, `num_validation` and the number of examples only;
+        at most 2^32 - 1.
+      augmentation: what suits the images in training.
 
     Raises:
       ValueError: if a split fails `check`, or no example is left to train on or to validate with.
@@ -116,7 +128,7 @@ def from_arrays(
     num_examples = len(train.labels)
     num_validation = max(1, num_examples // 10) if num_validation is None else num_validation
     _check.at_least(1, num_validation=num_validation)
-    _check.at_least(0, seed=seed)
+    _check.seed(seed=seed)
     if num_validation >= num_examples:
         raise ValueError(
             f"num_validation must be below the {num_examples} training examples, "
@@ -129,6 +141,7 @@ def from_arrays(
         train=_select(train, rest),
         validation=_select(train, chosen),
         test=_select(test, slice(None)),
+        augmentation=augmentation,
     )
 
 
@@ -141,4 +154,5 @@ def choose(num_examples: int, num_chosen: int, seed: int) -> tuple[np.ndarray, n
 
 def _select(split, indices):
     labels = np.asarray(split.labels).astype(np.int32)
-    return Split(np.asarray(split.images)[indices], labels[indices])
+    images = np.asarray(split.images)[indices]
+    return Split(images.astype(images.dtype.newbyteorder("="), copy=False), labels[indices])

@@ -8,6 +8,7 @@ import numpy as np
 
 from mixjax import _check
 from mixjax.data import cache
+from mixjax.data.augmentation import NO_AUGMENTATION
 from mixjax.data.datasets import Dataset, Split, choose, from_arrays
 from mixjax.data.errors import DataError
 from mixjax.data.sources import SOURCES
@@ -19,8 +20,13 @@ _DIGITS_TEST_SEED = 0
 
 
 def default_dir() -> pathlib.Path:
-    """Where data lies unless told: `$MIXJAX_DATA_DIR`, or `~/.cache/mixjax`."""
-    return pathlib.Path(os.environ.get("MIXJAX_DATA_DIR") or "~/.cache/mixjax").expanduser()
+    """Where data lies unless told: `$MIXJAX_DATA_DIR`, or `~/.cache/mixjax`.
+
+    Raises:
+      DataError: if it is told nowhere and there is no home.
+    """
+    told = os.environ.get("MIXJAX_DATA_DIR")
+    return _at_home(told or "~/.cache/mixjax", "MIXJAX_DATA_DIR" if told else "the default")
 
 
 def load(
@@ -46,7 +52,7 @@ def load(
       manual_dir: folder with the official archives, instead of the network.
       num_validation: number of validation examples, carved from the training examples; `None` is a
         tenth of them, 5 000 for CIFAR.
-      seed: which examples these are.
+      seed: which examples these are, at most 2^32 - 1.
       progress: whether downloading and preparing show progress bars.
 
     Returns:
@@ -57,17 +63,39 @@ def load(
       ValueError: if the name is unknown or `num_validation` or `seed` is out of range.
     """
     _check.one_of(NAMES, name=name)
-    _check.at_least(0, seed=seed)
+    _check.seed(seed=seed)
     if num_validation is not None:
         _check.at_least(1, num_validation=num_validation)
     if name == "digits":
-        class_names, (train, test) = tuple("0123456789"), _digits()
+        class_names, augmentation = tuple("0123456789"), NO_AUGMENTATION
+        train, test = _digits()
     else:
-        folder = default_dir() if data_dir is None else pathlib.Path(data_dir).expanduser()
-        manual = None if manual_dir is None else pathlib.Path(manual_dir).expanduser()
-        class_names = SOURCES[name].class_names
+        folder = default_dir() if data_dir is None else _at_home(data_dir, "data_dir")
+        manual = None if manual_dir is None else _at_home(manual_dir, "manual_dir")
+        class_names, augmentation = SOURCES[name].class_names, SOURCES[name].augmentation
         train, test = _find(SOURCES[name], folder, manual, progress)
-    return from_arrays(name, class_names, train, test, num_validation=num_validation, seed=seed)
+    return from_arrays(
+        name,
+        class_names,
+        train,
+        test,
+        num_validation=num_validation,
+        seed=seed,
+        augmentation=augmentation,
+    )
+
+
+def _at_home(path, name):
+    """`path` with the home for `~`; a container may run without one."""
+    try:
+        expanded = pathlib.Path(path).expanduser()
+        if not expanded.is_absolute() and str(path).startswith("~"):
+            raise RuntimeError("HOME is no absolute path")
+    except RuntimeError as error:
+        raise DataError(
+            f"{name} {path} has no home folder to be in: pass a data_dir, or set MIXJAX_DATA_DIR"
+        ) from error
+    return expanded
 
 
 def _find(source, data_dir, manual_dir, progress):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from mixjax.data import archives
+from mixjax.data.augmentation import NO_AUGMENTATION, Augmentation
 
 Columns = Mapping[str, np.ndarray | list[str]]  # "image" [N, H, W, C], "label" [N], ...
 _DIGITS = tuple("0123456789")
@@ -47,6 +48,8 @@ class Source:
       class_names: a name per class.
       archives: the files to download.
       read: `(paths by file name, "train" or "test") -> Columns`.
+      augmentation: what leaves an image of its class. Digits and garments are centred, a mirrored
+        digit is another sign, and the shoes of Fashion-MNIST all point the same way.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Source:
     class_names: tuple[str, ...]
     archives: tuple[Archive, ...]
     read: Callable[[Mapping[str, pathlib.Path], str], Columns]
+    augmentation: Augmentation = NO_AUGMENTATION
 
 
 def _read_cifar10(paths, split):
@@ -105,6 +109,7 @@ SOURCES = {
                 ),
             ),
             _read_cifar10,
+            Augmentation(pad=4, flip=True),
         ),
         Source(
             "cifar100",
@@ -119,6 +124,7 @@ SOURCES = {
                 ),
             ),
             _read_cifar100,
+            Augmentation(pad=4, flip=True),
         ),
         Source(
             "mnist",

@@ -14,7 +14,8 @@ import jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # A path that leads out of the working directory, at the start of a word or after one of = , : ;
-_OUTSIDE = re.compile(r"(?:(?<=^)|(?<=[=,:;\s]))(?:/|~|\.\./)[^=,:;\s]*")
+# A name may have spaces: the path ends where the text ends, or with one of these.
+_OUTSIDE = re.compile(r"(?:(?<=^)|(?<=[=,:;\s]))(?:/|~|\.\./)[^=,:;]*")
 
 
 def provenance(command, seed, seconds):
@@ -54,10 +55,21 @@ def without_paths(value) -> Any:
         return {key: without_paths(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [without_paths(entry) for entry in value]
-    return _OUTSIDE.sub(_shorten, value) if isinstance(value, str) else value
+    return _OUTSIDE.sub(_shorten, _from_home(value)) if isinstance(value, str) else value
+
+
+def _from_home(text):
+    """The two folders whose names may have any character, also those that end a path, cut off."""
+    for folder, name in ((os.getcwd(), ""), (os.path.expanduser("~"), "~/")):
+        if folder := folder.rstrip("/"):
+            found = rf"(?<![^=,:;\s]){re.escape(folder)}(/|$)"
+            text = re.sub(found, lambda end, name=name: name or ("" if end[1] else "."), text)
+    return text
 
 
 def _shorten(match):
+    if match[0] in ("~", "~/"):
+        return "~"
     path = pathlib.PurePosixPath(os.path.expanduser(match[0]))
     here = pathlib.PurePosixPath(os.getcwd())
     if path.is_relative_to(here) and ".." not in path.parts:
