@@ -3,11 +3,13 @@
     taskset -c 1 python -m benchmarks.minimax_step      # one thread, 3 minutes
 
 A Sens step (FGSM on the batch, then descent of the loss and `gamma / 2 sum_i |df/dz_i|^2`), a
-minimax step (the attack network ascends, then the classifier descends `f + 1/2 |df/dv|^2`) and,
-to compare with, a plain one on clean images: the MNIST classifier and attack network of Hamm 2018,
-Adam for both players. Before anything is timed, losses and gradients of both sides are compared.
-Then, with mixjax alone: how many times as long the gradient of the minimax objective takes as the
-plain one, through a ResNet18.
+minimax step (the attack network ascends, the classifier descends `f + 1/2 |df/dv|^2`; both from the
+old point as algorithm 1 is printed, or with `--order alternating` the classifier at the new `v`)
+and, to compare with, a plain one on clean images: the MNIST classifier of Hamm 2018 and an attack
+network of the size there, with the direction and bounds of `attacks.follow`; Adam for both players.
+Before anything is timed, losses and gradients of both sides are compared. Then, with mixjax alone:
+how many times as long the gradient of the minimax objective takes as the plain one, through a
+ResNet18.
 """
 
 import argparse
@@ -82,6 +84,12 @@ def parse(argv) -> argparse.Namespace:
     add("--batch-size", type=int, default=128)
     add("--resnet-width", type=int, default=16)
     add("--resnet-batch-size", type=int, default=16)
+    add(
+        "--order",
+        choices=("simultaneous", "alternating"),
+        default="simultaneous",
+        help="of the minimax step",
+    )
     add("--repeats", type=int, default=3, help="turns of each program")
     add("--seconds", type=float, default=1.0, help="least duration of a turn")
     add("--seed", type=int, default=0)
@@ -123,13 +131,18 @@ class Problem:
             NUM_CLASSES, input_shape=SHAPE, hidden=(flags.hidden,) * 3
         )
         self.key = jax.random.key(flags.seed)
+        self.order = flags.order
 
     def defense(self, name: str, descent, ascent) -> defenses.Defense:
         """A defence by its name, with these optimisers."""
         threat = threats.linf(EPSILON)
         if name == "minimax":
             method = functools.partial(
-                games.minimax, descent=descent, ascent=ascent, penalty=PENALTY
+                games.minimax,
+                descent=descent,
+                ascent=ascent,
+                penalty=PENALTY,
+                order=self.order,
             )
             return defenses.against_network(self.model, self.network, method, threat)
         if name == "sens":
@@ -179,9 +192,14 @@ class Problem:
             peer = self.peer(module)
 
             def call():
-                if name == "minimax":
-                    peer.ascend()
-                return peer.descend(getattr(peer, name)())
+                if name != "minimax":
+                    return peer.descend(getattr(peer, name)())
+                if self.order == "alternating":
+                    peer.ascend(peer.slopes())
+                    return peer.descend(peer.minimax())
+                found = peer.minimax()
+                peer.ascend(found[2])
+                return peer.descend(found)
 
             return call
 

@@ -85,19 +85,22 @@ class Peer:
         loss = loss + self.epsilon / 2 * len(x) / 2 * (slope**2).sum()
         return loss, torch.autograd.grad(loss, self.u())
 
-    def ascend(self):
-        """A step of the attack network."""
-        v = list(self.network.parameters())
-        for param, slope in zip(v, torch.autograd.grad(self.payoff(), v), strict=True):
-            param.grad = slope
+    def slopes(self):
+        """`df/dv`."""
+        return torch.autograd.grad(self.payoff(), list(self.network.parameters()))
+
+    def ascend(self, slopes):
+        """A step of the attack network along `df/dv`."""
+        for param, slope in zip(self.network.parameters(), slopes, strict=True):
+            param.grad = slope.detach()
         self.ascent.step()
 
     def minimax(self):
-        """`f + penalty / 2 |df/dv|^2` and its gradient in the classifier."""
+        """`f + penalty / 2 |df/dv|^2`, its gradient in the classifier, and `df/dv`."""
         loss = self.payoff()
         slopes = torch.autograd.grad(loss, list(self.network.parameters()), create_graph=True)
         loss = loss + self.penalty / 2 * torch.stack([(each**2).sum() for each in slopes]).sum()
-        return loss, torch.autograd.grad(loss, self.u())
+        return loss, torch.autograd.grad(loss, self.u()), slopes
 
     def payoff(self):
         """Mean loss under the attack network."""
@@ -110,7 +113,7 @@ class Peer:
 
     def descend(self, found) -> float:
         """A step of the classifier with a loss and its gradient; returns the loss."""
-        loss, slopes = found
+        loss, slopes = found[:2]
         for param, slope in zip(self.u(), slopes, strict=True):
             param.grad = slope
         self.descent.step()
@@ -119,7 +122,7 @@ class Peer:
 
 def gradient(found) -> dict[str, np.ndarray]:
     """A gradient in our names and forms: that of a loss and gradient in the classifier."""
-    _, slopes = found
+    slopes = found[1]
     conv, dense = [each.numpy() for each in slopes[:4]], [each.numpy() for each in slopes[4:]]
     tree = {}
     for i in range(2):

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +63,118 @@ def test_a_pixel_at_its_bound_still_teaches():
     gradient = jax.grad(pushed)(DIRECTION)
     assert attacks.follow(X, DIRECTION, threats.linf(0.1))[0, 0, 0] == 0
     assert gradient[0, 0, 0] > 1e-4
+
+
+def test_the_straight_slope_is_that_of_the_attack_without_the_clip():
+    """Central differences: of the value with its own gradient, of the unclipped one with the other.
+
+    The sum of a pushed input's coordinates along a change of the direction: with the clip, the
+    coordinates that it holds do not move.
+    """
+    change = jnp.arange(6.0).reshape(SHAPE) - 2.0
+    follow = functools.partial(attacks.follow, X, threat=threats.linf(0.1))
+    no_box = functools.partial(follow, bounds=(-jnp.inf, jnp.inf))
+
+    def slope(move):
+        return float(jnp.vdot(jax.grad(lambda h: jnp.sum(move(h)))(DIRECTION), change))
+
+    def difference(move):
+        return float(
+            jnp.sum(move(DIRECTION + 0.01 * change) - move(DIRECTION - 0.01 * change)) / 0.02
+        )
+
+    straight, own = slope(follow), slope(functools.partial(follow, straight_through=False))
+    assert straight == pytest.approx(difference(no_box), rel=1e-3)
+    assert own == pytest.approx(difference(follow), rel=1e-3)
+    assert abs(straight - own) > 0.1 * abs(own)
+
+
+def test_squashed_as_it_is_the_output_s_length_counts_and_no_pixel_is_held_back():
+    """Hamm: `z = x + eta tanh(h)`, within the ball; nothing is said of the pixels' range."""
+    free = (-jnp.inf, jnp.inf)
+    x_adv = attacks.squash(X, DIRECTION, threats.linf(0.1), bounds=free)
+    expected = np.asarray(X) + 0.1 * np.tanh(np.asarray(DIRECTION))
+    chex.assert_trees_all_close(x_adv, expected, rtol=1e-6)
+    assert x_adv.min() < 0 and x_adv.max() > 1
+    boxed = attacks.squash(X, DIRECTION, threats.linf(0.1))
+    chex.assert_trees_all_close(boxed, np.clip(expected, 0, 1), rtol=1e-6)
+    shorter = attacks.squash(X, 0.5 * DIRECTION, threats.linf(0.1), bounds=free)
+    chex.assert_trees_all_close(shorter, X + 0.1 * jnp.tanh(0.5 * DIRECTION), rtol=1e-6)
+    short = attacks.squash(X, DIRECTION, threats.l2(0.05), bounds=free)
+    assert float(jnp.linalg.norm((short - X).ravel())) == pytest.approx(0.05, rel=1e-4)
+
+
+def test_the_scale_of_the_last_layer_changes_the_penalty_alone_unless_the_output_keeps_its_length():
+    """`f(c v) = f(v)` makes `|df/dv|^2` at `c v` that at `v` over `c^2`: gamma means nothing."""
+    hidden = jnp.array([0.3, -1.0, 2.0])
+    last = jax.random.normal(jax.random.key(1), (3, 6))
+
+    def f_of(move):
+        def f(last):
+            return jnp.sum(jnp.sin(move(X, (hidden @ last).reshape(SHAPE), threats.linf(0.1))))
+
+        return f
+
+    c = 5.0
+    followed, squashed = f_of(attacks.follow), f_of(attacks.squash)
+    chex.assert_trees_all_close(followed(c * last), followed(last), rtol=1e-6)
+    squares = [jnp.sum(jax.grad(followed)(scale * last) ** 2) for scale in (1.0, c)]
+    assert float(squares[0] / squares[1]) == pytest.approx(c**2, rel=1e-3)
+    assert abs(float(squashed(c * last) - squashed(last))) > 1e-3
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e20, 1e37])
+def test_a_direction_of_any_size_is_followed(size):
+    """Squares of 1e20 are infinite in float32; below 1e-6 nothing is meant to be followed."""
+    x_adv, pull = jax.vjp(lambda h: attacks.follow(X, h, threats.linf(0.1)), size * DIRECTION)
+    expected = attacks.follow(X, DIRECTION, threats.linf(0.1)) if size > 1 else X
+    chex.assert_trees_all_close(x_adv, expected, rtol=1e-5)
+    chex.assert_tree_all_finite(pull(jnp.ones(SHAPE)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("move", [attacks.follow, attacks.squash])
+def test_the_attacked_input_keeps_its_type_under_64_bits_too(dtype, move):
+    with jax.enable_x64(True):
+        x, network = X.astype(dtype), models.attack_network(3, input_shape=SHAPE, hidden=(4,))
+        variables = jax.tree.map(jnp.float32, network.init(jax.random.key(0)))
+        x_adv, info = attacks.attack_network(
+            functools.partial(network.apply, variables),
+            jnp.sum,
+            x,
+            jnp.array(1),
+            threats.linf(np.float64(0.1)),
+            move=move,
+        )
+        assert x_adv.dtype == dtype and info.loss.dtype == dtype
+        assert float(jnp.max(jnp.abs(x_adv - x))) > 0.01
+        huge = move(x, jnp.full(SHAPE, 6e4, dtype), threats.linf(0.1))
+        assert huge.dtype == dtype
+        chex.assert_tree_all_finite(huge)
+
+
+def test_the_paper_s_attack_network_learns_what_there_is_to_gain():
+    """Cross-entropy, `squash`, no box: ascent on `f` against a linear classifier."""
+    classifier, images, labels = fixed_task()
+    network = models.attack_network(3, input_shape=SHAPE, hidden=(16,), label_scale=1.0)
+    move, bounds = attacks.squash, (-jnp.inf, jnp.inf)
+    training = attacks.attack_network_training(
+        network, optax.adam(2e-2), loss_fn, threats.linf(0.2), move=move, bounds=bounds
+    )
+    state = training.init(jax.random.key(0))
+    state, info = jax.jit(
+        lambda state: jax.lax.scan(
+            lambda state, _: training.step(state, classifier, images, labels), state, length=200
+        )
+    )(state)
+    free = functools.partial(attacks.fgsm, bounds=bounds)
+
+    def best(x, label):
+        return free(functools.partial(loss_fn, classifier, label=label), x, threats.linf(0.2))[1]
+
+    optimum = jax.vmap(best)(images, labels)
+    gain = (info.loss[-1] - optimum.first_loss.mean()) / jnp.mean(optimum.loss - optimum.first_loss)
+    assert 0.7 < float(gain) < 1.01
 
 
 def test_the_log_of_the_error_is_steep_where_the_classifier_is_sure():
@@ -223,6 +336,10 @@ def test_a_mixture_trains_against_it(trained):
         (
             lambda: attacks.follow(X, DIRECTION, threats.linf(0.1), gain=0.0),
             "gain must be positive, got 0.0",
+        ),
+        (
+            lambda: attacks.squash(X, DIRECTION[:2], threats.linf(0.1)),
+            "output must have shape [3, 2, 1], got [2, 2, 1]",
         ),
         (
             lambda: attacks.attack_network_over_labels(

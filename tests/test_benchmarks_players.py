@@ -11,7 +11,7 @@ import pytest
 import benchmarks
 from benchmarks import minimax_step, timing
 
-FLAGS = argparse.Namespace(width=2, hidden=4, batch_size=3, seed=0)
+FLAGS = argparse.Namespace(width=2, hidden=4, batch_size=3, seed=0, order="simultaneous")
 
 
 def timings():

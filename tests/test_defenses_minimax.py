@@ -49,25 +49,65 @@ def assert_equal(tree, expected):
         np.testing.assert_allclose(leaf, want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
 @pytest.mark.parametrize("penalty", [0.0, GAMMA])
-def test_a_step_against_a_network_is_the_game_s(penalty):
+def test_a_step_against_a_network_is_the_game_s(penalty, order):
     method = functools.partial(
-        games.minimax, descent=optax.sgd(DOWN), ascent=optax.sgd(UP), penalty=penalty
+        games.minimax, descent=optax.sgd(DOWN), ascent=optax.sgd(UP), penalty=penalty, order=order
     )
     defense = defenses.against_network(MODEL, NETWORK, method, THREAT)
     state = defense.init(jax.random.key(0))
     u, v = state.variables["params"], state.opponent["params"]
     new, info = jax.jit(defense.step)(state, *batch())
     expected_v = moved(v, jax.grad(mean_loss, 1)(u, v), UP)
+    answered = v if order == "simultaneous" else expected_v
 
     def objective(u):
-        norm = optax.tree.norm(jax.grad(mean_loss, 1)(u, expected_v), squared=True)
-        return mean_loss(u, expected_v) + penalty / 2 * norm
+        norm = optax.tree.norm(jax.grad(mean_loss, 1)(u, answered), squared=True)
+        return mean_loss(u, answered) + penalty / 2 * norm
 
     assert_equal(new.opponent["params"], expected_v)
     assert_equal(new.variables["params"], moved(u, jax.grad(objective)(u), -DOWN))
-    assert float(info.f) == pytest.approx(float(mean_loss(u, expected_v)), rel=1e-4)
+    assert float(info.f) == pytest.approx(float(mean_loss(u, answered)), rel=1e-4)
     assert new.step == 1
+
+
+def test_the_paper_s_attacker_plays_with_the_output_as_it_is():
+    """With `squash` and no box the first step of the game is that of `f` written out."""
+    free = (-jnp.inf, jnp.inf)
+    method = functools.partial(games.minimax, descent=optax.sgd(DOWN), ascent=optax.sgd(UP))
+    defense = defenses.against_network(
+        MODEL, NETWORK, method, THREAT, move=attacks.squash, bounds=free
+    )
+    state = defense.init(jax.random.key(0))
+    u, v = state.variables["params"], state.opponent["params"]
+
+    def f(u, v):
+        def one(x, label):
+            z = x + 0.1 * jnp.tanh(NETWORK.apply({"params": v}, x, label))
+            return losses.cross_entropy(MODEL.apply({"params": u}, z), label)
+
+        return jnp.mean(jax.vmap(one)(*batch()))
+
+    new, info = jax.jit(defense.step)(state, *batch())
+    assert float(info.f) == pytest.approx(float(f(u, v)), rel=1e-5)
+    assert_equal(new.opponent["params"], moved(v, jax.grad(f, 1)(u, v), UP))
+    several = defenses.against_several(
+        MODEL,
+        optax.sgd(DOWN),
+        THREAT,
+        [],
+        networks=[NETWORK],
+        ascent=optax.sgd(0.0),
+        move=attacks.squash,
+        bounds=free,
+    )
+    state = several.init(jax.random.key(0))
+    (opponent,) = state.opponent
+    _, info = jax.jit(several.step)(state, *batch())
+    assert float(info.loss) == pytest.approx(
+        float(f(state.variables["params"], opponent["params"])), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("make", [games.maximin, games.alternating, games.extragradient])

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -48,6 +49,8 @@ def once(method, u, v, *args):
 METHODS = {
     "minimax": functools.partial(games.minimax, penalty=0.7),
     "maximin": functools.partial(games.maximin, penalty=0.7),
+    "minimax at the new v": functools.partial(games.minimax, penalty=0.7, order="alternating"),
+    "maximin at the new u": functools.partial(games.maximin, penalty=0.7, order="alternating"),
     "alternating": games.alternating,
     "simultaneous": games.simultaneous,
     "extragradient": games.extragradient,
@@ -59,8 +62,10 @@ V_FIRST = np.array([[1, 0], [UP, 1]])  # (u, v) -> (u, v + UP u)
 U_FIRST = np.array([[1, -DOWN], [0, 1]])  # (u, v) -> (u - DOWN v, v)
 BOTH = np.array([[1, -DOWN], [UP, 1]])
 STEPS_ON_U_V = {
-    "minimax": np.array([[1 - DOWN * 0.7, -DOWN], [0, 1]]) @ V_FIRST,
-    "maximin": np.array([[1, 0], [UP, 1 - UP * 0.7]]) @ U_FIRST,
+    "minimax": np.array([[1 - DOWN * 0.7, -DOWN], [UP, 1]]),
+    "maximin": np.array([[1, -DOWN], [UP, 1 - UP * 0.7]]),
+    "minimax at the new v": np.array([[1 - DOWN * 0.7, -DOWN], [0, 1]]) @ V_FIRST,
+    "maximin at the new u": np.array([[1, 0], [UP, 1 - UP * 0.7]]) @ U_FIRST,
     "alternating": U_FIRST @ V_FIRST,
     "simultaneous": BOTH,
     "extragradient": np.eye(2) + np.array([[0, -DOWN], [UP, 0]]) @ BOTH,
@@ -76,6 +81,45 @@ def test_on_u_times_v_every_method_is_the_linear_map_written_out(name):
     expected = np.linalg.matrix_power(STEPS_ON_U_V[name], 3) @ [0.5, -0.8]
     np.testing.assert_allclose([state.u, state.v], expected, rtol=1e-5)
     assert state.step == 3
+
+
+def test_minimax_as_printed_takes_both_gradients_at_the_old_point():
+    """Hamm's algorithm 1 on `f = u v`: `u1 = u0 - lambda (v0 + gamma u0)`, `v1 = v0 + sigma u0`."""
+    u, v, gamma = 0.5, -0.8, 0.7
+    method = games.minimax(bilinear, optax.sgd(DOWN), optax.sgd(UP), penalty=gamma)
+    state, info = jax.jit(method.update)(method.init(u, v))
+    chex.assert_trees_all_close(
+        (state.u, state.v), (u - DOWN * (v + gamma * u), v + UP * u), rtol=1e-6
+    )
+    assert float(info.f) == pytest.approx(u * v)
+    assert float(info.penalty) == pytest.approx(gamma / 2 * u**2)
+    method = games.maximin(bilinear, optax.sgd(DOWN), optax.sgd(UP), penalty=gamma)
+    state, info = jax.jit(method.update)(method.init(u, v))
+    chex.assert_trees_all_close(
+        (state.u, state.v), (u - DOWN * v, v + UP * (u - gamma * v)), rtol=1e-6
+    )
+    assert float(info.f) == pytest.approx(u * v)
+
+
+def test_as_printed_a_penalty_below_sigma_leaves_u_times_v_and_at_the_new_v_none_circles():
+    """The map's determinant is `1 - lambda gamma + lambda sigma` and `1 - lambda gamma`."""
+    rates = optax.sgd(DOWN), optax.sgd(UP)
+    leaves = games.minimax(bilinear, *rates, penalty=0.5 * UP)
+    assert distances(leaves)[-1] > 10
+    assert distances(games.minimax(bilinear, *rates, penalty=1.5 * UP))[-1] < 0.1
+    variant = games.minimax(bilinear, *rates, penalty=0.5 * UP, order="alternating")
+    assert distances(variant)[-1] < 0.1
+
+
+def test_without_a_penalty_the_two_orders_are_simultaneous_and_alternating():
+    rates = optax.adam(DOWN), optax.adam(UP)
+    for order, method in (
+        ("simultaneous", games.simultaneous),
+        ("alternating", games.alternating),
+    ):
+        found, _ = play(games.minimax(two_worlds, *rates, penalty=0.0, order=order), 0.4, -0.3, 5)
+        expected, _ = play(method(two_worlds, *rates), 0.4, -0.3, 5)
+        chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
 
 def distances(method, num_updates=400):
@@ -191,19 +235,20 @@ def assert_close(tree, expected, rtol=1e-4):
         np.testing.assert_allclose(leaf, want, rtol=rtol, atol=rtol * np.abs(want).max())
 
 
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
 @pytest.mark.parametrize("leader", ["u", "v"])
-def test_with_convolutions_each_step_is_the_numerical_gradient_of_its_objective(key, leader):
+def test_with_convolutions_each_step_is_the_numerical_gradient_of_its_objective(key, leader, order):
     gamma, rate = 10.0, optax.sgd(1.0)
     with jax.enable_x64(True):
         u, v, images = cnn_players(key)
         make = games.minimax if leader == "u" else games.maximin
-        (du, dv), info = once(make(cnn, rate, rate, penalty=gamma), u, v, images)
+        (du, dv), info = once(make(cnn, rate, rate, penalty=gamma, order=order), u, v, images)
 
         def f(u, v):
             return cnn(u, v, images)
 
-        if leader == "u":  # v moved first
-            new = jax.tree.map(jnp.add, v, dv)
+        if leader == "u":  # v moved first, or both at once
+            new = jax.tree.map(jnp.add, v, dv) if order == "alternating" else v
             assert_close(dv, numerical_gradient(lambda v: f(u, v), v))
 
             def objective(u):
@@ -215,7 +260,7 @@ def test_with_convolutions_each_step_is_the_numerical_gradient_of_its_objective(
             assert float(info.penalty) == pytest.approx(float(objective(u) - f(u, new)))
             assert float(info.f) == pytest.approx(float(f(u, new)))
         else:
-            new = jax.tree.map(jnp.add, u, du)
+            new = jax.tree.map(jnp.add, u, du) if order == "alternating" else u
             assert_close(du, jax.tree.map(jnp.negative, numerical_gradient(lambda u: f(u, v), u)))
 
             def objective(v):
@@ -265,14 +310,19 @@ def test_through_a_residual_network_it_is_the_change_of_the_gradient_along_its_d
 
 def test_several_inner_steps_are_steps_of_that_player_alone():
     rates = optax.sgd(DOWN), optax.sgd(UP)
-    (du, dv), _ = once(games.minimax(bilinear, *rates, penalty=0.9, num_ascent_steps=3), 0.5, -0.8)
+    variant = functools.partial(games.minimax, order="alternating")
+    (du, dv), _ = once(variant(bilinear, *rates, penalty=0.9, num_ascent_steps=3), 0.5, -0.8)
     v = -0.8 + 3 * UP * 0.5
     np.testing.assert_allclose([du, dv], [-DOWN * (v + 0.9 * 0.5), 3 * UP * 0.5], rtol=1e-5)
     (du, dv), _ = once(games.alternating(bilinear, *rates, num_ascent_steps=3), 0.5, -0.8)
     np.testing.assert_allclose([du, dv], [-DOWN * v, 3 * UP * 0.5], rtol=1e-5)
-    (du, dv), _ = once(games.maximin(bilinear, *rates, penalty=0.7, num_descent_steps=2), 0.5, -0.8)
+    variant = functools.partial(games.maximin, order="alternating")
+    (du, dv), _ = once(variant(bilinear, *rates, penalty=0.7, num_descent_steps=2), 0.5, -0.8)
     u = 0.5 + 2 * DOWN * 0.8
     np.testing.assert_allclose([du, dv], [2 * DOWN * 0.8, UP * (u + 0.7 * 0.8)], rtol=1e-5)
+    # As printed the leader answers the follower before all of its steps.
+    (du, dv), _ = once(games.minimax(bilinear, *rates, penalty=0.9, num_ascent_steps=3), 0.5, -0.8)
+    np.testing.assert_allclose([du, dv], [-DOWN * (-0.8 + 0.9 * 0.5), 3 * UP * 0.5], rtol=1e-5)
 
 
 def test_a_penalty_schedule_is_asked_at_each_step():
@@ -323,6 +373,14 @@ RATES = optax.sgd(0.1), optax.sgd(0.1)
             "penalty must be at least 0, got nan",
         ),
         (lambda: games.minimax(bilinear, *RATES, num_ascent_steps=0), "num_ascent_steps must be"),
+        (
+            lambda: games.minimax(bilinear, *RATES, order="printed"),
+            "order must be one of simultaneous, alternating, got printed",
+        ),
+        (
+            lambda: games.maximin(bilinear, *RATES, order="printed"),
+            "order must be one of simultaneous, alternating, got printed",
+        ),
         (
             lambda: games.alternating(bilinear, *RATES, num_ascent_steps=0),
             "num_ascent_steps must be",

@@ -12,6 +12,7 @@ from mixjax.attacks.attack_network import (
     attack_network_training,
     follow,
     log_error,
+    squash,
 )
 from mixjax.attacks.auto_pgd import apgd, apgd_targeted, likeliest_wrong
 from mixjax.attacks.carlini_wagner import CarliniWagnerInfo, carlini_wagner
@@ -42,4 +43,5 @@ __all__ = [
     "once",
     "pgd",
     "square",
+    "squash",
 ]

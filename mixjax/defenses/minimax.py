@@ -13,7 +13,7 @@ from mixjax.defenses.classifier import ClassifierState, mean_loss
 from mixjax.defenses.mixture import Defense, _mean_over
 from mixjax.models import Model
 from mixjax.threats import Threat
-from mixjax.typing import Bounds
+from mixjax.typing import Array, Bounds
 
 
 def against_network(
@@ -22,6 +22,7 @@ def against_network(
     method: Callable[[Callable], games.Method],
     threat: Threat,
     *,
+    move: Callable[..., Array] = attacks.follow,
     bounds: Bounds = (0.0, 1.0),
     data_axis: str | None = None,
 ) -> Defense:
@@ -33,6 +34,8 @@ def against_network(
       method: `f -> games.Method`, as `functools.partial(games.minimax, descent=optax.adam(1e-4),
         ascent=optax.adam(1e-3))`.
       threat: the attacker's ball, in the units of the images.
+      move: what is made of the network's output: `attacks.follow`, stronger, or `attacks.squash`,
+        with which the penalty of `games.minimax` means the same whatever the scale of `v`.
       bounds: lowest and highest value of an input.
       data_axis: mapped axis over which a batch is spread; `step` then gets this device's part, and
         `method` must average over the same axis.
@@ -43,13 +46,14 @@ def against_network(
 
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
-      section 4.
+      section 4. The game there is `models.attack_network(dropout=0.5, label_scale=1.0)`,
+      `move=attacks.squash`, `bounds=(-inf, inf)`, `games.minimax` with its default order.
     """
 
     def payoff(params, v, state, key, images, labels):
         network_variables = {**state.opponent, "params": v}
         attacked, _ = attacks.attack_batch(
-            network, network_variables, key, images, labels, threat, bounds=bounds
+            network, network_variables, key, images, labels, threat, move=move, bounds=bounds
         )
         return mean_loss(model, {**state.variables, "params": params}, attacked, labels)[0]
 
@@ -73,7 +77,7 @@ def against_network(
         opponent = {**state.opponent, "params": players.v}
         if len(variables) > 1:
             attacked, opponent = attacks.attack_batch(
-                network, opponent, key, images, labels, threat, bounds=bounds
+                network, opponent, key, images, labels, threat, move=move, bounds=bounds
             )
             _, new = model.apply(variables, attacked, train=True)
             variables = _mean_over(data_axis, new)

@@ -65,7 +65,7 @@ def sensitivity(
             return mean_loss(model, variables, attacked, labels)
 
         (loss, new), gradient = jax.value_and_grad(f, has_aux=True)(attacked)
-        cost = rate * images.shape[0] / 2 * jnp.sum(gradient**2)
+        cost = images.shape[0] / 2 * jnp.sum(rate * gradient**2)
         loss = _with_clean(model, variables, images, labels, loss, clean_weight)
         return loss + cost, (new, ClassifierInfo(loss, cost))
 

@@ -24,6 +24,7 @@ def against_several(
     ascent: optax.GradientTransformation | None = None,
     temperature: float | Array | None = None,
     per_example: bool = False,
+    move: Callable[..., Array] = attacks.follow,
     bounds: Bounds = (0.0, 1.0),
     data_axis: str | None = None,
 ) -> Defense:
@@ -44,6 +45,7 @@ def against_several(
       temperature: of the relaxation, positive, in units of the loss; None is the maximum itself.
       per_example: whether each example has its own worst attack; else the batch has one, as in
         the paper.
+      move: what is made of a network's output, `attacks.follow` or `attacks.squash`.
       bounds: lowest and highest value of an input.
       data_axis: mapped axis over which a batch is spread; `step` then gets this device's part.
 
@@ -93,6 +95,7 @@ def against_several(
                 images,
                 labels,
                 threat,
+                move=move,
                 bounds=bounds,
             )[0]
             for index, (network, variables, v) in enumerate(

@@ -6,6 +6,8 @@ descends and `v` ascends: `ascent` is given the gradient of `-f`, so that an opt
 descends everywhere else climbs here.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,6 +23,9 @@ from mixjax.games._players import (
     move,
 )
 
+Order = Literal["simultaneous", "alternating"]
+_ORDERS = ("simultaneous", "alternating")
+
 
 def minimax(
     f: Payoff,
@@ -28,15 +33,21 @@ def minimax(
     ascent: optax.GradientTransformation,
     *,
     penalty: float | optax.Schedule = 1.0,
+    order: Order = "simultaneous",
     num_ascent_steps: int = 1,
     data_axis: str | None = None,
 ) -> Method:
-    """`v` ascends `f`; then `u` descends `f + penalty / 2 |df/dv|^2`, as `v` will answer.
+    """`v` ascends `f` and `u` descends `f + penalty / 2 |df/dv|^2`, as `v` will answer.
 
     The penalty's gradient `penalty * d2f/dudv df/dv` is what `u` gains by knowing that `v` will
-    answer with one more step of length `penalty`. Where alternating steps circle around
-    `f = u v`, these converge. Where minimax and maximin differ, they find the minimax if `v` is
+    answer with one more step of length `penalty`. Where steps without it circle around `f = u v`
+    or leave it, these converge. Where minimax and maximin differ, they find the minimax if `v` is
     much the faster of the two; at equal rates they may stop at a maximin just as well.
+
+    In the order "simultaneous", the algorithm as it is printed, both gradients are taken at the
+    old point: on `f = u v` plain steps lead to `v + sigma u` and `u - lambda (v + penalty u)`. In
+    the order "alternating", a variant, `u` answers the new `v`, as in the first term of eq. 15:
+    it leads to `u - lambda (v + sigma u + penalty u)`.
 
     Args:
       f: `(u, v, *args) -> []`, twice differentiable.
@@ -44,24 +55,27 @@ def minimax(
       ascent: optimiser of `v`, its learning rate included.
       penalty: `gamma`, at least 0, or `step [] -> []`. Like the step of `v` that it stands for it
         has the unit of `v^2 / f`.
-      num_ascent_steps: steps of `v` before each one of `u`, static.
+      order: "simultaneous" or "alternating": whether `u` takes its gradient at the old `v` or at
+        the new one.
+      num_ascent_steps: steps of `v` to each one of `u`, static. In the simultaneous order `u`
+        answers the `v` before all of them.
       data_axis: mapped axis over which `f` is to be averaged: each device's is of its own `args`.
 
     Returns:
       The `Method`.
 
     Raises:
-      ValueError: if `penalty` is negative or `num_ascent_steps` below 1; by `init` if a parameter
-        is not floating-point or not finite; by `update` if `f` is not a real scalar or an
-        optimiser's state does not fit its player.
+      ValueError: if `penalty` is negative, `order` neither or `num_ascent_steps` below 1; by `init`
+        if a parameter is not floating-point or not finite; by `update` if `f` is not a real scalar
+        or an optimiser's state does not fit its player.
 
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
-      algorithm 1. There both gradients are written at the old point; here `u` answers the new
-      `v`, as in the first term of eq. 15, so that several steps of `v` count.
+      algorithm 1.
     """
+    _check.one_of(_ORDERS, order=order)
     _check.at_least(1, num_ascent_steps=num_ascent_steps)
-    turn = _turn(f, descent, ascent, _schedule(penalty), num_ascent_steps, data_axis)
+    turn = _turn(f, descent, ascent, _schedule(penalty), order, num_ascent_steps, data_axis)
 
     def update(state, *args):
         u, v, u_opt_state, v_opt_state, step = state
@@ -80,19 +94,21 @@ def maximin(
     ascent: optax.GradientTransformation,
     *,
     penalty: float | optax.Schedule = 1.0,
+    order: Order = "simultaneous",
     num_descent_steps: int = 1,
     data_axis: str | None = None,
 ) -> Method:
     """`minimax` with the players and the sign exchanged.
 
-    `u` descends `f`; then `v` ascends `f - penalty / 2 |df/du|^2`: the best `v` when `u` answers.
+    `u` descends `f` and `v` ascends `f - penalty / 2 |df/du|^2`: the best `v` when `u` answers.
 
     Args:
       f: `(u, v, *args) -> []`, twice differentiable.
       descent: optimiser of `u`, its learning rate included.
       ascent: optimiser of `v`, its learning rate included.
       penalty: `gamma`, at least 0, or `step [] -> []`.
-      num_descent_steps: steps of `u` before each one of `v`, static.
+      order: "simultaneous", as printed, or "alternating", where `v` answers the new `u`.
+      num_descent_steps: steps of `u` to each one of `v`, static.
       data_axis: mapped axis over which `f` is to be averaged: each device's is of its own `args`.
 
     Returns:
@@ -105,12 +121,15 @@ def maximin(
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 4.3.
     """
+    _check.one_of(_ORDERS, order=order)
     _check.at_least(1, num_descent_steps=num_descent_steps)
 
     def exchanged(v, u, *args):
         return -f(u, v, *args)
 
-    turn = _turn(exchanged, ascent, descent, _schedule(penalty), num_descent_steps, data_axis)
+    turn = _turn(
+        exchanged, ascent, descent, _schedule(penalty), order, num_descent_steps, data_axis
+    )
 
     def update(state, *args):
         u, v, u_opt_state, v_opt_state, step = state
@@ -131,9 +150,10 @@ def alternating(
     num_ascent_steps: int = 1,
     data_axis: str | None = None,
 ) -> Method:
-    """`v` ascends `f`, then `u` descends it at the new `v`: `minimax` without the penalty.
+    """`v` ascends `f`, then `u` descends it at the new `v`: `minimax`, alternating, no penalty.
 
-    What it finds, if anything, is a saddle point and favours neither player.
+    What it finds, if anything, is a saddle point and favours neither player. Both gradients at the
+    old point are `simultaneous`.
 
     Args:
       f: `(u, v, *args) -> []`, differentiable.
@@ -150,37 +170,61 @@ def alternating(
 
     References:
       Goodfellow et al., Generative adversarial nets, 2014, algorithm 1.
+      Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
+      eq. 19, which writes the step of `u` first: from there on it is the same sequence.
     """
     return minimax(
-        f, descent, ascent, penalty=0.0, num_ascent_steps=num_ascent_steps, data_axis=data_axis
+        f,
+        descent,
+        ascent,
+        penalty=0.0,
+        order="alternating",
+        num_ascent_steps=num_ascent_steps,
+        data_axis=data_axis,
     )
 
 
-def _turn(f, leader, follower, penalty, num_steps, data_axis):
-    """`num_steps` of a follower, who raises `f(x, y)`, then one of the leader, who lowers it."""
+def _turn(f, leader, follower, penalty, order, num_steps, data_axis):
+    """`num_steps` of a follower, who raises `f(x, y)`, and one of the leader, who lowers it."""
 
     def mean(tree):
         return tree if data_axis is None else jax.lax.pmean(tree, data_axis)
 
-    def turn(first, second, step, args):
-        (x, _), norm = first, None
-        for _ in range(num_steps):  # no `scan`: inside one, a CPU's convolutions are slow backwards
-            gradient = mean(ascent_gradient(f, x, second[0], args))
-            second, norm = move(follower, gradient, second), optax.tree.norm(gradient)
+    def lead(x, y, step, args):
+        """The leader's gradient at `(x, y)`, and the value, its penalty and `df/dy` there."""
 
         def objective(x):
             if penalty is None:
-                value = mean(f(x, second[0], *args))
-                return value, (value, jnp.zeros_like(value))
+                value = mean(f(x, y, *args))
+                return value, (value, jnp.zeros_like(value), None)
             # The mean over devices comes before the square, and is differentiated with it.
-            value, gradient = mean(jax.value_and_grad(f, argnums=1)(x, second[0], *args))
-            cost = penalty(step) / 2 * optax.tree.norm(gradient, squared=True)
-            return value + cost, (value, cost)
+            value, slope = mean(jax.value_and_grad(f, argnums=1)(x, y, *args))
+            cost = penalty(step) / 2 * optax.tree.norm(slope, squared=True)
+            return value + cost, (value, cost, slope)
 
-        gradient, (value, cost) = jax.grad(objective, has_aux=True)(x)
-        gradient = mean(gradient)
-        first = move(leader, gradient, first)
-        return (*first, optax.tree.norm(gradient)), (*second, norm), value, cost
+        gradient, seen = jax.grad(objective, has_aux=True)(x)
+        return mean(gradient), *seen
+
+    def follow(x, second, args, slope=None):
+        """The follower's steps at `x`; the first takes `df/dy` from `slope` if it is known."""
+        norm = None
+        for _ in range(num_steps):  # no `scan`: inside one, a CPU's convolutions are slow backwards
+            if slope is None:
+                gradient = mean(ascent_gradient(f, x, second[0], args))
+            else:
+                gradient, slope = jax.tree.map(jnp.negative, slope), None
+            second, norm = move(follower, gradient, second), optax.tree.norm(gradient)
+        return *second, norm
+
+    def turn(first, second, step, args):
+        x, y = first[0], second[0]
+        if order == "simultaneous":
+            gradient, value, cost, slope = lead(x, y, step, args)
+            second = follow(x, second, args, slope)
+        else:
+            second = follow(x, second, args)
+            gradient, value, cost, _ = lead(x, second[0], step, args)
+        return (*move(leader, gradient, first), optax.tree.norm(gradient)), second, value, cost
 
     return turn
 

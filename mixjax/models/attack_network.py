@@ -29,7 +29,7 @@ def attack_network(
 ) -> Model:
     """Dense layers with ReLU on the flattened input and its label.
 
-    Hamm 2018 uses `dropout=0.5` in training and does not scale the label.
+    Hamm's network is `dropout=0.5, label_scale=1.0`.
 
     Args:
       num_classes: number of classes `C`.
@@ -108,7 +108,8 @@ def _labelled(inner, num_classes, input_shape, flatten, label_scale) -> Model:
         _check.shape((*leading, *input_shape), x=x)
         _check.shape(leading, label=label)
         centred = flatten(2.0 * x.reshape(math.prod(leading), *input_shape) - 1.0)
-        one_hot = label_scale * jax.nn.one_hot(jnp.reshape(label, centred.shape[0]), num_classes)
+        label = jnp.reshape(label, centred.shape[0])
+        one_hot = label_scale * jax.nn.one_hot(label, num_classes, dtype=centred.dtype)
         one_hot = one_hot.reshape(-1, *(1,) * (centred.ndim - 2), num_classes)
         channels = jnp.broadcast_to(one_hot, (*centred.shape[:-1], num_classes))
         joined = jnp.concatenate([centred, channels], axis=-1)
