@@ -16,6 +16,7 @@ import optax
 
 from experiments._config import flag
 from experiments._machine_initialization import tutorial
+from experiments._machine_variants import ATTACKERS, GRADIENT_ATTACKS, STRONG, Attacker
 from mixjax import _check, attacks, data, defenses, models, threats
 from mixjax.typing import Array, PyTree
 
@@ -48,22 +49,37 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunConfig):
+class AttackConfig(RunConfig):
     """And the attacks; radii are in the paper's units, of pixels within [-1, 1]."""
 
     etas: str = flag("0.3 0.4 0.5 0.6", "l-inf radii, for pixels in [-1, 1]")
     initialization: str = flag(
         "tutorial", "initial weights of the classifiers", options=("tutorial", "he")
     )
-    network_dropout: float = flag(0.5, "of the attack network's hidden units, in training")
+    gradient_attacks: str = flag(
+        "printed",
+        "FGSM and IFGSM: printed, eqs. 1 and 2; boxed: within [-1, 1], IFGSM with small steps",
+        options=GRADIENT_ATTACKS,
+    )
     ifgsm_steps: int = flag(10, "steps of IFGSM")
     apgd_steps: int = flag(100, "steps of AutoPGD, which the paper does not run")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(AttackConfig):
+    """And the attack network, of the games and of the judge alike."""
+
+    attacker: str = flag(
+        "strong",
+        "attack network: paper, its network, bounds and loss as they are; strong: what learns more",
+        options=tuple(ATTACKERS),
+    )
 
 
 PLACES = ("data_dir", "manual_dir", "run_dir", "resume", "cpu", "debug", "dispatch_steps")
 DIGITS: dict[str, Any] = dict(
     dataset="digits", width=8, etas="0.4", steps=600, learning_rate=2e-3, network_steps=600,
-    network_dropout=0.0, initialization="he", apgd_steps=20, test_batch_size=360, measurements=6,
+    initialization="he", apgd_steps=20, test_batch_size=360, measurements=6,
     cpu=True,
 )  # fmt: skip
 CIFAR10: dict[str, Any] = dict(
@@ -82,6 +98,7 @@ class Setting(NamedTuple):
       network: the attack network.
       folder: of the run.
       command: the command line, for provenance.
+      attacker: what the attack network raises and what is made of its output.
     """
 
     config: Any
@@ -90,6 +107,7 @@ class Setting(NamedTuple):
     network: models.Model
     folder: pathlib.Path
     command: str
+    attacker: Attacker = STRONG
 
 
 def check(config: RunConfig):
@@ -103,9 +121,8 @@ def check(config: RunConfig):
     _check.seed(seed=config.seed)
     names = ("learning_rate", "network_learning_rate")
     _check.positive(**{name: getattr(config, name) for name in names})
-    if isinstance(config, Config):
+    if isinstance(config, AttackConfig):
         _check.at_least(1, ifgsm_steps=config.ifgsm_steps, apgd_steps=config.apgd_steps)
-        _check.fraction(network_dropout=config.network_dropout)
         _check.positive(etas=np.array(etas(config)))
         for word in words(config.initialization):
             _check.one_of(("tutorial", "he"), initialization=word)
@@ -121,7 +138,7 @@ def recorded(config: RunConfig) -> dict:
     return {name: value for name, value in fields.items() if name not in PLACES}
 
 
-def etas(config: Config) -> list[float]:
+def etas(config: AttackConfig) -> list[float]:
     """The radii of the flag `etas`."""
     try:
         values = [float(word) for word in words(config.etas)]
@@ -185,37 +202,28 @@ def build(config: RunConfig, dataset: data.Dataset) -> tuple[models.Model, model
     shape, num_classes = dataset.image_shape, dataset.num_classes
     model = getattr(models, config.model)(num_classes, config.width, input_shape=shape)
     model = started(model, getattr(config, "initialization", "he"))
-    network = models.attack_network(
-        num_classes,
-        input_shape=shape,
+    return model, attack_network_of(config, dataset, attacker_of(config))
+
+
+def attacker_of(config: RunConfig) -> Attacker:
+    """What the flag `attacker` stands for."""
+    return ATTACKERS[getattr(config, "attacker", "strong")]
+
+
+def attack_network_of(config: RunConfig, dataset: data.Dataset, attacker: Attacker) -> models.Model:
+    """An attacker's network for a data set."""
+    return models.attack_network(
+        dataset.num_classes,
+        input_shape=dataset.image_shape,
         hidden=(config.network_width,) * 3,
-        dropout=getattr(config, "network_dropout", 0.0),
+        dropout=attacker.dropout,
+        label_scale=attacker.label_scale,
     )
-    return model, network
 
 
 def started(model: models.Model, initialization: str) -> models.Model:
     """`models.mnist_cnn` from the tutorial's initial weights or, as any model is, from its own."""
     return tutorial(model) if initialization == "tutorial" else model
-
-
-def fgsm(key, loss_fn, x, threat):
-    """FGSM in the form that defences take."""
-    del key
-    return attacks.fgsm(loss_fn, x, threat)
-
-
-@functools.cache
-def ifgsm(num_steps: int):
-    """IFGSM in the form that defences take; all steps together go 2.5 times across the ball."""
-
-    def attack(key, loss_fn, x, threat):
-        size = 2.5 * threat.epsilon / num_steps
-        return attacks.pgd(
-            key, loss_fn, x, threat, num_steps=num_steps, step_size=size, random_start=False
-        )
-
-    return attack
 
 
 def stay(key, loss_fn, x, threat):
@@ -235,22 +243,53 @@ def undefended(setting: Setting) -> Callable[[], defenses.Defense]:
     return make
 
 
+def under_network(setting: Setting, network: PyTree, loss_fn, x, label, threat) -> Array:
+    """The input that a finished attack network makes of one, as judged and as drawn.
+
+    Args:
+      setting: with the network and its attacker.
+      network: the network's variables.
+      loss_fn: `[...] -> []`, the loss of the classifier attacked.
+      x: `[...]` one image.
+      label: `[]` its label.
+      threat: the ball.
+    """
+    return attacks.attack_network(
+        functools.partial(setting.network.apply, network),
+        loss_fn,
+        x,
+        label,
+        threat,
+        move=setting.attacker.finished,
+        bounds=setting.attacker.bounds,
+    )[0]
+
+
 @functools.cache
 def attacker(setting: Setting) -> Callable[[Array, PyTree], defenses.Defense]:
     """`(eta, variables of a classifier) -> Defense`: training of an attack network against it."""
-    config, model = setting.config, setting.model
 
-    def log_error(variables, x, label):
-        return attacks.log_error(model.apply(variables, x), label)
+    def raised(variables, x, label):
+        return setting.attacker.raised(setting.model.apply(variables, x), label)
 
     def make(eta, variables):
-        training = attacks.attack_network_training(
-            setting.network, optax.adam(config.network_learning_rate), log_error, ball(eta)
-        )
-
-        def step(state, images, labels):
-            return training.step(state, variables, images, labels)
-
-        return defenses.Defense(training.init, step)
+        return network_training(setting, raised, eta, variables)
 
     return make
+
+
+def network_training(setting: Setting, raised, eta, classifier: PyTree) -> defenses.Defense:
+    """Training of the setting's attack network: `raised` is `(classifier, x, label) -> []`."""
+    training = attacks.attack_network_training(
+        setting.network,
+        optax.adam(setting.config.network_learning_rate),
+        raised,
+        ball(eta),
+        move=setting.attacker.move,
+        bounds=setting.attacker.bounds,
+    )
+
+    def step(state, images, labels):
+        return training.step(state, classifier, images, labels)
+
+    return defenses.Defense(training.init, step)

@@ -12,12 +12,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments import _machine_score
-from experiments._machine import Setting, ball, fgsm
+from experiments._machine import Setting, ball, network_training, under_network
 from experiments._machine_training import train
-from mixjax import _files, attacks, data, defenses, ensemble, evaluation, games, losses, mixture
+from experiments._machine_variants import fgsm
+from mixjax import (
+    _files,
+    attacks,
+    data,
+    ensemble,
+    evaluation,
+    games,
+    losses,
+    mixture,
+    reporting,
+)
 from mixjax.typing import Array, PyTree
 
 HEAD = ("clean", "fgsm_curr", "attack_network_curr", "auto_pgd", "arc", "worst")
@@ -41,7 +51,7 @@ def play(
     Returns:
       Entries `weights`, `value` (of the game on validation data), `best_member` alone and
       `gain_over_best_member` of the game's mixture (less worst error, on the same examples),
-      `num_examples` and `errors`: `row -> attack -> error and error bar`.
+      `num_examples` and `errors`: `row -> attack -> error, error bar and interval`.
     """
     path = setting.folder / folder / "mixture.json"
     if path.exists():
@@ -81,16 +91,18 @@ def play(
             for each, values in {**paid, "worst": worst[name]}.items()
         }
         errors[name] = {
-            each: {"error": 1 - mean, "error_bar": error_bar}
+            each: _machine_score.error_entry(mean, error_bar, len(test.labels))
             for each, (mean, error_bar) in scores.items()
         }
     best = min(members, key=lambda name: worst[name].mean())
-    gain, error_bar = evaluation.mean_and_error_bar(worst[best] - worst[_GAME])
+    pair = worst[best], worst[_GAME]
+    gain, error_bar = evaluation.paired_difference(*pair)
+    interval = list(evaluation.paired_interval(*pair))
     result = {
         "weights": dict(zip(members, map(float, found.weights), strict=True)),
         "value": float(found.value),
         "best_member": best,
-        "gain_over_best_member": {"mean": gain, "error_bar": error_bar},
+        "gain_over_best_member": {"mean": gain, "error_bar": error_bar, "interval": interval},
         "num_examples": len(test.labels),
         "errors": errors,
     }
@@ -100,8 +112,9 @@ def play(
 
 def cells(result: dict[str, Any]) -> dict[str, list[str]]:
     """Rows of the report's table."""
+    number = result["num_examples"]
     return {
-        name: [f"{row[each]['error']:.3f} ± {row[each]['error_bar']:.3f}" for each in HEAD]
+        name: [reporting.error_cell(row[each]["error"], number) for each in HEAD]
         for name, row in result["errors"].items()
     }
 
@@ -122,23 +135,18 @@ def _attack_network(setting, name, stacked, weights, eta) -> PyTree:
 @functools.cache
 def _attacker(setting: Setting):
     """`(eta, members [L, ...], weights [L]) -> Defense`."""
-    config = setting.config
+    raised = setting.attacker.raised
 
-    def log_error(mixed, x, label):
+    def expected(mixed, x, label):
         members, weights = mixed
         logits = ensemble.apply(setting.model.apply, members, x)
-        values = jax.vmap(attacks.log_error, in_axes=(0, None))(logits, label)
-        return jax.nn.logsumexp(values, b=weights)
+        values = jax.vmap(raised, in_axes=(0, None))(logits, label)
+        if raised is attacks.log_error:  # the log of the expected error
+            return jax.nn.logsumexp(values, b=weights)
+        return mixture.expected_loss(values, weights)
 
     def make(eta, members, weights):
-        training = attacks.attack_network_training(
-            setting.network, optax.adam(config.network_learning_rate), log_error, ball(eta)
-        )
-
-        def step(state, images, labels):
-            return training.step(state, (members, weights), images, labels)
-
-        return defenses.Defense(training.init, step)
+        return network_training(setting, expected, eta, (members, weights))
 
     return make
 
@@ -177,17 +185,14 @@ def _judge(setting: Setting):
             return mixture.expected_loss(wrong(point), weights)
 
         cross_entropy, dlr = expected(losses.cross_entropy), expected(losses.dlr)
-        direction_fn = functools.partial(setting.network.apply, network)
         first, second = (
             attacks.apgd(key, loss_fn, x, threat, num_steps=num_steps)[0]
             for loss_fn in (cross_entropy, dlr)
         )
         points = {
             "clean": x,
-            "fgsm_curr": fgsm(key, cross_entropy, x, threat)[0],
-            "attack_network_curr": attacks.attack_network(
-                direction_fn, cross_entropy, x, label, threat
-            )[0],
+            "fgsm_curr": fgsm(setting.config)(key, cross_entropy, x, threat)[0],
+            "attack_network_curr": under_network(setting, network, cross_entropy, x, label, threat),
             "auto_pgd": jnp.where(paid(second) > paid(first), second, first),
             "arc": attacks.arc(key, logits_fn, weights, x, label, threat)[0],
         }

@@ -1,6 +1,5 @@
 """From a command line to `result.json` and `report.md`, for the experiments of Hamm 2018."""
 
-import functools
 import pathlib
 import shlex
 import sys
@@ -11,21 +10,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import _config, _machine_score
+from experiments import _config, _machine_cost, _machine_score
 from experiments._machine import (
     CIFAR10,
     DIGITS,
-    Config,
+    AttackConfig,
     Setting,
+    attacker_of,
     ball,
     build,
     check,
-    fgsm,
     load,
     recorded,
+    under_network,
 )
 from experiments._machine_paper import PAPER
-from mixjax import _files, attacks, checkpoint, losses, reporting
+from experiments._machine_variants import fgsm, said
+from mixjax import _files, checkpoint, losses, reporting
 from mixjax.typing import PyTree
 
 ATTACKS = {
@@ -37,10 +38,10 @@ ATTACKS = {
     "worst": "worst of all",
 }
 _MEANING = """\
-Error rates on test examples ± one standard error; in brackets what the paper reports. **FGSM-curr**
-is FGSM on this very classifier, **AttNet-curr** an attack network trained afresh against it,
-**AutoPGD** the worst of two losses, which the paper does not run. Radii eta are for pixels in
-[-1, 1].
+Error rates on test examples, in brackets Wilson's 95 % interval over them; in square brackets what
+the paper reports, *T4* in its table 4. **FGSM-curr** is FGSM on this very classifier,
+**AttNet-curr** an attack network trained afresh against it, **AutoPGD** the worst of two losses,
+which the paper does not run. Radii eta are for pixels in [-1, 1].
 """
 
 
@@ -61,8 +62,8 @@ class Outcome(NamedTuple):
 
 
 def presets(
-    make: Callable[..., Config], *, demo: dict | None = None, cifar10: dict | None = None
-) -> dict[str, Config]:
+    make: Callable[..., AttackConfig], *, demo: dict | None = None, cifar10: dict | None = None
+) -> dict[str, Any]:
     """The presets of an experiment: the paper's two, Fashion-MNIST, and digits for a minute."""
     return {
         "demo": make(**DIGITS | (demo or {})),
@@ -110,7 +111,7 @@ def main(
         checkpoint.check_directory(folder, argument="run_dir")
         words = f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
         model, network = build(config, dataset)
-        setting = Setting(config, dataset, model, network, folder, words)
+        setting = Setting(config, dataset, model, network, folder, words, attacker_of(config))
         with reporting.open_run(folder, recorded(config), resume=config.resume):
             outcome = experiment(setting)
             origin = reporting.provenance(words, config.seed, time.monotonic() - start)
@@ -133,7 +134,8 @@ def write_page(setting: Setting, outcome: Outcome, title: str, origin: dict[str,
 def tables(setting: Setting, rows: dict[tuple[str, float], dict[str, Any]]) -> list[str]:
     """A table for each radius: `(classifier, eta) -> result`, beside the paper's numbers."""
     number = next(iter(rows.values()))["num_examples"]
-    sections = [_MEANING, f"{number} test examples of {setting.config.dataset}.\n"]
+    sections = [_MEANING, f"{said(recorded(setting.config))}\n"]
+    sections.append(f"{number} test examples of {setting.config.dataset}.\n")
     for eta in dict.fromkeys(eta for _, eta in rows):
         here = {name: result for (name, each), result in rows.items() if each == eta}
         paper = PAPER.get(setting.config.dataset, {}).get(eta, {})
@@ -142,19 +144,26 @@ def tables(setting: Setting, rows: dict[tuple[str, float], dict[str, Any]]) -> l
 
 
 def errors_of(rows: dict[tuple[str, float], dict[str, Any]]) -> dict[str, Any]:
-    """The same for `result.json`: `eta -> classifier -> attack -> error and error bar`."""
+    """The same for `result.json`: `eta -> classifier -> attack -> error, error bar, interval`."""
     found: dict[str, Any] = {}
     for (name, eta), result in rows.items():
         accuracies = {"clean": result["clean_accuracy"], **result["robust_accuracy"]}
         found.setdefault(f"{eta:g}", {})[name] = {
-            attack: {"error": 1 - accuracy, "error_bar": result["error_bar"][attack]}
+            attack: _machine_score.error_entry(
+                accuracy, result["error_bar"][attack], result["num_examples"]
+            )
             for attack, accuracy in accuracies.items()
         }
     return {"errors": found, "num_examples": next(iter(rows.values()))["num_examples"]}
 
 
 def outcome(
-    setting: Setting, rows: dict[tuple[str, float], dict[str, Any]], figures: dict[str, str], **more
+    setting: Setting,
+    rows: dict[tuple[str, float], dict[str, Any]],
+    figures: dict[str, str],
+    *,
+    costs: dict[str, Any] | None = None,
+    **more,
 ) -> Outcome:
     """The outcome of an experiment whose result is a table of classifiers, "No defense" with them.
 
@@ -162,6 +171,7 @@ def outcome(
       setting: what was trained on what.
       rows: `(classifier, eta) -> result`.
       figures: `file -> caption`.
+      costs: as of `_machine_cost.costs`, for the table of what training cost.
       **more: further entries of `result.json`.
     """
     gates = [
@@ -172,7 +182,10 @@ def outcome(
         "attack_network_is_strong": all(is_strong for is_strong, _ in gates)
     }
     sections = [*tables(setting, rows), *(f"{sentence}\n" for sentence in sentences)]
-    summary = "\n".join([*sections[2:]])
+    if costs:
+        result["training_cost"] = costs
+        sections.append(f"## What training cost\n\n{_machine_cost.table(costs)}")
+    summary = "\n".join([*sections[1:]])
     return Outcome({**result, **more}, sections, figures, summary)
 
 
@@ -187,12 +200,11 @@ def draw_attacks(
         def loss_fn(x):
             return losses.cross_entropy(apply(variables, x), label)
 
-        direction_fn = functools.partial(setting.network.apply, network)
         threat = ball(eta)
         points = {
             "clean": x,
-            "FGSM": fgsm(None, loss_fn, x, threat)[0],
-            "attack network": attacks.attack_network(direction_fn, loss_fn, x, label, threat)[0],
+            "FGSM": fgsm(setting.config)(None, loss_fn, x, threat)[0],
+            "attack network": under_network(setting, network, loss_fn, x, label, threat),
         }
         return points, {name: apply(variables, point).argmax() for name, point in points.items()}
 

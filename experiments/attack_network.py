@@ -7,38 +7,40 @@
 
 Before an attack network judges a defence it has to break what has none (Hamm 2018, table 4: error
 1.000 at eta .3 on MNIST). Trains a classifier from the initial weights of TensorFlow's tutorial and
-one from He's, and against each several attack networks: the usual one, one whose label enters as
-0 and 1, one that raises the cross-entropy, one with dropout, and one with all three, as the paper
-has it. Draws their test errors during training beside those of FGSM and AutoPGD. Expect FGSM to
-break the classifier with the tutorial's weights, as in the paper, and not that with He's; and the
-usual network ahead of all others, the last of which hardly learns.
+one from He's, and against each several attack networks: the usual, stronger one; one whose label
+enters as 0 and 1, one that raises the cross-entropy, one with dropout, and one with all three; and
+the paper's as it is, which has all three, gives tanh of its output whatever its length and is not
+bound to [-1, 1]. Draws their test errors during training beside those of FGSM and AutoPGD. Expect
+FGSM to break the classifier with the tutorial's weights, as in the paper, and not that with He's;
+and the usual network ahead of all others; that with all three hardly learns.
 """
 
 import dataclasses
 
 import jax.numpy as jnp
-import optax
 
 from experiments import _machine, _machine_report, _machine_score, minimax_defense
 from experiments._config import flag
 from experiments._machine import Setting, words
 from experiments._machine_report import Outcome
 from experiments._machine_training import train
-from mixjax import _check, attacks, defenses, losses, models, reporting
+from experiments._machine_variants import PRINTED, STRONG
+from mixjax import _check, defenses, losses, reporting
 
 PROGRAM = "experiments.attack_network"
 USUAL = "usual"
 VARIANTS = {
-    USUAL: {},
-    "unscaled-label": {"label_scale": 1.0},
-    "cross-entropy": {"raised": losses.cross_entropy},
-    "dropout": {"dropout": 0.5},
-    "all-three": {"label_scale": 1.0, "raised": losses.cross_entropy, "dropout": 0.5},
+    USUAL: STRONG,
+    "unscaled-label": STRONG._replace(label_scale=1.0),
+    "cross-entropy": STRONG._replace(raised=losses.cross_entropy),
+    "dropout": STRONG._replace(dropout=0.5),
+    "all-three": STRONG._replace(label_scale=1.0, raised=losses.cross_entropy, dropout=0.5),
+    "paper": PRINTED,
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(_machine.Config):
+class Config(_machine.AttackConfig):
     """Every field is a flag; radii are for pixels in [-1, 1]."""
 
     etas: str = flag("0.3", "l-inf radii, for pixels in [-1, 1]")
@@ -110,53 +112,29 @@ def is_broken(found: dict) -> bool:
 
 def curve(setting: Setting, place: str, variables, eta: float, name: str) -> list[list[float]]:
     """Steps and test errors of a network's training against a classifier."""
-    choice = dict(VARIANTS[name])
-    raised = choice.pop("raised", attacks.log_error)
-    config, dataset = setting.config, setting.dataset
-    network = models.attack_network(
-        dataset.num_classes,
-        input_shape=dataset.image_shape,
-        hidden=(config.network_width,) * 3,
-        **choice,
-    )
-    setting = setting._replace(network=network)
+    config, attacker = setting.config, VARIANTS[name]
+    network = _machine.attack_network_of(config, setting.dataset, attacker)
+    setting = setting._replace(network=network, attacker=attacker)
 
     def measure(state):
         state = defenses.ClassifierState(variables, state.variables, (), state.key, state.step)
         return minimax_defense.own_error(setting, eta, state)
 
     args = jnp.float32(eta), variables
-    make = attacker(setting, raised)
+    make = _machine.attacker(setting)
     train(setting, place, make, *args, num_steps=config.network_steps, measure=measure)
     metrics = reporting.read_metrics(setting.folder / place)
     return [[float(each[field]) for each in metrics] for field in ("step", "own")]
 
 
-def attacker(setting: Setting, raised):
-    """`(eta, variables of a classifier) -> Defense`: a network that raises another loss."""
-    optimizer = optax.adam(setting.config.network_learning_rate)
-
-    def loss_fn(variables, x, label):
-        return raised(setting.model.apply(variables, x), label)
-
-    def make(eta, variables):
-        training = attacks.attack_network_training(
-            setting.network, optimizer, loss_fn, _machine.ball(eta)
-        )
-
-        def step(state, images, labels):
-            return training.step(state, variables, images, labels)
-
-        return defenses.Defense(training.init, step)
-
-    return make
-
-
 def section(title: str, found: dict) -> str:
     """A table: what each network reaches at the end, beside FGSM and AutoPGD."""
-    ends = {name: [curve[1][-1]] for name, curve in found["attack_networks"].items()}
-    known = {name: [found[key]] for key, name in (("fgsm", "FGSM"), ("auto_pgd", "AutoPGD"))}
-    table = reporting.rate_table("attack", ["error"], {"none": [found["clean"]], **known, **ends})
+    known = {"none": "clean", "FGSM": "fgsm", "AutoPGD": "auto_pgd"}
+    errors = {name: found[key] for name, key in known.items()}
+    errors |= {name: curve[1][-1] for name, curve in found["attack_networks"].items()}
+    number = found["num_examples"]
+    cells = {name: [reporting.error_cell(error, number)] for name, error in errors.items()}
+    table = reporting.rate_table("attack", ["error (95 % interval)"], cells)
     verb = "breaks" if is_broken(found) else "does not break"
     return (
         f"## {title}\n\n{table}\n{found['num_examples']} test examples. The best attack network "

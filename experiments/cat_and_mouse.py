@@ -17,14 +17,15 @@ import dataclasses
 import functools
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from experiments import _machine, _machine_report, _machine_score
+from experiments import _machine, _machine_cost, _machine_report, _machine_score
 from experiments._config import flag
 from experiments._machine import Setting
+from experiments._machine_paper import PAPER
 from experiments._machine_report import Outcome
 from experiments._machine_training import train
+from experiments._machine_variants import fgsm, ifgsm
 from mixjax import _check, checkpoint, defenses, reporting
 
 PROGRAM = "experiments.cat_and_mouse"
@@ -56,8 +57,8 @@ def check(config: Config):
 def experiment(setting: Setting) -> Outcome:
     """All rounds at all radii."""
     config = setting.config
-    play = _player(setting, _machine.fgsm)
-    play_ifgsm = _player(setting, _machine.ifgsm(config.ifgsm_steps))
+    play = _player(setting, fgsm(config))
+    play_ifgsm = _player(setting, ifgsm(config))
     rows, panels, sections, own, figures = {}, {}, [], {}, {}
     for eta in _machine.etas(config):
         folder = f"eta_{eta:g}"
@@ -66,7 +67,7 @@ def experiment(setting: Setting) -> Outcome:
             "after training, its own attack": _points(metrics, "own", 0),
             "after the next attack": _points(metrics, "next", 1),
         }
-        shown = [*dict.fromkeys([1, min(2, config.rounds), config.rounds])]
+        shown = _shown(config)
         table = _table(setting, kept, shown, eta)
         sections.append(
             f"## Classifiers against attacks, eta = {eta:g}\n\n"
@@ -97,22 +98,41 @@ def experiment(setting: Setting) -> Outcome:
     cycle = {
         title: {name: [*map(list, c)] for name, c in each.items()} for title, each in panels.items()
     }
-    outcome = _machine_report.outcome(setting, rows, figures, rounds=cycle, one_round=own)
+    outcome = _machine_report.outcome(
+        setting, rows, figures, costs=_costs(setting), rounds=cycle, one_round=own
+    )
     return outcome._replace(sections=[*outcome.sections, *sections])
+
+
+def _make(setting, attack, eta):
+    return defenses.cat_and_mouse(
+        setting.model,
+        optax.adam(setting.config.learning_rate),
+        _machine.ball(eta),
+        attack,
+        num_steps_per_round=setting.config.steps,
+    )
+
+
+def _shown(config):
+    """The rounds of the tables."""
+    return [*dict.fromkeys([1, min(2, config.rounds), config.rounds])]
+
+
+def _costs(setting):
+    """What training cost the classifiers of the tables, round 0 and those between included."""
+    config, attack = setting.config, fgsm(setting.config)
+    each = _machine_cost.step_cost(setting, functools.partial(_make, setting, attack), 0.1)
+    names = {f"Adv FGSM{number}": number * config.steps for number in _shown(config)}
+    cost = {"No defense": 1.0} | dict.fromkeys(names, each)
+    begun = {name: float(config.steps) for name in names}
+    return _machine_cost.costs(cost, {"No defense": config.steps, **names}, begun)
 
 
 def _player(setting, attack):
     """`(name, eta, rounds) -> (variables of each round, metrics)`: plays on from where it was."""
     config = setting.config
-
-    def make(eta):
-        return defenses.cat_and_mouse(
-            setting.model,
-            optax.adam(config.learning_rate),
-            _machine.ball(eta),
-            attack,
-            num_steps_per_round=config.steps,
-        )
+    make = functools.partial(_make, setting, attack)
 
     def play(name, eta, num_rounds):
         transferred = functools.partial(_machine_score.transferred, setting, eta=eta, attack=attack)
@@ -163,11 +183,19 @@ def _table(setting, kept, shown, eta):
     for number in (0, *shown):
         clean = _machine_score.current(setting, kept[number], eta)["clean"]
         errors = [
-            _machine_score.transferred(setting, kept[each - 1], kept[number], eta).mean()
+            _machine_score.transferred(
+                setting, kept[each - 1], kept[number], eta, fgsm(setting.config)
+            ).mean()
             for each in shown
         ]
         name = f"Adv FGSM{number}" if number else "No defense"
-        table[name] = [float(np.round(error, 4)) for error in (clean, *errors)]
+        published = PAPER.get(setting.config.dataset, {}).get(eta, {}).get(name, {})
+        columns = ("clean", *(f"FGSM{each}" for each in shown))
+        examples = len(setting.dataset.test.labels)
+        table[name] = [
+            reporting.error_cell(float(error), examples, published.get(column))
+            for column, error in zip(columns, (clean, *errors), strict=True)
+        ]
     return table
 
 

@@ -3,21 +3,27 @@
     python -m experiments.machine_table     # rewrites the part of README.md between the markers
 
 The `result.json` of `experiments.attack_network` or `experiments.minimax_defense` gets in by being
-copied there; errors stand beside the paper's, in brackets. Files `machine_further_*.json` of other
-lengths, widths, seeds and settings of the second share one table.
+copied there; errors stand with Wilson's 95 % interval in brackets and what the paper's tables say
+in square ones, T4 for table 4. Files `machine_further_*.json` of other lengths, widths, seeds and
+settings of the second share one table.
 """
 
 import json
 import pathlib
 
-from experiments import _machine_mixture
+from experiments import _machine_cost, _machine_mixture
 from experiments._machine_paper import PAPER
 from experiments._machine_report import ATTACKS
+from experiments._machine_variants import said
 from mixjax import reporting
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- machine: begin -->\n", "<!-- machine: end -->\n"
+_UNEQUAL = (
+    "All rows but Adv FGSM1, which goes on from the first, took equally many steps, which are no "
+    "equal work; what a step cost was not recorded.\n"
+)
 _KNOWN = {"clean": "no attack", "fgsm": "FGSM", "auto_pgd": "AutoPGD"}
 
 
@@ -40,20 +46,27 @@ def table() -> str:
 def attackers(result: dict) -> str:
     """What attack networks reach against classifiers without defence, one column for each."""
     columns = result["attacked"]
-    rows = {name: [each[field] for each in columns.values()] for field, name in _KNOWN.items()}
+
+    def cells(error_of):
+        return [
+            reporting.error_cell(error_of(each), each["num_examples"]) for each in columns.values()
+        ]
+
+    rows = {name: cells(lambda each, field=field: each[field]) for field, name in _KNOWN.items()}
     for name in next(iter(columns.values()))["attack_networks"]:
-        curves = [each["attack_networks"][name] for each in columns.values()]
-        rows[f"attack network, {name}"] = [errors[-1] for _, errors in curves]
+        rows[f"attack network, {name}"] = cells(
+            lambda each, name=name: each["attack_networks"][name][1][-1]
+        )
     return reporting.rate_table("error under", list(columns), rows)
 
 
 def defences(result: dict) -> list[str]:
     """Every classifier under every attack, one table for each radius, and the mixtures."""
-    parts = []
+    parts, number = [], result["num_examples"]
     for eta, rows in result["errors"].items():
         paper = PAPER.get(result["dataset"], {}).get(float(eta), {})
         cells = {
-            name: [_cell(row.get(each), paper.get(name, {}).get(each)) for each in ATTACKS]
+            name: [_cell(row.get(each), number, paper.get(name, {}).get(each)) for each in ATTACKS]
             for name, row in rows.items()
         }
         parts.append(reporting.rate_table(f"eta = {eta}", list(ATTACKS.values()), cells))
@@ -63,14 +76,19 @@ def defences(result: dict) -> list[str]:
             parts.append(reporting.rate_table("mixtures", head, _machine_mixture.cells(mixed)))
             weights = ", ".join(f"{name} {value:.2f}" for name, value in mixed["weights"].items())
             parts.append(f"The game's weights: {weights}; {mixed['num_examples']} examples.\n")
+    if "training_cost" in result:
+        parts.append(_machine_cost.table(result["training_cost"]))
+    else:
+        parts.append(_UNEQUAL)
     return parts
 
 
 def further(results: dict[str, dict]) -> str:
-    """The errors of other runs, one row for each classifier and radius."""
-    rows = {}
+    """The errors of other runs, one row for each classifier and radius, and how they were made."""
+    rows, words = {}, {}
     for name, result in results.items():
         config = result["config"]
+        words.setdefault(said(config), []).append(name)
         for eta, errors in result["errors"].items():
             setting = (
                 f"{config['dataset']}, eta = {eta}, width {config['width']}, {config['steps']} "
@@ -78,8 +96,13 @@ def further(results: dict[str, dict]) -> str:
             )
             for classifier, found in errors.items():
                 row = f"[{setting}]({_path(name)}): {classifier}"
-                rows[row] = [_cell(found.get(each), None) for each in ATTACKS]
-    return reporting.rate_table("further runs", list(ATTACKS.values()), rows)
+                cells = [_cell(found.get(each), result["num_examples"]) for each in ATTACKS]
+                rows[row] = cells
+    table = reporting.rate_table("further runs", list(ATTACKS.values()), rows)
+    if len(words) == 1:
+        return f"{table}\nAll of these: {next(iter(words))}\n"
+    lines = [f"{', '.join(names)}: {text}\n" for text, names in words.items()]
+    return "\n".join([table, *lines])
 
 
 def verdict(result: dict) -> str:
@@ -98,9 +121,8 @@ def updated(page: str) -> str:
     return f"{before}{BEGIN}{table()}{END}{after}"
 
 
-def _cell(found, published) -> str:
-    own = f"{found['error']:.3f} ± {found['error_bar']:.3f}" if found else ""
-    return f"{own} ({published:.3f})" if published is not None else own
+def _cell(found, number, published=None) -> str:
+    return reporting.error_cell(found["error"] if found else None, number, published)
 
 
 def _path(name: str) -> str:
@@ -112,7 +134,7 @@ def _origin(name: str, result: dict) -> str:
     return (
         f"[{name}]({_path(name)}): {config['dataset']}, classifiers of width "
         f"{config['width']}, {config['steps']} steps of {config['batch_size']} examples, attack "
-        f"networks {config['network_steps']}; one run, seed {origin['seed']}."
+        f"networks {config['network_steps']}; one run, seed {origin['seed']}. {said(config)}"
     )
 
 

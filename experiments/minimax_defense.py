@@ -12,6 +12,13 @@ of the games under their own attacker during training (figures 3 and 7) and the 
 (figure 4). Then it mixes the minimax-, Sens- and adversarially trained classifiers with the
 weights that `games.solve` gives them. The report says so where the attack network is too weak
 against the classifier without defence to judge any other.
+
+The games are played and the classifiers judged by the attack network of `--attacker`: that of the
+paper as it is, or a stronger one, the default. Minimax and Maximin take both gradients at the old
+point, as algorithm 1 is printed, or with `--order alternating` the leader's at the new opponent.
+A step of one defence costs up to four times that of another, six with that order: the report says
+what each cost, and with `--equal-compute` every defence costs as much as `--steps` of the most
+expensive, what Adv FGSM1 goes on from included.
 """
 
 import dataclasses
@@ -23,12 +30,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import _machine, _machine_mixture, _machine_report, _machine_score
+from experiments import (
+    _machine,
+    _machine_cost,
+    _machine_mixture,
+    _machine_report,
+    _machine_score,
+)
 from experiments._config import flag
 from experiments._machine import Setting, words
 from experiments._machine_report import Outcome
 from experiments._machine_training import train
-from mixjax import _check, attacks, defenses, games, losses, mixture, reporting
+from experiments._machine_variants import ORDERS, Order, fgsm
+from mixjax import _check, defenses, games, losses, mixture, reporting
 
 PROGRAM = "experiments.minimax_defense"
 GAMES = {"Alt": games.alternating, "Minimax": games.minimax, "Maximin": games.maximin}
@@ -41,8 +55,16 @@ MIXED = ("Minimax", "Sens FGSM", "Adv FGSM1")
 class Config(_machine.Config):
     """Every field is a flag; radii are for pixels in [-1, 1]."""
 
-    network_dropout: float = flag(0.0, "of the attack network's hidden units; the paper's is 0.5")
     penalty: float = flag(1.0, "gamma of minimax and maximin")
+    order: Order = flag(
+        "simultaneous",
+        "of minimax and maximin: simultaneous, as printed; alternating, the leader's step at the "
+        "new opponent",
+        options=ORDERS,
+    )
+    equal_compute: bool = flag(
+        False, "scale the steps of the defences so that all cost as much as the most expensive"
+    )
     rows: str = flag("adv lwa sens alt minimax maximin", "defences trained beside no defence")
     mixture_examples: int = flag(1000, "examples of each split that the mixture is attacked on")
 
@@ -72,8 +94,9 @@ def short(row: str) -> str:
 def experiment(setting: Setting) -> Outcome:
     """All rows at all radii."""
     config = setting.config
-    makes = defences(setting)
     clean = train(setting, "no_defense", _machine.undefended(setting), num_steps=config.steps)
+    numbers, costs = lengths(setting, clean.variables)
+    makes = defences(setting, numbers)
     rows, panels, mixtures, figures, sections = {}, {}, {}, {}, []
     for eta in _machine.etas(config):
         trained = {"No defense": ("no_defense", clean)}
@@ -81,13 +104,13 @@ def experiment(setting: Setting) -> Outcome:
         for row, make in makes.items():
             name = f"eta_{eta:g}/{short(row)}"
             args = (jnp.float32(eta), *([clean.variables] if row == "Adv FGSM1" else []))
-            offset = config.steps if row == "Adv FGSM1" else 0
+            offset = numbers[row] if row == "Adv FGSM1" else 0
             state = train(
                 setting,
                 name,
                 make,
                 *args,
-                num_steps=offset + config.steps,
+                num_steps=offset + numbers[row],
                 measure=functools.partial(own_error, setting, eta) if row in GAMES else None,
             )
             trained[row] = (name, state)
@@ -116,7 +139,7 @@ def experiment(setting: Setting) -> Outcome:
         for title, panel in panels.items()
     }
     outcome = _machine_report.outcome(
-        setting, rows, figures, mixtures=mixtures, error_under_own_attack=curves
+        setting, rows, figures, costs=costs, mixtures=mixtures, error_under_own_attack=curves
     )
     return outcome._replace(
         sections=[*outcome.sections, *sections],
@@ -124,37 +147,70 @@ def experiment(setting: Setting) -> Outcome:
     )
 
 
-def defences(setting: Setting) -> dict[str, Callable[..., defenses.Defense]]:
-    """`row -> make`, each `(eta, ...) -> Defense`; Adv FGSM1 starts from what has no defence."""
+def lengths(setting: Setting, variables) -> tuple[dict[str, int], dict]:
+    """Steps of each row, and what training costs it; Adv FGSM1 goes on from round 0."""
+    config = setting.config
+    numbers = {row: config.steps for row in ROWS}
+    cost = {"No defense": 1.0}
+    for row, make in defences(setting, numbers).items():
+        args = (jnp.float32(0.1), *([variables] if row == "Adv FGSM1" else []))
+        cost[row] = _machine_cost.step_cost(setting, make, *args)
+    begun = {"Adv FGSM1": float(config.steps)} if "Adv FGSM1" in cost else {}
+    if config.equal_compute:
+        numbers |= _machine_cost.equal_steps(cost, config.steps, begun)
+    numbers["No defense"] = config.steps
+    return numbers, _machine_cost.costs(cost, numbers, begun)
+
+
+def defences(
+    setting: Setting, numbers: dict[str, int]
+) -> dict[str, Callable[..., defenses.Defense]]:
+    """`row -> make`, each `(eta, ...) -> Defense`; Adv FGSM1 starts from what has no defence.
+
+    Args:
+      setting: what is trained on what.
+      numbers: `row -> steps`; one of Adv FGSM1 is the length of its rounds.
+    """
     config, model, network = setting.config, setting.model, setting.network
     optimizer = optax.adam(config.learning_rate)
 
     def adversarial(eta, variables):
         defense = defenses.cat_and_mouse(
-            model, optimizer, _machine.ball(eta), _machine.fgsm, num_steps_per_round=config.steps
+            model,
+            optimizer,
+            _machine.ball(eta),
+            fgsm(config),
+            num_steps_per_round=numbers["Adv FGSM1"],
         )
 
         def init(key):  # at the beginning of round 1
             state = defense.init(key)._replace(variables=variables, opponent=variables)
-            return state._replace(step=jnp.asarray(config.steps, jnp.int32))
+            return state._replace(step=jnp.asarray(numbers["Adv FGSM1"], jnp.int32))
 
         return defense._replace(init=init)
 
     def gradient(method, eta):
-        return method(model, optimizer, _machine.ball(eta), _machine.fgsm)
+        return method(model, optimizer, _machine.ball(eta), fgsm(config))
 
     def game(method, eta):
         play = functools.partial(
             method, descent=optimizer, ascent=optax.adam(config.network_learning_rate)
         )
-        return defenses.against_network(model, network, play, _machine.ball(eta))
+        return defenses.against_network(
+            model,
+            network,
+            play,
+            _machine.ball(eta),
+            move=setting.attacker.move,
+            bounds=setting.attacker.bounds,
+        )
 
     makes: dict[str, Callable[..., defenses.Defense]] = {"Adv FGSM1": adversarial}
     for row, method in GRADIENT.items():
         makes[row] = functools.partial(gradient, method)
     for row, method in GAMES.items():
         if row != "Alt":
-            method = functools.partial(method, penalty=config.penalty)
+            method = functools.partial(method, penalty=config.penalty, order=config.order)
         makes[row] = functools.partial(game, method)
     return {row: make for row, make in makes.items() if short(row) in words(config.rows)}
 
@@ -173,9 +229,7 @@ def _under_network(setting: Setting):
         def loss_fn(x):
             return losses.cross_entropy(setting.model.apply(variables, x), label)
 
-        direction_fn = functools.partial(setting.network.apply, network)
-        threat = _machine.ball(eta)
-        point, _ = attacks.attack_network(direction_fn, loss_fn, x, label, threat)
+        point = _machine.under_network(setting, network, loss_fn, x, label, _machine.ball(eta))
         return ~mixture.correct(setting.model.apply(variables, point), label)
 
     def batch(variables, network, eta, images, labels, indices):
@@ -189,8 +243,8 @@ def _under_network(setting: Setting):
 
 def mixture_section(eta: float, mixed: dict) -> str:
     """The table of the mixture, and whether mixing pays."""
-    gain, bar = (mixed["gain_over_best_member"][name] for name in ("mean", "error_bar"))
-    verb = "gains" if gain > bar else "loses" if gain < -bar else "neither gains nor loses"
+    gain, (low, high) = (mixed["gain_over_best_member"][name] for name in ("mean", "interval"))
+    verb = "gains" if low > 0 else "loses" if high < 0 else "neither gains nor loses"
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in mixed["weights"].items())
     head = [_machine_report.ATTACKS.get(name, name.upper()) for name in _machine_mixture.HEAD]
     table = reporting.rate_table("classifier", head, _machine_mixture.cells(mixed))
@@ -198,7 +252,7 @@ def mixture_section(eta: float, mixed: dict) -> str:
         f"## Mixtures, eta = {eta:g}\n\n{table}\n"
         f"{mixed['num_examples']} test examples. The game's weights, from validation data: "
         f"{weights}. Beside the best member alone, {mixed['best_member']}, the mixture {verb}: "
-        f"its worst error is less by {gain:.3f} ± {bar:.3f}.\n"
+        f"its worst error is less by {gain:.3f} (95 % interval {low:.3f} to {high:.3f}).\n"
     )
 
 
@@ -219,13 +273,13 @@ def draw(setting: Setting, trained: dict, eta: float, number: int = 8) -> dict[s
             return losses.cross_entropy(setting.model.apply(clean.variables, x), label)
 
         threat = _machine.ball(eta)
-        points = {"clean": x, "FGSM": attacks.fgsm(loss_fn, x, threat)[0]}
+        points = {"clean": x, "FGSM": fgsm(setting.config)(None, loss_fn, x, threat)[0]}
         answers = {
             name: jnp.argmax(setting.model.apply(clean.variables, point))
             for name, point in points.items()
         }
         for name, (variables, network) in subjects.items():
-            points[name] = attacks.follow(x, setting.network.apply(network, x, label), threat)
+            points[name] = _machine.under_network(setting, network, loss_fn, x, label, threat)
             answers[name] = jnp.argmax(setting.model.apply(variables, points[name]))
         return points, answers
 

@@ -8,7 +8,8 @@ Trains a classifier without defence and, for each eta, one by LWA (on the FGSM a
 and one by Sens (the same with the penalty `gamma / 2 sum_i |df/dz_i|^2`, `gamma = eta N`), draws
 their errors during training (figures 2 and 6), and attacks them by FGSM, an attack network and
 AutoPGD (rows LWA and Sens of tables 3 to 5 and 8 to 10). Expect LWA and Sens level under FGSM and
-far below the classifier without defence.
+far below the classifier without defence. A step of Sens costs half as much again as one of LWA: the
+report says what each cost, `experiments.minimax_defense --equal-compute` levels it.
 """
 
 import dataclasses
@@ -17,10 +18,11 @@ import functools
 import jax.numpy as jnp
 import optax
 
-from experiments import _machine, _machine_report, _machine_score
+from experiments import _machine, _machine_cost, _machine_report, _machine_score
 from experiments._machine import Setting
 from experiments._machine_report import Outcome
 from experiments._machine_training import train
+from experiments._machine_variants import fgsm
 from mixjax import defenses, reporting
 
 PROGRAM = "experiments.sensitivity"
@@ -75,11 +77,14 @@ def experiment(setting: Setting) -> Outcome:
                 figures = _machine_report.draw_attacks(setting, state.variables, network, eta)
     reporting.plot_errors(setting.folder / "errors.png", curves, xlabel="training steps")
     figures = {"errors.png": "Test errors during training (figures 2 and 6).", **figures}
-    return _machine_report.outcome(setting, rows, figures)
+    cost = {name: _machine_cost.step_cost(setting, make, 0.1) for name, make in makes.items()}
+    cost = {"No defense": 1.0, **cost}
+    costs = _machine_cost.costs(cost, {name: config.steps for name in cost}, {})
+    return _machine_report.outcome(setting, rows, figures, costs=costs)
 
 
 def _make(method, setting, optimizer, eta):
-    return method(setting.model, optimizer, _machine.ball(eta), _machine.fgsm)
+    return method(setting.model, optimizer, _machine.ball(eta), fgsm(setting.config))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ SHORT = (
     "--width 4 --steps 200 --learning-rate 0.005 --network-steps 120 --network-width 48 "
     "--batch-size 64 --apgd-steps 3 --ifgsm-steps 2 --test-examples 200 --test-batch-size 200 "
     "--measurements 3 --initialization tutorial"
-).split() + ["--networks", "usual all-three"]
+).split() + ["--networks", "usual all-three paper"]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def test_the_usual_network_learns_to_attack_and_goes_further_than_the_paper_s(fi
     assert steps == [40, 80, 120]
     assert usual[-1] > found["clean"] + 0.3
     assert usual[-1] > curves["all-three"][1][-1] + 0.05
+    assert usual[-1] > curves["paper"][1][-1] + 0.05
     assert found["auto_pgd"] >= found["fgsm"] - 0.05 > found["clean"]
 
 

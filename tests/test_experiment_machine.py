@@ -1,10 +1,12 @@
 """What the experiments of Hamm 2018 share: units, data, the training loop, scores."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,8 @@ from experiments import (
 )
 from experiments._machine import Config, Setting
 from experiments._machine_training import train
-from mixjax import attacks, data, defenses, models, reporting
+from experiments._machine_variants import PRINTED, STRONG, fgsm, ifgsm
+from mixjax import data, defenses, models, reporting
 
 # A linear classifier of digits: seconds.
 CONFIG = Config(
@@ -43,7 +46,8 @@ def lwa(setting):
     def make(eta):
         optimizer = optax.adam(setting.config.learning_rate)
         ball = _machine.ball(eta)
-        return defenses.learning_with_adversary(setting.model, optimizer, ball, _machine.fgsm)
+        attack = fgsm(setting.config)
+        return defenses.learning_with_adversary(setting.model, optimizer, ball, attack)
 
     return make
 
@@ -66,15 +70,65 @@ def finished(tmp_path_factory):
 
 
 def test_fgsm_in_our_units_moves_a_pixel_as_the_paper_s_does_in_its_own():
-    """`z = x + eta sign(grad)` for pixels in [-1, 1], seen from [0, 1]."""
-    x, slope, eta = jnp.array([0.5, 0.2]), jnp.array([1.0, -3.0]), 0.3
+    """`z = x + eta sign(grad)` for pixels in [-1, 1], seen from [0, 1]: eq. 1 has no clip."""
+    x, slope, eta = jnp.array([0.5, 0.05]), jnp.array([1.0, -3.0]), 0.3
 
     def paper_loss(x):  # of pixels in [-1, 1]
         return x @ slope
 
     z = (2 * x - 1) + eta * jnp.sign(jax.grad(paper_loss)(2 * x - 1))
-    ours, _ = attacks.fgsm(lambda x: paper_loss(2 * x - 1), x, _machine.ball(eta))
-    np.testing.assert_allclose(2 * ours - 1, z, rtol=1e-6)
+
+    def loss_fn(x):
+        return paper_loss(2 * x - 1)
+
+    ours, _ = fgsm(CONFIG)(None, loss_fn, x, _machine.ball(eta))
+    chex.assert_trees_all_close(2 * ours - 1, z, rtol=1e-6)
+    assert z[1] < -1
+    boxed = fgsm(dataclasses.replace(CONFIG, gradient_attacks="boxed"))
+    ours, _ = boxed(None, loss_fn, x, _machine.ball(eta))
+    chex.assert_trees_all_close(2 * ours - 1, jnp.maximum(z, -1), rtol=1e-6)
+
+
+def test_ifgsm_steps_by_eta_itself_within_the_ball_and_the_box():
+    """Eq. 2 jumps to and fro where the slope turns within eta, and ends where it ends."""
+    x, eta = jnp.array([0.45, 0.1]), 0.4
+
+    def loss_fn(x):  # a hill at .5 for the first pixel; the second is best at 0
+        return -((x[0] - 0.5) ** 2) - x[1]
+
+    def printed(num_steps):  # in the paper's own units
+        z = 2 * x - 1
+        for _ in range(num_steps):
+            z = z + eta * jnp.sign(jax.grad(lambda z: loss_fn((z + 1) / 2))(z))
+            z = jnp.minimum(jnp.minimum(1, 2 * x - 1 + eta), jnp.maximum(-1, z))
+            z = jnp.maximum(z, 2 * x - 1 - eta)
+        return z
+
+    for number in (1, 2, 3):
+        config = dataclasses.replace(CONFIG, ifgsm_steps=number)
+        ours, _ = ifgsm(config)(None, loss_fn, x, _machine.ball(eta))
+        chex.assert_trees_all_close(2 * ours - 1, printed(number), atol=1e-6)
+    boxed = ifgsm(dataclasses.replace(CONFIG, gradient_attacks="boxed", ifgsm_steps=10))
+    best, _ = boxed(None, loss_fn, x, _machine.ball(eta))
+    assert loss_fn(best) > loss_fn(ours)
+
+
+def test_both_attackers_are_built_as_their_names_say_and_one_judges_as_it_is_drawn():
+    dataset = _machine.load(CONFIG)
+    paper = dataclasses.replace(CONFIG, attacker="paper")
+    assert _machine.attacker_of(paper) == PRINTED and _machine.attacker_of(CONFIG) == STRONG
+    label = jnp.array(3)
+    x, loss_fn = jnp.zeros((8, 8, 1)), jnp.sum
+    for config, gain, low in ((CONFIG, 4.0, 0.0), (paper, 1.0, -0.2)):
+        model, network = _machine.build(config, dataset)
+        setting = Setting(config, dataset, model, network, None, "", _machine.attacker_of(config))
+        variables = network.init(jax.random.key(0))
+        output = network.apply(variables, x, label)
+        if config is CONFIG:
+            output /= jnp.sqrt(jnp.mean(output**2))
+        expected = jnp.maximum(0.2 * jnp.tanh(gain * output), low)
+        point = _machine.under_network(setting, variables, loss_fn, x, label, _machine.ball(0.4))
+        chex.assert_trees_all_close(point, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_standardised_images_are_the_paper_s_shifted_to_zero_one():
@@ -158,7 +212,7 @@ def test_scores_are_errors_on_the_points_that_each_attack_made(finished):
     flat = images.reshape(90, 64)
     logits = flat @ params["kernel"] + params["bias"][None]
     slopes = (jax.nn.softmax(logits) - jax.nn.one_hot(labels, 10)) @ params["kernel"].T
-    moved = jnp.clip(flat + 0.15 * jnp.sign(slopes), 0, 1) @ params["kernel"] + params["bias"][None]
+    moved = (flat + 0.15 * jnp.sign(slopes)) @ params["kernel"] + params["bias"][None]
     clean, fgsm = ((each.argmax(-1) == labels).mean() for each in (logits, moved))
     assert result["clean_accuracy"] == pytest.approx(float(clean), abs=0.012)
     assert result["robust_accuracy"]["fgsm_curr"] == pytest.approx(float(fgsm), abs=0.012)
@@ -167,18 +221,21 @@ def test_scores_are_errors_on_the_points_that_each_attack_made(finished):
     assert set(result["robust_accuracy"]) == attacked
     assert result["robust_accuracy"]["auto_pgd"] <= result["robust_accuracy"]["fgsm_curr"] + 0.05
     assert result["num_examples"] == 90 and result["eta"] == 0.3
+    low, high = result["interval"]["clean"]
+    assert low < result["clean_accuracy"] < high
     again = _machine_score.score(setting, "lwa", jax.tree.map(jnp.zeros_like, params), 0.3)
     assert again == result  # taken from its file
 
 
 def test_an_attack_on_another_classifier_is_made_with_that_one(finished):
     setting, state = finished
-    wrong = _machine_score.transferred(setting, state.variables, state.variables, 0.3)
+    score = functools.partial(_machine_score.transferred, setting, eta=0.3, attack=fgsm(CONFIG))
+    wrong = score(state.variables, state.variables)
     current = _machine_score.current(setting, state.variables, 0.3)
     assert wrong.mean() == pytest.approx(current["fgsm_curr"])
     other = setting.model.init(jax.random.key(5))
-    assert _machine_score.transferred(setting, other, state.variables, 0.3).mean() < wrong.mean()
-    random = _machine_score.transferred(setting, state.variables, other, 0.3).mean()
+    assert score(other, state.variables).mean() < wrong.mean()
+    random = score(state.variables, other).mean()
     assert random > 0.7  # who answers is the target
 
 
@@ -204,7 +261,8 @@ def test_the_gate_says_when_the_attack_network_is_too_weak():
         ("--etas 0", "etas must be positive"),
         ("--etas much", "etas must be numbers, got 'much'"),
         ("--etas ,", "etas must hold at least one number"),
-        ("--network-dropout 1", "network_dropout must be in [0, 1), got 1.0"),
+        ("--attacker weak", "--attacker: invalid choice: 'weak'"),
+        ("--gradient-attacks none", "--gradient-attacks: invalid choice: 'none'"),
         ("--steps 0", "steps must be a whole number of at least 1, got 0"),
         ("--no-cpu", "preset demo is made for a GPU and there is none"),
         ("--model none", "--model: invalid choice: 'none'"),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _machine, minimax_defense
+from experiments import _machine, _machine_cost, minimax_defense
 from experiments._machine import Setting
 from experiments._machine_initialization import tutorial
 from experiments.minimax_defense import Config, mixture_section
@@ -85,12 +85,41 @@ def test_a_finished_run_resumed_has_the_same_numbers(finished):
         assert again[name] == result[name]
 
 
+def test_what_a_step_of_each_row_costs_is_recorded_and_can_be_made_equal(finished):
+    """Counted in steps on clean images: three gradients for Adv FGSM1, a double one for Sens."""
+    folder, result = finished
+    costs = result["training_cost"]
+    assert costs["No defense"]["cost_of_a_step"] == 1
+    assert 2.7 < costs["Adv FGSM1"]["cost_of_a_step"] < 3.1
+    assert 2.7 < costs["Sens FGSM"]["cost_of_a_step"] < 3.3
+    assert 3 < costs["Minimax"]["cost_of_a_step"] < 6
+    assert {row["steps"] for row in costs.values()} == {220}
+    assert "| Minimax | " in (folder / "report.md").read_text().split("## What training cost")[1]
+    cost = {row: each["cost_of_a_step"] for row, each in costs.items() if row != "No defense"}
+    begun = {"Adv FGSM1": 220.0}
+    steps = _machine_cost.equal_steps(cost, 220, begun)
+    assert steps["Minimax"] == 220
+    leveled = [each["cost"] for each in _machine_cost.costs(cost, steps, begun).values()]
+    np.testing.assert_allclose(leveled, leveled[-1], rtol=0.02)
+
+
+def test_the_report_names_the_variants(finished):
+    folder, result = finished
+    assert result["config"]["order"] == "simultaneous" and result["config"]["attacker"] == "strong"
+    page = (folder / "report.md").read_text()
+    for words in ("both gradients at the old point", "FGSM may leave [-1, 1]", "stronger kind"):
+        assert words in page
+    for rows in (result["errors"]["0.3"], result["mixtures"]["0.3"]["errors"]):
+        low, high = rows["Minimax"]["worst"]["interval"]
+        assert low <= rows["Minimax"]["worst"]["error"] <= high and high - low > 0.01
+
+
 def test_adversarial_training_goes_on_from_the_classifier_without_defence(tmp_path):
     config = Config(**_machine.DIGITS | dict(width=2, steps=7))
     model, network = models.linear(input_shape=(8, 8, 1)), models.attack_network()
     setting = Setting(config, None, model, network, tmp_path, "python -m experiments.test")
     variables = jax.tree.map(lambda leaf: leaf + 1.0, model.init(jax.random.key(3)))
-    make = minimax_defense.defences(setting)["Adv FGSM1"]
+    make = minimax_defense.defences(setting, {"Adv FGSM1": 7})["Adv FGSM1"]
     state = make(jnp.float32(0.4), variables).init(jax.random.key(0))
     assert state.step == 7
     for tree in (state.variables, state.opponent):
@@ -113,13 +142,13 @@ def test_the_tutorial_s_kernels_have_a_standard_deviation_of_a_tenth(key):
     ("gain", "words"),
     [(0.1, "gains: its worst error is less by 0.100"), (-0.1, "loses"), (0.01, "neither gains")],
 )
-def test_whether_mixing_pays_is_said_in_standard_errors(gain, words):
+def test_mixing_pays_where_the_interval_of_the_gain_is_above_zero(gain, words):
     heads = ("clean", "fgsm_curr", "attack_network_curr", "auto_pgd", "arc", "worst")
     row = {head: {"error": 0.5, "error_bar": 0.02} for head in heads}
     mixed = {
         "weights": {"Minimax": 0.5, "Sens FGSM": 0.3, "Adv FGSM1": 0.2},
         "best_member": "Sens FGSM",
-        "gain_over_best_member": {"mean": gain, "error_bar": 0.02},
+        "gain_over_best_member": {"mean": gain, "interval": [gain - 0.04, gain + 0.04]},
         "num_examples": 9,
         "errors": {"mixture of the game": row},
     }
@@ -129,6 +158,7 @@ def test_whether_mixing_pays_is_said_in_standard_errors(gain, words):
 def test_what_is_out_of_range_ends_in_one_line(capsys):
     for flags, message in (
         (["--rows", "adv sense"], "rows must be one of"),
+        (["--order", "printed"], "--order: invalid choice: 'printed'"),
         (["--penalty", "-1"], "penalty must be at least 0, got -1.0"),
         (["--mixture-examples", "0"], "mixture_examples must be a whole number of at least 1"),
     ):
@@ -142,6 +172,6 @@ def test_all_games_and_gradient_defences_are_offered(tmp_path):
     config = Config(**_machine.DIGITS | dict(width=2))
     model, network = models.linear(input_shape=(8, 8, 1)), models.attack_network()
     setting = Setting(config, None, model, network, tmp_path, "python -m experiments.test")
-    makes = minimax_defense.defences(setting)
+    makes = minimax_defense.defences(setting, dict.fromkeys(minimax_defense.ROWS, 9))
     assert tuple(makes) == minimax_defense.ROWS
     assert isinstance(makes["Maximin"](0.4), defenses.Defense)

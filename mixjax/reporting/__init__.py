@@ -6,7 +6,7 @@ while the run trains; `write_result` writes `result.json` with its `provenance`;
 JSON is strict and every file but the growing `metrics.jsonl` is written whole or not at all.
 """
 
-from mixjax.reporting.errors import error_table, rate_table
+from mixjax.reporting.errors import error_cell, error_table, rate_table
 from mixjax.reporting.figures import (
     plot_attacks,
     plot_blindness,
@@ -49,6 +49,7 @@ __all__ = [
     "attack_table",
     "check_result",
     "difference_line",
+    "error_cell",
     "error_table",
     "findings_table",
     "interval_of",

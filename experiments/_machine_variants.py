@@ -1,0 +1,116 @@
+"""What Hamm 2018 prints and what was used instead: attack networks, FGSM and IFGSM, the order.
+
+Each choice is a flag of the experiments with the paper's own among its options. `said` puts the
+choices of a run into words, for its tables; runs from before a choice was recorded used the
+variant that is not the paper's.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from mixjax import attacks, losses
+from mixjax.typing import Bounds
+
+Order = Literal["simultaneous", "alternating"]
+ORDERS = ("simultaneous", "alternating")
+_NO_BOX = (-math.inf, math.inf)
+
+
+class Attacker(NamedTuple):
+    """An attack network: how it is built, trained and used.
+
+    Attributes:
+      raised: `(logits [C], label []) -> []`, what it is trained to raise.
+      move: what is made of its output in training, as in `attacks.attack_batch`.
+      finished: what is made of it when the network judges a classifier or is drawn.
+      bounds: lowest and highest value that it gives a pixel.
+      dropout: of its hidden units, in training.
+      label_scale: as in `models.attack_network`.
+    """
+
+    raised: Callable = attacks.log_error
+    move: Callable = attacks.follow
+    finished: Callable = functools.partial(attacks.follow, gain=4.0)
+    bounds: Bounds = (0.0, 1.0)
+    dropout: float = 0.0
+    label_scale: float | None = None
+
+
+STRONG = Attacker()
+PRINTED = Attacker(losses.cross_entropy, attacks.squash, attacks.squash, _NO_BOX, 0.5, 1.0)
+ATTACKERS = {"strong": STRONG, "paper": PRINTED}
+
+
+def _printed_fgsm(key, loss_fn, x, threat):
+    del key
+    return attacks.fgsm(loss_fn, x, threat, bounds=_NO_BOX)
+
+
+def _boxed_fgsm(key, loss_fn, x, threat):
+    del key
+    return attacks.fgsm(loss_fn, x, threat)
+
+
+_FGSM = {"printed": _printed_fgsm, "boxed": _boxed_fgsm}
+GRADIENT_ATTACKS = tuple(_FGSM)
+
+
+def fgsm(config):
+    """FGSM of a config's flag `gradient_attacks`, in the form that defences take."""
+    return _FGSM[config.gradient_attacks]
+
+
+def ifgsm(config):
+    """IFGSM of the flags `gradient_attacks` and `ifgsm_steps`, in the form that defences take."""
+    return _ifgsm(config.gradient_attacks, config.ifgsm_steps)
+
+
+@functools.cache  # the same function each time: what is compiled hangs on it
+def _ifgsm(kind, num_steps):
+    def attack(key, loss_fn, x, threat):
+        run = functools.partial(
+            attacks.pgd, key, loss_fn, x, threat, num_steps=num_steps, random_start=False
+        )
+        if kind == "printed":
+            return run(step_size=threat.epsilon, iterate="last")
+        return run(step_size=2.5 * threat.epsilon / num_steps)
+
+    return attack
+
+
+def said(config: dict[str, Any]) -> str:
+    """The choices of a run in words, from the config in its `result.json`."""
+    parts = []
+    if "ifgsm_steps" in config:
+        number = config["ifgsm_steps"]
+        parts.append(
+            "FGSM and IFGSM as in the paper's eqs. 1 and 2: FGSM may leave [-1, 1], IFGSM takes "
+            f"{number} steps of eta itself (the paper does not say how many) and ends where it ends"
+            if config.get("gradient_attacks", "boxed") == "printed"
+            else f"FGSM clipped to [-1, 1] and IFGSM of {number} steps of {2.5 / number:.2g} eta, "
+            "its best point kept; the paper's FGSM has no clip, its IFGSM steps of eta"
+        )
+        attacker = config.get("attacker", "strong")
+        if "networks" in config:
+            attacker = ""
+        if attacker == "strong":
+            parts.append(
+                "attack networks of the stronger kind: they raise the log of the error, the label "
+                "scaled up, a direction whose length does not count, no dropout, within [-1, 1]"
+            )
+        elif attacker:
+            parts.append(
+                "attack networks as in the paper: they raise the cross-entropy, tanh of the output "
+                "as it is, dropout .5, not bound to [-1, 1]"
+            )
+    if "penalty" in config:
+        parts.append(
+            "Minimax and Maximin as algorithm 1 is printed: both gradients at the old point"
+            if config.get("order", "alternating") == "simultaneous"
+            else "Minimax with its min step at the new v (Maximin's max step at the new u), a "
+            "variant of algorithm 1"
+        )
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
