@@ -25,7 +25,9 @@ def test_training_on_the_attack_of_the_moment_defends_against_it(finished):
     assert rows["No defense"] > 0.6
     assert rows["LWA FGSM"] < rows["No defense"] - 0.2
     assert rows["Sens FGSM"] < rows["No defense"] - 0.2
-    assert rows["LWA FGSM"] != rows["Sens FGSM"]
+    assert result["errors"]["0.4"]["LWA FGSM"] != result["errors"]["0.4"]["Sens FGSM"]
+    costs = result["training_cost"]
+    assert 1.7 < costs["LWA FGSM"]["cost_of_a_step"] < 2.2 < costs["Sens FGSM"]["cost_of_a_step"]
 
 
 def test_the_report_holds_the_table_the_figures_and_what_judges(finished):
