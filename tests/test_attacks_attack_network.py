@@ -153,6 +153,16 @@ def test_the_attacked_input_keeps_its_type_under_64_bits_too(dtype, move):
         chex.assert_tree_all_finite(huge)
 
 
+@pytest.mark.parametrize("move", [attacks.follow, attacks.squash])
+def test_each_feature_may_have_bounds_of_its_own(move):
+    low = jnp.array([0.0, -5.0, 0.49, 0.0, 0.9, 0.0]).reshape(SHAPE)
+    high = jnp.array([1.0, 5.0, 0.51, 1.0, 1.0, 2.0]).reshape(SHAPE)
+    x_adv = move(X, DIRECTION, threats.linf(0.1), bounds=(low, high))
+    free = move(X, DIRECTION, threats.linf(0.1), bounds=(-jnp.inf, jnp.inf))
+    chex.assert_trees_all_close(x_adv, jnp.clip(free, low, high))
+    assert x_adv[0, 1, 0] < 0 and x_adv[2, 1, 0] > 1 and x_adv[1, 0, 0] == high[1, 0, 0]
+
+
 def test_the_paper_s_attack_network_learns_what_there_is_to_gain():
     """Cross-entropy, `squash`, no box: ascent on `f` against a linear classifier."""
     classifier, images, labels = fixed_task()

@@ -93,6 +93,24 @@ def test_sens_descends_the_loss_on_the_attack_held_fixed_and_its_sensitivity(pen
     assert float(info.loss + info.penalty) == pytest.approx(float(objective(params)), rel=1e-5)
 
 
+def test_sens_weighs_each_feature_s_slope_by_the_width_of_its_bounds():
+    """`gamma / N` is `epsilon (high - low) / 2` for each feature: eta in units of [-1, 1]."""
+    images, labels = batch()
+    low, high = -jnp.ones(SHAPE), jnp.arange(1.0, 7.0).reshape(SHAPE)
+
+    def attack(key, loss_fn, x, threat):
+        return fgsm(key, loss_fn, x, threat, bounds=(low, high))
+
+    defense = defenses.sensitivity(MODEL, optax.sgd(RATE), THREAT, attack, bounds=(low, high))
+    params, _, info = first_step(defense, images, labels)
+    gradient = slopes(params, images, labels) @ params["kernel"].T
+    attacked = images + EPSILON * jnp.sign(gradient).reshape(images.shape)  # far from all bounds
+    gradient = slopes(params, attacked, labels) @ params["kernel"].T / B
+    rates = EPSILON * (high - low).reshape(1, D) / 2
+    cost = B / 2 * float(jnp.sum(rates * gradient**2))
+    assert float(info.penalty) == pytest.approx(cost, rel=1e-4)
+
+
 def test_sens_does_not_care_whether_pixels_are_in_zero_to_one_or_in_minus_one_to_one():
     """The paper's `gamma = eta N` for pixels in [-1, 1] is the default."""
     images, labels = batch()

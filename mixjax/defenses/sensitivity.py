@@ -36,8 +36,9 @@ def sensitivity(
       optimizer: of its parameters, learning rate included.
       threat: the attacker's ball, in the units of the images.
       attack: `(key, loss_fn, x, threat) -> (x_adv, info)` on one example; the paper's is FGSM.
-      penalty: `gamma / N`, at least 0, in squared units of the images. The paper's is `eta` for
-        pixels in [-1, 1]; if None it is the same in other bounds, `epsilon (high - low) / 2`.
+      penalty: `gamma / N`, at least 0, in squared units of the images, one number or one for each
+        feature. The paper's is `eta` for pixels in [-1, 1]; if None it is the same in other
+        bounds, `epsilon (high - low) / 2`.
       clean_weight: share in [0, 1) of the loss on clean inputs.
       bounds: lowest and highest value of an input.
       data_axis: mapped axis over which a batch is spread; `step` then gets this device's part.
@@ -65,7 +66,8 @@ def sensitivity(
             return mean_loss(model, variables, attacked, labels)
 
         (loss, new), gradient = jax.value_and_grad(f, has_aux=True)(attacked)
-        cost = images.shape[0] / 2 * jnp.sum(rate * gradient**2)
+        squares = jax.vmap(lambda slope: jnp.sum(rate * slope**2))(gradient)
+        cost = images.shape[0] / 2 * jnp.sum(squares)
         loss = _with_clean(model, variables, images, labels, loss, clean_weight)
         return loss + cost, (new, ClassifierInfo(loss, cost))
 
