@@ -40,6 +40,7 @@ def table() -> str:
     }
     lines.append(reporting.reported_table(evaluations))
     lines.append(over_seeds(of_all_seeds))
+    lines.append(reporting.training_table(results))
     return "\n".join(filter(None, lines))
 
 

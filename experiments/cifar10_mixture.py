@@ -119,6 +119,10 @@ def run(preset: str, config: Config, argv):
         return
     print(reporting.results_table(list(results.values()), list(results)))
     print("".join(reporting.difference_line(*item) for item in results.items()))
+    print(
+        "This is PGD, which finds too little of a mixture's weakness: for the whole attack suite\n"
+        f"python -m experiments.evaluate --run-dir {shlex.quote(str(folder))}"
+    )
     print(f"{folder / 'report.md'} holds the report.")
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import results_table
+from mixjax import reporting
 
 
 def run(seed, robust, **config):
@@ -42,3 +43,33 @@ def test_a_run_without_the_single_classifier_has_no_difference():
 def test_runs_that_differ_in_more_or_in_less_than_their_seed_are_refused(other):
     with pytest.raises(ValueError, match="differ in their seed and in nothing else"):
         results_table.over_seeds({"five": [*runs()[:4], other]})
+
+
+def trained(**changes):
+    config = {"members": 2, "update": "one", "attack_steps": 10, "attack_step_size": 2 / 255}
+    config |= {"weights": "oracle", "weight_steps": 5, "model_steps": 100, "epochs": 30}
+    return {"config": config | {"average_decay": 0.0, "ramp": 0.0} | changes}
+
+
+def test_a_table_says_of_each_training_in_what_it_is_not_algorithm_2():
+    cifar = {"update": "all", "attack_steps": 3, "attack_step_size": 4 / 255, "weight_steps": 2}
+    cifar |= {"model_steps": 50, "epochs": 2, "average_decay": 0.98}
+    table = reporting.training_table(
+        {
+            "printed": trained(),
+            "cifar": trained(**cifar),
+            "cifar standard suite": trained(**cifar),
+            "single": trained(members=1, ramp=0.3),
+            "uniform": trained(weights="uniform"),
+            "of another program": {"config": {"epochs": 3}},
+        }
+    )
+    assert table.splitlines()[2:] == [
+        "| printed | one member | PGD-10, step 0.0078 | oracle, T_theta = 100, T_lambda = 5 | 30 "
+        "| nothing |",
+        "| cifar | all 2 | PGD-3, step 0.016 | oracle, T_theta = 50, T_lambda = 2 | 2 "
+        "| all members on each batch, averaged parameters |",
+        "| single | one member | PGD-10, step 0.0078 |  | 30 | one classifier, growing radius |",
+        "| uniform | one member | PGD-10, step 0.0078 | uniform, T_theta = 100 | 30 "
+        "| fixed weights |",
+    ]

@@ -33,6 +33,7 @@ from mixjax.reporting.tables import (
     reported_table,
     results_table,
     suite_table,
+    training_table,
 )
 from mixjax.reporting.toy_figures import (
     plot_bounds,
@@ -78,6 +79,7 @@ __all__ = [
     "reported_table",
     "results_table",
     "suite_table",
+    "training_table",
     "truncate_metrics",
     "write_report",
     "write_result",

@@ -27,6 +27,49 @@ def results_table(results, labels=None):
     return _markdown(head, rows)
 
 
+def training_table(results):
+    """How each mixture was trained, and in what that differs from Algorithm 2, as Markdown.
+
+    One row for each config of `experiments.cifar10_mixture`, under the first name that has it.
+
+    Args:
+      results: `name -> result`; those of other programs are left out.
+
+    References:
+      Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, algorithm 2.
+    """
+    rows, known = [], []
+    for name, result in results.items():
+        config = result["config"]
+        if {"update", "attack_steps", "weight_steps"} <= config.keys() and config not in known:
+            known.append(config)
+            rows.append([name, *_training(config)])
+    head = ["", "updated per step", "training attack", "weights", "epochs per member"]
+    head += ["other than in Algorithm 2"]
+    return _markdown(head, rows) if rows else ""
+
+
+def _training(config):
+    alone = config["members"] == 1
+    weights = f"{config['weights']}, T_theta = {config['model_steps']}"
+    if config["weights"] != "uniform":
+        weights += f", T_lambda = {config['weight_steps']}"
+    differences = {
+        "one classifier": alone,
+        "all members on each batch": config["update"] == "all" and not alone,
+        "fixed weights": config["weights"] == "uniform" and not alone,
+        "averaged parameters": config["average_decay"] > 0,
+        "growing radius": config["ramp"] > 0,
+    }
+    return [
+        "one member" if config["update"] == "one" or alone else f"all {config['members']}",
+        f"PGD-{config['attack_steps']}, step {config['attack_step_size']:.2g}",
+        "" if alone else weights,
+        str(config["epochs"]),
+        ", ".join(name for name, holds in differences.items() if holds) or "nothing",
+    ]
+
+
 def attack_table(results):
     """One row for each attack, one column for each result: `name -> result`, as Markdown.
 
