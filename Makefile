@@ -15,7 +15,7 @@ installed := $(VENV)/installed
 # A robust mixture on the embedded digits, from training to table and figures: runs/demo/report.md
 # Again it goes on from there, and keeps what has been evaluated; `rm -r runs/demo` begins anew.
 demo: $(installed)
-	$(bin)/python -m experiments.cifar10_mixture --preset demo --run-dir runs/demo --resume
+	$(bin)/python -m experiments.cifar10_mixture --preset demo --run-dir runs/demo $(if $(wildcard runs/demo),--resume)
 
 # The tests run on forced CPU devices, whatever accelerator there is.
 test: export JAX_PLATFORMS ?= cpu

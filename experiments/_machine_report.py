@@ -64,7 +64,7 @@ class Outcome(NamedTuple):
 def presets(
     make: Callable[..., AttackConfig], *, demo: dict | None = None, cifar10: dict | None = None
 ) -> dict[str, Any]:
-    """The presets of an experiment: the paper's two, Fashion-MNIST, and digits for a minute."""
+    """The presets of an experiment: the paper's two, Fashion-MNIST, and quick digits."""
     return {
         "demo": make(**DIGITS | (demo or {})),
         "mnist": make(),
