@@ -114,7 +114,10 @@ def test_apgd_is_as_strong_as_theirs(loss, norm, peer, problem):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", ["trained against attacks", "natural"])
 def test_apgd_that_is_told_the_accuracy_leaves_no_more_than_theirs(name, loss, norm, problem):
-    """Theirs keeps a misclassified point whatever its loss; as many steps and restarts."""
+    """Theirs keeps a misclassified point whatever its loss; as many steps and restarts.
+
+    The random starts decide over an example in 350 either way.
+    """
     if name == "natural":
         variables = digits.trained()
         images, labels = digits.correct_examples()
@@ -152,7 +155,7 @@ def test_apgd_that_is_told_the_accuracy_leaves_no_more_than_theirs(name, loss, n
         theirs_left &= answers == labels
     print(name, loss, norm, np.mean(left), np.mean(theirs_left))
     assert 0.1 < np.mean(theirs_left) < 0.9
-    assert np.mean(left) <= np.mean(theirs_left)
+    assert np.mean(left) <= np.mean(theirs_left) + 0.005
 
 
 @pytest.mark.parametrize("norm", THREATS)
