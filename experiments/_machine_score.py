@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._machine import Setting, attacker, ball, recorded, under_network
-from experiments._machine_training import train
+from experiments._machine_training import identity, train
 from experiments._machine_variants import fgsm, ifgsm
 from mixjax import attacks, evaluation, losses, mixture, reporting
 from mixjax.typing import PyTree
@@ -31,24 +31,33 @@ def score(setting: Setting, name: str, variables: PyTree, eta: float, *, with_ne
 
     Args:
       setting: what was trained on what.
-      name: folder of the classifier below that of the run; a result that is there is taken.
+      name: folder of the classifier below that of the run; a result of it that is there is taken.
       variables: the classifier's variables.
       eta: radius, for pixels in [-1, 1].
       with_network: whether an attack network is trained and counts.
 
     Returns:
       The result, as `reporting.check_result` wants it, that is written to `<name>/result.json`.
+
+    Raises:
+      ValueError: if there is one already of another classifier or radius.
     """
-    folder = setting.folder / name
+    folder, known = setting.folder / name, identity((variables, eta, with_network))
     if (folder / "result.json").exists():
-        return reporting.read_result(folder)
+        result = reporting.read_result(folder)
+        if result.get("identity") != known:
+            raise ValueError(
+                f"{folder / 'result.json'} is of another classifier or radius than the run's: "
+                f"remove the folder {folder} to begin it anew"
+            )
+        return result
     start, network = time.monotonic(), None
     if with_network:
         network = attack_network(setting, name, variables, eta)
     folder.mkdir(parents=True, exist_ok=True)
     wrong = errors(setting, variables, eta, network)
     result = _result(setting, wrong)
-    result["eta"] = eta
+    result |= {"eta": eta, "identity": known}
     seconds = time.monotonic() - start
     result["provenance"] = reporting.provenance(setting.command, setting.config.seed, seconds)
     return reporting.write_result(folder, result)

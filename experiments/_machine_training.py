@@ -1,6 +1,8 @@
 """The training loop of the experiments of Hamm 2018: any `Defense`, with checkpoints and curves."""
 
 import functools
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import tqdm
 
 from experiments._machine import Setting
 from experiments._training import tell_skipped
-from mixjax import checkpoint, data, defenses, reporting
+from mixjax import _fingerprint, checkpoint, data, defenses, reporting
 from mixjax.interrupt import interruptible
 from mixjax.typing import PyTree
 
@@ -42,14 +44,18 @@ def train(
 
     Returns:
       The state after `num_steps` steps.
+
+    Raises:
+      ValueError: if the folder holds a training of another length or of other `args`.
     """
     config, folder = setting.config, setting.folder / name
     state = make(*args).init(jax.random.fold_in(jax.random.key(config.seed), 0))
     steps = compiled(make, config.seed, config.batch_size)
     number = min(measurements or config.measurements, num_steps)
     marks = -(-np.arange(1, number + 1) * num_steps // number)  # rounded up
+    recorded = {"name": name, "steps": num_steps, "args": identity(args)}
     with (
-        reporting.open_run(folder, {"name": name, "steps": num_steps}, resume=True),
+        reporting.open_run(folder, recorded, resume=True),
         checkpoint.open(
             folder / "checkpoints", {}, metric="step", num_latest=1, num_best=0
         ) as saved,
@@ -81,6 +87,12 @@ def train(
                 if interrupt.received:
                     raise SystemExit(interrupt.exit_code)
     return state
+
+
+def identity(tree: PyTree) -> str:
+    """What tells one opponent, radius or classifier from another: all leaves, in 12 characters."""
+    text = json.dumps(_fingerprint.fingerprints(tree), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @functools.lru_cache(maxsize=64)

@@ -223,8 +223,14 @@ def test_scores_are_errors_on_the_points_that_each_attack_made(finished):
     assert result["num_examples"] == 90 and result["eta"] == 0.3
     low, high = result["interval"]["clean"]
     assert low < result["clean_accuracy"] < high
-    again = _machine_score.score(setting, "lwa", jax.tree.map(jnp.zeros_like, params), 0.3)
+    again = _machine_score.score(setting, "lwa", jax.tree.map(jnp.array, state.variables), 0.3)
     assert again == result  # taken from its file
+    other = jax.tree.map(jnp.zeros_like, state.variables)
+    for variables, eta in ((other, 0.3), (state.variables, 0.4)):
+        with pytest.raises(ValueError, match="lwa/result.json is of another classifier or radius"):
+            _machine_score.score(setting, "lwa", variables, eta)
+        with pytest.raises(ValueError, match="attack_network holds a run with .*args: "):
+            _machine_score.attack_network(setting, "lwa", variables, eta)
 
 
 def test_an_attack_on_another_classifier_is_made_with_that_one(finished):
