@@ -114,3 +114,9 @@ class Variants(chex.TestCase):
         every_byte = np.arange(256, dtype=np.uint8)
         got = self.variant(data.to_float)(every_byte)
         chex.assert_trees_all_close(got, np.float32(every_byte / 255), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int16, np.int32])
+def test_images_whose_white_is_not_known_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"uint8 or floating point, got {np.dtype(dtype)}"):
+        data.to_float(jnp.ones((2, 4, 4, 1), dtype))

@@ -25,9 +25,15 @@ NO_AUGMENTATION = Augmentation()
 
 
 def to_float(images: Array) -> Array:
-    """`images / 255`: uint8 `[...]` to float32 in [0, 1]; floating point keeps its values."""
+    """`images / 255`: uint8 `[...]` to float32 in [0, 1]; floating point keeps its values.
+
+    Raises:
+      ValueError: if `images` are of another type: what their white is cannot be known.
+    """
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images.astype(jnp.float32)
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images must be uint8 or floating point, got {images.dtype}")
     return images.astype(jnp.float32) / 255
 
 
