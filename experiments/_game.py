@@ -41,7 +41,12 @@ class Config:
     weights: str = flag(
         "oracle", "how the weights are found", options=("oracle", "entropic", "uniform")
     )
-    weight_steps: int = flag(5, "T_lambda: iterations of one weight step")
+    weight_steps: int = flag(
+        0,
+        "T_lambda: iterations of one weight step; 0: 5 of the oracle, or as many of the relaxation "
+        "as bring its risk within .001 of the least",
+    )
+    weight_batches: int = flag(1, "batches on which a weight step finds the weights; the paper: 1")
     temperature: float = flag(0.01, "alpha of the entropic relaxation, in errors")
     samples: int = flag(4, "points per ball in the entropic relaxation, besides the attacked one")
     # The optimiser.
@@ -105,14 +110,16 @@ def check(config: Config, dataset: data.Dataset, num_devices: int):
     names = "epsilon attack_step_size temperature learning_rate".split()
     _check.positive(**{name: getattr(config, name) for name in names})
     names = (
-        "members width attack_steps model_steps weight_steps epochs batch_size validation_examples "
-        "validation_steps test_examples test_steps test_batch_size member_devices dispatch_steps"
+        "members width attack_steps model_steps weight_batches epochs batch_size "
+        "validation_examples validation_steps test_examples test_steps test_batch_size "
+        "member_devices dispatch_steps"
     ).split()
     _check.at_least(1, **{name: getattr(config, name) for name in names})
     _check.at_least(0, samples=config.samples, devices=config.devices)
     _check.at_least(-1, crop=config.crop)
     _check.within(-1, min(dataset.image_shape[:2]) - 1, crop=config.crop)
     _check.seed(seed=config.seed)
+    _check.at_least(0, weight_steps=config.weight_steps)
     _check.non_negative(beta=config.beta, weight_decay=config.weight_decay)
     _check.fraction(ramp=config.ramp, momentum=config.momentum, average_decay=config.average_decay)
     # A third of the runs attacks the members in turn, each at least once.
@@ -159,16 +166,16 @@ def build(config: Config, dataset: data.Dataset, data_axis=None, member_axis=Non
 
     def attack(key, loss_fn, x, threat):
         step_size = config.attack_step_size / config.epsilon * threat.epsilon
-        start = ball(1e-3) if config.loss == "trades" else threat
+        start = defenses.trades_start(threat) if config.loss == "trades" else threat
         return attacks.pgd(
             key, loss_fn, x, threat, num_steps=config.attack_steps, step_size=step_size, start=start
         )
 
     weighing = {
-        "oracle": partial(defenses.oracle, num_steps=config.weight_steps),
+        "oracle": partial(defenses.oracle, num_steps=oracle_steps(config)),
         "entropic": partial(
             defenses.entropic,
-            num_steps=config.weight_steps,
+            num_steps=config.weight_steps or None,
             temperature=config.temperature,
             num_samples=config.samples,
         ),
@@ -189,12 +196,18 @@ def build(config: Config, dataset: data.Dataset, data_axis=None, member_axis=Non
         ),
         weighing=weighing,
         num_model_steps=config.model_steps,
+        num_weight_batches=config.weight_batches,
         update=config.update,
         average_decay=config.average_decay,
         data_axis=data_axis,
         member_axis=member_axis,
     )
     return Game(model, defense, ball(config.epsilon), learning_rate, num_epochs, steps_per_epoch)
+
+
+def oracle_steps(config: Config) -> int:
+    """Attacks of one weight step by the oracle."""
+    return config.weight_steps or 5
 
 
 def schedule(config: Config, num_steps: int):

@@ -45,17 +45,28 @@ def make_steps(config: Config, game: Game, suits: data.Augmentation, num_steps: 
     """`(progress, examples) -> (progress, losses [num_steps])`, pure, on one device of several."""
     changes = augmentation(config, suits)
     data_key, augment_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    # The other batches of a weight step come in an order of their own.
+    other_key, other_augment_key = jax.random.split(jax.random.fold_in(data_key, 1))
     data_axis, _ = axes(config)
+
+    def batch(data_key, augment_key, number, examples):
+        picked = data.batch_indices(data_key, number, len(examples.labels), config.batch_size)
+        images, labels = examples.images[picked], examples.labels[picked]
+        if any(changes):
+            key = jax.random.fold_in(augment_key, number)
+            images = data.augment(key, images, **changes._asdict())
+        images, labels = parallel.local_share((images, labels), data_axis)
+        return data.to_float(images), labels
 
     def step(progress, examples):
         now = progress.training.step
-        picked = data.batch_indices(data_key, now, len(examples.labels), config.batch_size)
-        images, labels = examples.images[picked], examples.labels[picked]
-        if any(changes):
-            key = jax.random.fold_in(augment_key, now)
-            images = data.augment(key, images, **changes._asdict())
-        images, labels = parallel.local_share((images, labels), data_axis)
-        training, info = game.defense.step(progress.training, data.to_float(images), labels)
+
+        def others(k):
+            number = now * (config.weight_batches - 1) + k - 1
+            return batch(other_key, other_augment_key, number, examples)
+
+        images, labels = batch(data_key, augment_key, now, examples)
+        training, info = game.defense.step(progress.training, images, labels, others)
         num_losses = progress.num_losses + ~info.is_weight_step
         return Progress(training, progress.loss_sum + info.loss, num_losses), info.loss
 
@@ -175,7 +186,8 @@ def make_validation(config: Config, dataset: data.Dataset, game: Game):
         return {
             "step": step,
             "epoch": epoch,
-            "loss": float(progress.loss_sum / progress.num_losses),
+            # An epoch may be weight steps alone.
+            "loss": float(progress.loss_sum / progress.num_losses) if progress.num_losses else None,
             "learning_rate": float(jnp.asarray(game.learning_rate(training.step - 1))),
             "clean_accuracy": scores.clean.mean(),
             "robust_accuracy": scores.robust.mean(),

@@ -26,7 +26,16 @@ import numpy as np
 import tqdm
 
 from experiments import _config
-from experiments._game import Config, Game, build, check, members, recorded, step_size
+from experiments._game import (
+    Config,
+    Game,
+    build,
+    check,
+    members,
+    oracle_steps,
+    recorded,
+    step_size,
+)
 from experiments._training import train
 from mixjax import (
     attacks,
@@ -169,9 +178,10 @@ def passes(config: Config) -> float:
     if config.members == 1 or config.weights == "uniform":
         return model_step
     if config.weights == "oracle":
-        weight_step = config.weight_steps * (attack + config.members)
+        weight_step = oracle_steps(config) * (attack + config.members)
     else:
         weight_step = attack + config.members * (1 + config.samples)
+    weight_step *= config.weight_batches
     model_steps = config.model_steps * config.members / updated
     return (model_steps * model_step + weight_step) / (model_steps + 1)
 

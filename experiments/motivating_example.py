@@ -3,7 +3,7 @@
     python -m experiments.motivating_example      # seconds
 
 Section 2.1 of Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021. Class
--1 sits at 0, class 1 at -1 or 1, half each; `f1(x) = x - 1/2` and `f2(x) = -x - 1/2` err where
+-1 sits at 0, class 1 at -1 or 1, half each; `f1(x) = -x - 1/2` and `f2(x) = x - 1/2` err where
 `f(x) y <= 0`; points move by at most 1. Expect: standard risk 1/4 of everybody, adversarial risk 1
 of each classifier and 3/4 of the mixture (1/2, 1/2), which together with the attacker who moves 0
 to either side with probability 1/2 is an equilibrium of value 3/4.
@@ -28,7 +28,7 @@ HALF = Fraction(1, 2)
 # at -1/2 and 1/2, so that whole numbers represent every point within reach.
 EXAMPLES = ((HALF, 0, -1), (Fraction(1, 4), -1, 1), (Fraction(1, 4), 1, 1))
 MOVES = (-1, 0, 1)
-CLASSIFIERS = (lambda x: x - HALF, lambda x: -x - HALF)
+CLASSIFIERS = (lambda x: -x - HALF, lambda x: x - HALF)
 UNIFORM = (HALF, HALF)
 
 # An attack: probabilities of the moves of each example. Class 1 goes to 0, where both err.

@@ -116,6 +116,17 @@ def update(
     return members, info
 
 
+def indices(members: PyTree, *, axis_name: str | None = None) -> Array:
+    """Which members are here: `[L]`, or `[L / size]` with `axis_name`.
+
+    Args:
+      members: everything of all members, leaves `[L, ...]`, or the local ones with `axis_name`.
+      axis_name: mapped mesh axis over which the members are spread; None: all are here.
+    """
+    first, num_local = _local_range(members, axis_name)
+    return first + jnp.arange(num_local)
+
+
 def mean(values: Array, *, axis_name: str | None = None) -> Array:
     """Mean over members: `[L, ...] -> [...]`, those on other devices included."""
     mean = jnp.mean(values, axis=0)
@@ -141,7 +152,7 @@ def _one_by_one(fn):
     @jax.custom_vjp
     def total(members, weights, x):
         values = jax.lax.map(lambda member: fn(member, x), members)
-        return jnp.sum(weights * values)
+        return jnp.sum(weights.astype(values.dtype) * values)
 
     def forward(members, weights, x):
         in_members = any(leaf.perturbed for leaf in jax.tree.leaves(members))
@@ -151,18 +162,20 @@ def _one_by_one(fn):
             member, weight = element
             if in_members:
                 value, pull_back = jax.vjp(fn, member, x)
-                in_member, in_x = pull_back(weight)
+                in_member, in_x = pull_back(weight.astype(value.dtype))
             else:
                 value, pull_back = jax.vjp(lambda x: fn(member, x), x)
-                in_member, (in_x,) = None, pull_back(weight)
+                in_member, (in_x,) = None, pull_back(weight.astype(value.dtype))
             return jax.tree.map(jnp.add, gradient, in_x), (value, in_member)
 
         zeros = jax.tree.map(jnp.zeros_like, x)
         in_x, (values, in_members) = jax.lax.scan(step, zeros, (members, weights))
-        return jnp.sum(weights * values), (in_members, values, in_x)
+        total = jnp.sum(weights.astype(values.dtype) * values)
+        return total, (in_members, values.astype(weights.dtype), in_x)
 
     def backward(gradients, cotangent):
-        return jax.tree.map(lambda gradient: cotangent * gradient, gradients)
+        # In the type of each: under 64-bit JAX the weights may have another one than the losses.
+        return jax.tree.map(lambda leaf: cotangent.astype(leaf.dtype) * leaf, gradients)
 
     total.defvjp(forward, backward, symbolic_zeros=True)
     return total

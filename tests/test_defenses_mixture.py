@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from mixjax import defenses, losses, models, threats
 
@@ -187,16 +188,17 @@ def on_simplex(v):
 
 
 def slow_weight_step(state, images, labels, step, objective):
-    members = [member_of(state.variables, j) for j in range(L)]
-    weights, visited = np.float64(state.weights), []
+    """Algorithm 1 on the averaged members; the least risk found, and the last weights."""
+    members = [member_of(state.average, j) for j in range(L)]
+    weights, found = np.float64(state.weights), []
     for _ in range(3):
         attacked = slow_attack(members, weights, images, labels, step, objective)
         means = np.array(
             [-np.log(m.probabilities(attacked)[np.arange(B), labels]).mean() for m in members]
         )
-        visited.append((weights @ means, weights))
+        found.append(weights @ means)
         weights = on_simplex(weights - 2.0 / (4.0 * math.sqrt(L * 3)) * means)
-    return min(visited, key=lambda pair: pair[0])
+    return min(found), weights
 
 
 CASES = [(1, "at", "one"), (1, "trades", "one"), (L, "at", "one"), (L, "trades", "all")]
@@ -300,3 +302,221 @@ def test_each_example_and_each_step_has_a_key_of_its_own():
         seen.append(now["mean"])
         assert np.all((0.4 < now["var"]) & (now["var"] < 2.0))
     assert np.abs(seen[0] - seen[1]).min() > 1e-4 and np.abs(seen[1] - seen[2]).min() > 1e-4
+
+
+# --- dropout, and what is no floating-point number -----------------------------------------------
+
+
+def noisy_apply(variables, x, *, train=False, key=None):
+    """A constant, and in training dropout's draw instead: the loss tells which key there was."""
+    logits = jnp.broadcast_to(variables["params"]["bias"], (*x.shape[:-3], C))
+    if not train:
+        return logits
+    draw = jnp.zeros(()) if key is None else jax.random.normal(key)
+    return logits.at[..., 0].add(draw), variables
+
+
+NOISY = models.Model(lambda key: {"params": {"bias": jnp.zeros(C)}}, noisy_apply)
+
+
+@functools.cache
+def draws(update, objective=None):
+    """What dropout drew in four steps: the loss is `log(exp(draw) + 2) - draw` for label 0."""
+    defense = defenses.mixture(
+        NOISY,
+        optax.sgd(0.0),
+        lambda step: 1.0,
+        threats.linf(0.1),
+        lambda key, loss_fn, x, threat: (x, ()),
+        num_members=L,
+        objective=objective,
+        update=update,
+    )
+    state, step, seen = defense.init(jax.random.key(1)), jax.jit(defense.step), []
+    for _ in range(4):
+        state, info = step(state, jnp.zeros((B, *SHAPE)), jnp.zeros(B, int))
+        seen.append(float(info.loss))
+    return np.array(seen)
+
+
+def test_dropout_draws_anew_in_every_step_and_for_every_member():
+    one, every = draws("one"), draws("all")
+    assert len(set(np.round(one, 5))) == 4 and np.all(np.abs(one - np.log(3)) > 1e-4)
+    # The mean over members is none of theirs: they would agree if they shared a draw.
+    key = jax.random.split(jax.random.key(1))[1]
+    for number in (0, 2, 0):  # the step, its third use, the first device
+        key = jax.random.fold_in(key, number)
+    each = [jax.random.split(jax.random.fold_in(key, k))[1] for k in range(L)]
+    draw = np.array([jax.random.normal(one) for one in each])
+    np.testing.assert_allclose(every[0], np.mean(np.log(np.exp(draw) + 2) - draw), rtol=1e-5)
+
+
+def test_the_clean_and_the_attacked_pass_of_trades_draw_apart():
+    """With one draw for both the divergence would be 0 and the weight of it of no effect."""
+    light, heavy = (draws("one", defenses.trades(beta)) for beta in (0.0, 6.0))
+    assert np.all(heavy > light + 1e-3)
+
+
+THREAT = threats.linf(0.1)
+
+
+def stay(key, loss_fn, x, threat):
+    return x, ()
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        pytest.param(functools.partial(defenses.sensitivity, clean_weight=0.5), id="sensitivity"),
+        pytest.param(defenses.learning_with_adversary, id="learning with an adversary"),
+        pytest.param(
+            functools.partial(defenses.cat_and_mouse, num_steps_per_round=2), id="cat and mouse"
+        ),
+        pytest.param(
+            lambda model, optimizer, threat, attack: defenses.against_several(
+                model, optimizer, threat, [attack]
+            ),
+            id="several attacks",
+        ),
+    ],
+)
+def test_dropout_reaches_every_trainer(trainer, key):
+    defense = trainer(NOISY, optax.sgd(0.0), THREAT, stay)
+    state, step, seen = defense.init(key), jax.jit(defense.step), []
+    for _ in range(3):
+        state, info = step(state, jnp.zeros((B, *SHAPE)), jnp.zeros(B, int))
+        seen.append(float(info.loss))
+    assert len(set(np.round(seen, 5))) == 3
+    assert np.all(np.abs(np.array(seen) - np.log(3)) > 1e-4)
+
+
+def test_random_keys_and_counters_are_the_newest_on_every_side(key):
+    """What NNX modules with dropout keep among their statistics: no mean of them makes sense."""
+
+    def init(key):
+        state = {"stream": jax.random.key(7), "count": jnp.zeros((), jnp.uint32)}
+        return {
+            "params": {"bias": jnp.zeros(C)},
+            "batch_stats": state | {"mean": jnp.zeros(())},
+        }
+
+    def apply(variables, x, *, train=False):
+        logits = jnp.broadcast_to(variables["params"]["bias"], (*x.shape[:-3], C))
+        if not train:
+            return logits
+        old = variables["batch_stats"]
+        new = {
+            "stream": jax.random.fold_in(old["stream"], 1),
+            "count": old["count"] + 1,
+            "mean": jnp.mean(x),
+        }
+        return logits, {**variables, "batch_stats": new}
+
+    def run(axis):
+        defense = defenses.mixture(
+            models.Model(init, apply),
+            optax.sgd(0.1),
+            lambda step: 1.0,
+            threats.linf(0.1),
+            lambda key, loss_fn, x, threat: (x, ()),
+            num_members=2,
+            update="all",
+            average_decay=0.5,
+            data_axis=axis,
+        )
+        step = defense.step
+        if axis is not None:
+            step = jax.vmap(step, in_axes=(None, 0, 0), out_axes=(None, None), axis_name=axis)
+        images, labels = batches(1)
+        images, labels = images[0], labels[0]
+        if axis is not None:
+            images, labels = images.reshape(2, 4, *SHAPE), labels.reshape(2, 4)
+        return defense.init(key), jax.jit(step)(defense.init(key), images, labels)[0]
+
+    old, new = run(None)
+    stream = jax.vmap(lambda key: jax.random.fold_in(key, 1))(
+        old.variables["batch_stats"]["stream"]
+    )
+    for tree in (new.variables, new.average):
+        found = tree["batch_stats"]
+        np.testing.assert_array_equal(
+            jax.random.key_data(found["stream"]), jax.random.key_data(stream)
+        )
+        np.testing.assert_array_equal(found["count"], [1, 1])
+        assert found["count"].dtype == jnp.uint32
+    mean = batches(1)[0].mean()
+    np.testing.assert_allclose(new.variables["batch_stats"]["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(new.average["batch_stats"]["mean"], 0.9 * mean, rtol=1e-5)
+
+
+def test_networks_of_nnx_with_dropout_can_be_trained(key):
+    class Network(nnx.Module):
+        def __init__(self, *, rngs):
+            self.dense = nnx.Linear(D, C, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dense(self.dropout(x.reshape(x.shape[0], -1)))
+
+    defense = defenses.mixture(
+        models.from_nnx(lambda rngs: Network(rngs=rngs), SHAPE),
+        optax.sgd(0.1),
+        lambda step: 1.0,
+        threats.linf(0.1),
+        ascend,
+        num_members=2,
+        weighing=defenses.oracle(num_steps=1),
+        num_model_steps=1,
+        average_decay=0.9,
+    )
+    state, step = defense.init(key), jax.jit(defense.step)
+    for images, labels in zip(*batches(3), strict=True):
+        state, info = step(state, images, labels)
+    assert info.is_weight_step and not np.allclose(state.weights, 0.5)
+
+
+# --- weights on several batches, and 64-bit JAX ------------------------------------------------
+
+
+def test_weights_may_be_found_on_several_batches():
+    """Three batches of eight as one of twenty-four: the same weights, whatever the loop."""
+    (images, labels) = batches(3)
+    settings = {
+        "weighing": defenses.oracle(num_steps=3, loss_bound=4.0),
+        "weighing_loss": losses.cross_entropy,
+    }
+    apart = make(num_weight_batches=3, **settings)
+    state = apart.init(jax.random.key(0))._replace(weights=jnp.asarray(WEIGHTS), step=jnp.int32(3))
+    rest = jnp.asarray(images), jnp.asarray(labels)
+
+    def others(k):
+        return rest[0][k], rest[1][k]
+
+    found, info = jax.jit(lambda state: apart.step(state, *others(0), others))(state)
+    whole = images.reshape(-1, *SHAPE), labels.reshape(-1)
+    want, want_info = jax.jit(make(**settings).step)(state, *whole)
+    assert info.is_weight_step and want_info.is_weight_step
+    np.testing.assert_allclose(found.weights, want.weights, atol=1e-6)
+    np.testing.assert_allclose(info.risk, want_info.risk, rtol=1e-6)
+    alone, _ = jax.jit(make(**settings).step)(state, *others(0))
+    assert np.abs(alone.weights - want.weights).max() > 1e-3
+    with pytest.raises(ValueError, match="batches must be a function of the numbers 1 to 2"):
+        apart.step(state, *others(0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("weighing", ["oracle", "entropic"])
+def test_both_kinds_of_step_work_under_64_bit_jax(dtype, weighing):
+    with jax.enable_x64():
+        weigh = {
+            "oracle": defenses.oracle(num_steps=2),
+            "entropic": defenses.entropic(num_steps=2, temperature=0.1, num_samples=1),
+        }[weighing]
+        defense = make(2, weighing=weigh, average_decay=0.9)
+        state, step = defense.init(jax.random.key(0)), jax.jit(defense.step)
+        before = jax.tree.map(lambda leaf: leaf.dtype, state)
+        for images, labels in zip(*batches(3), strict=True):
+            state, info = step(state, images.astype(dtype), labels)
+        assert info.is_weight_step
+        assert before == jax.tree.map(lambda leaf: leaf.dtype, state)
+        np.testing.assert_allclose(state.weights.sum(), 1.0, atol=1e-6)

@@ -29,8 +29,10 @@ def best_response(key, weights):
 
 
 def test_oracle_is_projected_subgradient_descent_on_the_attacks_it_asks_for(key):
-    weigh = defenses.oracle(num_steps=5, loss_bound=2.0)
-    found, risk = jax.jit(lambda w: weigh(key, w, losses_fn, best_response, None))(WEIGHTS)
+    def found_by(iterate):
+        weigh = defenses.oracle(num_steps=5, loss_bound=2.0, iterate=iterate)
+        return jax.jit(lambda w: weigh(key, w, losses_fn, best_response, None))(WEIGHTS)
+
     weights, visited = np.float64(WEIGHTS), []
     for _ in range(5):
         means = TABLE.mean(1)
@@ -40,9 +42,48 @@ def test_oracle_is_projected_subgradient_descent_on_the_attacks_it_asks_for(key)
         assert moved.min() > (moved.sum() - 1) / 3  # inside the simplex: a shift projects
         weights = moved - (moved.sum() - 1) / 3
     best_risk, best = min(visited, key=lambda pair: pair[0])
-    np.testing.assert_allclose(found, best, atol=1e-6)
-    np.testing.assert_allclose(risk, best_risk, atol=1e-6)
+    for iterate, expected in (("best", best), ("last", weights)):
+        found, risk = found_by(iterate)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(risk, best_risk, atol=1e-6)
+    assert np.abs(weights - best).max() > 0.04
     assert best_risk < visited[0][0] and best_risk < visited[-1][0]
+
+
+def test_one_step_of_the_oracle_moves_the_weights(key):
+    """`T_lambda = 1`: the paper's weights are those after the step, and not frozen for good."""
+    found, risk = defenses.oracle(num_steps=1)(key, WEIGHTS, losses_fn, best_response, None)
+    means = TABLE.mean(1)
+    worst = means[np.argmax(means @ WEIGHTS)]
+    moved = WEIGHTS - 2 / np.sqrt(3) * worst
+    np.testing.assert_allclose(found, moved - (moved.sum() - 1) / 3, atol=1e-6)
+    np.testing.assert_allclose(risk, worst @ WEIGHTS, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "best"),
+    [
+        pytest.param([[1.0, 0.0]] * 5, 0.0, id="one is always wrong and the other never"),
+        pytest.param([[1.0, 0.0], [0.0, 0.0], [0.5, 0.25]], 0.25, id="one is never better"),
+        pytest.param([[1.0, 0.0], [0.0, 0.5], [0.0, 0.0]], 1 / 3, id="both are needed"),
+    ],
+)
+def test_the_defaults_of_the_relaxation_reach_the_least_risk(key, row, best):
+    """At the programs' temperature, from the weights of the worse side."""
+    weigh = defenses.entropic(temperature=0.01, num_samples=8)
+    table = jnp.asarray(row)[:, None].repeat(4, 1)  # [point, example, member]
+    found, _ = jax.jit(
+        lambda weights: weigh(
+            key,
+            weights,
+            lambda point: table[point],
+            lambda key, weights: 0,
+            lambda key: 1 + jax.random.randint(key, (), 0, len(row) - 1),
+        )
+    )(jnp.array([0.9, 0.1]))
+    risk = games.adversarial_risk(found, jnp.swapaxes(table, 0, 1))
+    assert risk <= best + 1e-2
+    np.testing.assert_allclose(found.sum(), 1.0, atol=1e-6)
 
 
 def test_oracle_attacks_with_another_key_each_time(key):
@@ -130,6 +171,14 @@ def test_examples_may_be_spread_over_devices(key, weigh):
         (
             lambda: defenses.entropic(num_steps=1, temperature=1.0, num_samples=-1),
             "num_samples must be a whole number of at least 0, got -1",
+        ),
+        (
+            lambda: defenses.entropic(temperature=1.0, num_samples=1, tolerance=0.0),
+            "tolerance must be positive, got 0.0",
+        ),
+        (
+            lambda: defenses.oracle(num_steps=1, iterate="mean"),
+            "iterate must be one of best, last, got mean",
         ),
         (lambda: defenses.trades(-6.0), "beta must be at least 0, got -6.0"),
     ],

@@ -350,3 +350,12 @@ def test_two_hosts_give_the_numbers_of_one(children, finished, tmp_path):
         _, error = children.finish(process)
         assert process.returncode == 0, error
     assert_same_training(tmp_path / "run", finished)
+
+
+def test_an_epoch_of_weight_steps_alone_has_no_loss_and_goes_on(tmp_path):
+    """One step an epoch, every other one a weight step: there is no mean of no losses."""
+    flags = "--train-examples 256 --model-steps 1 --epochs 4 --no-single --weight-batches 2"
+    run(tmp_path / "run", *flags.split())
+    _, metrics = numbers(tmp_path / "run")
+    assert [row["loss"] is None for row in metrics] == [False, True, False, True]
+    assert metrics[0]["weights"] == [0.5, 0.5] != metrics[1]["weights"]

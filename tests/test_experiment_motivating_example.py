@@ -21,9 +21,15 @@ def test_every_value_of_the_paper_is_exact():
     assert found["gap_of_the_equilibrium"] == 0
     losses = [value for name, value in found.items() if "_loses_by_" in name]
     assert len(losses) == 6 and min(losses) > 0
-    # What answers the deterministic attack is f2: it is not fooled on the right.
-    assert found["single_response_f2_to_the_attack_that_moves_0_to_1"] == Fraction(1, 2)
-    assert found["single_response_f1_to_the_attack_that_moves_0_to_1"] == 1
+
+
+def test_f1_answers_the_attacker_who_always_moves_0_to_1():
+    """The paper's f1(x) = -x - 1/2 says class -1 on the right, where f2(x) = x - 1/2 is fooled."""
+    found = example.values()
+    assert found["single_response_f1_to_the_attack_that_moves_0_to_1"] == Fraction(1, 2)
+    assert found["single_response_f2_to_the_attack_that_moves_0_to_1"] == 1
+    f1, f2 = example.CLASSIFIERS
+    assert (f1(1), f2(1)) == (Fraction(-3, 2), Fraction(1, 2))
 
 
 def test_a_tie_is_an_error_and_whole_moves_are_enough():

@@ -149,11 +149,26 @@ def test_only_the_randomised_attack_holds_the_value():
 def test_the_gain_is_what_the_single_classifier_errs_more_often():
     """Two seeds at one radius: mixture and single in training, mixture and single on test."""
     risks = np.array([[[0.5, 0.6, 0.51, 0.58]], [[0.5, 0.5, 0.53, 0.55]]])
-    (row,) = synthetic.summary_of([2.0], risks)
+    (row,) = synthetic.summary_of([2.0], risks, np.array([[0.55], [0.51]]))
     assert row["gain"] == pytest.approx({"mean": 0.05, "standard_deviation": 0.05})
     assert row["gain_on_test"]["mean"] == pytest.approx(0.045)
     assert row["single_on_test"]["mean"] == pytest.approx(0.565)
     assert (row["epsilon"], row["least_gain"], row["seeds_with_gain"]) == (2.0, 0.0, 1)
+    assert (row["seeds"], row["seeds_with_gain_by_algorithm_1"]) == (2, 1)
+    assert row["by_algorithm_1"]["mean"] == pytest.approx(0.53)
+
+
+def test_better_in_every_seed_is_said_of_the_radii_from_which_on_it_is_true():
+    """Radii in no order: seeds gain at 3 and 4 both, at 2 one, at 1 both by chance."""
+    gains = np.array([[0.1, 0.2, 0.0, 0.1], [0.1, 0.1, 0.1, 0.1]])
+    assert synthetic.from_where([4.0, 3.0, 2.0, 1.0], gains) == 3.0
+    assert synthetic.from_where([2.0, 1.0, 4.0, 3.0], gains) is None
+
+
+def test_algorithm_1_comes_close_to_the_value_from_above():
+    patterns = synthetic.merge(np.random.default_rng(0).integers(8, size=(20, 5)), 3)
+    value = games.solve(patterns.losses).value
+    assert value - 1e-6 <= synthetic.oracle_risk(patterns, 1024) <= value + 0.02
 
 
 def test_a_run_leaves_figure_tables_and_numbers_that_agree(tmp_path, capsys):

@@ -58,6 +58,22 @@ def test_exact_answers_of_both_lead_to_the_equilibrium_of_the_whole_game(seed):
         assert one.lower <= value + 1e-6 and one.upper >= value - 1e-6
 
 
+def test_what_an_example_costs_in_any_case_does_not_end_the_game_early_or_late():
+    """2^36 on top of one example: doubles still hold the losses, and no longer their mean."""
+    losses = np.random.default_rng(4).integers(64, size=(4, 5, 6)) / 64
+    rounds = []
+    for sure in (0.0, 2.0**36):
+        whole = Whole(losses + sure * (np.arange(4) == 2)[:, None, None])
+        whole.losses_fn = lambda member, points, whole=whole: whole.losses[
+            whole.examples, points, member
+        ]
+        grown = whole.grow(tolerance=1e-9)
+        rounds.append(grown.rounds)
+        np.testing.assert_allclose(grown.upper, grown.lower, rtol=1e-15, atol=1e-9)
+    assert len(rounds[0]) == len(rounds[1]) < 60
+    np.testing.assert_allclose([one.upper for one in rounds[1]], 2.0**34 + 0.5, atol=0.5)
+
+
 def test_without_a_defender_the_game_is_that_of_the_given_members():
     whole = Whole(random_game(1))
     grown = whole.grow((4, 1, 2), defender=None)

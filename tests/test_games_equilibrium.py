@@ -1,6 +1,7 @@
 """The exact equilibrium: against linear programs built otherwise, closed forms, and itself."""
 
 import itertools
+from fractions import Fraction
 
 import chex
 import jax
@@ -229,6 +230,83 @@ def test_solvers_of_either_player_agree_about_the_value():
     other = games.solve(1.0 - np.swapaxes(losses, 1, 2))
     np.testing.assert_allclose(1.0 - other.value, found.value, atol=1e-9)
     np.testing.assert_allclose(other.weights, found.attack[0], atol=1e-9)
+
+
+# Losses of any size.
+
+SMALL = np.array([[1.0, 0.0], [0.0, 3.0]])
+"""One example of its own equilibrium: weights and attack (3/4, 1/4), value 3/4."""
+
+COSTS_IN_ANY_CASE = [
+    pytest.param(np.full((2, 2), 1e9), id="the same everywhere"),
+    pytest.param(np.array([[0.0, 0.0], [1e9, 1e9]]), id="the same of every member"),
+    pytest.param(np.array([[1e9, 1e9], [1e9, 5.0]]), id="at a candidate better than all others"),
+    pytest.param(np.full((2, 2), 1e300), id="nearly as large as numbers are"),
+    pytest.param(np.full((2, 2), 1.7e308), id="so large that two make too much"),
+]
+
+
+@pytest.mark.parametrize("other", COSTS_IN_ANY_CASE)
+def test_an_example_that_costs_every_member_the_same_moves_nobody(other):
+    found = games.solve(np.stack([other, SMALL]))
+    np.testing.assert_allclose(found.weights, [0.75, 0.25], atol=1e-12)
+    np.testing.assert_allclose(found.attack[1], [0.75, 0.25], atol=1e-12)
+    np.testing.assert_allclose(found.gap, 0.0, atol=1e-12)
+    np.testing.assert_allclose(found.value, other.max() / 2 + 0.375, rtol=1e-15)
+
+
+@pytest.mark.parametrize("sure", [1e9, 1e300])
+def test_the_gap_of_given_strategies_does_not_hide_behind_what_an_example_costs(sure):
+    losses = np.stack([np.full((2, 2), sure), SMALL])
+    attack = np.array([[0.5, 0.5], [0.75, 0.25]])
+    gap = games.duality_gap(np.array([0.75, 0.25]), attack, losses)
+    np.testing.assert_allclose(gap, 0.0, atol=1e-12)
+    gap = games.duality_gap(np.array([0.5, 0.5]), attack, losses)
+    np.testing.assert_allclose(gap, (1.5 - 0.75) / 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("cost", [1e9, 1e200])
+def test_a_member_too_dear_to_be_played_hides_no_small_difference(cost):
+    losses = np.concatenate([SMALL, [[cost], [cost]]], axis=1)[None]
+    found = games.solve(losses)
+    np.testing.assert_allclose(found.weights, [0.75, 0.25, 0.0], atol=1e-12)
+    np.testing.assert_allclose([found.value, found.gap], [0.75, 0.0], atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-9, 5e307])
+def test_the_strategies_do_not_depend_on_the_unit_of_the_losses(scale):
+    losses = random_game(8, (5, 4, 3))
+    want, found = games.solve(losses), games.solve(losses * scale)
+    chex.assert_trees_all_close(found[:2], want[:2], atol=1e-9)
+    np.testing.assert_allclose(found.value / scale, want.value, rtol=1e-9)
+    assert 0 <= found.gap / scale < 1e-12
+
+
+def exact_gap(weights, attack, losses):
+    """The gap in rational numbers."""
+    weights = [Fraction(w) / sum(map(Fraction, weights)) for w in weights]
+    worst, members = Fraction(0), [Fraction(0)] * len(weights)
+    for example, probabilities in zip(losses, attack, strict=True):
+        total = sum(map(Fraction, probabilities))
+        rows = [[Fraction(loss) for loss in row] for row in example]
+        worst += max(sum(w * r for w, r in zip(weights, row, strict=True)) for row in rows)
+        for row, probability in zip(rows, probabilities, strict=True):
+            for k, loss in enumerate(row):
+                members[k] += Fraction(probability) / total * loss
+    return (worst - min(members)) / len(losses)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e6, 1e9]))
+@settings(max_examples=25)
+def test_the_certificate_never_promises_more_than_is_true(seed, sure):
+    """Against rational numbers: rounding may make the gap a little larger, never smaller."""
+    losses = random_game(seed, (3, 3, 3)) + sure * np.arange(3.0)[:, None, None]
+    found = games.solve(losses)
+    strategies = found.weights.tolist(), found.attack.tolist(), losses.tolist()
+    true = exact_gap(*strategies)
+    for gap in (found.gap, games.duality_gap(found.weights, found.attack, losses)):
+        assert true <= Fraction(gap) <= true + Fraction(1e-13)
+    assert true < Fraction(1e-9)
 
 
 # The certificate.

@@ -233,6 +233,23 @@ def test_both_averages_near_the_equilibrium_of_an_asymmetric_game(solver, settin
 
 
 @pytest.mark.parametrize(("solver", "setting"), SOLVERS)
+@pytest.mark.parametrize("sure", [1e9, 1e38])
+def test_what_an_example_costs_in_any_case_moves_no_average(solver, setting, sure):
+    """Beside it losses (1, 0), (0, 3), of which float32 would see nothing: weights (3/4, 1/4)."""
+    if sure == 1e38:
+        setting = setting | {"num_steps": 3}  # finite is enough: the differences are 1e-38 of it
+        setting.pop("step_size", None)
+    bound = {"loss_bound": sure} if solver == "hedge" else {}
+    losses = np.float32([np.full((2, 2), sure), [[1.0, 0.0], [0.0, 3.0]]])
+    found = compiled(solver, **setting)(losses, **bound)
+    chex.assert_tree_all_finite(found)
+    np.testing.assert_allclose(found.upper[-1], sure / 2, rtol=1e-6)
+    if sure == 1e9:
+        np.testing.assert_allclose(found.weights, [0.75, 0.25], atol=0.05)
+        np.testing.assert_allclose(found.attack[1], [0.75, 0.25], atol=0.05)
+
+
+@pytest.mark.parametrize(("solver", "setting"), SOLVERS)
 @pytest.mark.parametrize("shape", [(3, 1, 4), (3, 4, 1), (1, 1, 1)], ids=str)
 def test_one_candidate_or_one_member_leaves_a_choice_to_the_other_only(solver, setting, shape):
     losses = table(2, shape)

@@ -8,8 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from mixjax import games
+from mixjax.games import _tables
 
 P = jax.sharding.PartitionSpec
 SLOW_WEIGHTS = np.array([0.2, 0.5, 0.3])
@@ -26,11 +30,11 @@ def table(seed=0, shape=(6, 5, 3), bound=1.0):
 MEUNIER = np.zeros((4, 3, 2), np.float32)
 """Meunier 2021, section 2.1: four equally likely cases, moves by -1, 0, +1, members f1 and f2.
 
-`f1(x) = x - 1/2`, `f2(x) = -x - 1/2`, an error where `f(x) y <= 0`.
+`f1(x) = -x - 1/2`, `f2(x) = x - 1/2`, an error where `f(x) y <= 0`.
 """
 for case, (start, y) in enumerate([(0.0, -1), (0.0, -1), (-1.0, 1), (1.0, 1)]):
     for candidate, move in enumerate([-1.0, 0.0, 1.0]):
-        for member, f in enumerate([lambda x: x - 0.5, lambda x: -x - 0.5]):
+        for member, f in enumerate([lambda x: -x - 0.5, lambda x: x - 0.5]):
             MEUNIER[case, candidate, member] = f(start + move) * y <= 0
 
 
@@ -229,6 +233,104 @@ def test_oracle_returns_the_best_weights_visited_not_the_last():
     own = games.adversarial_risk(weights, losses)
     np.testing.assert_allclose(own, np.min(risks), rtol=1e-6)
     assert np.argmin(risks) < 6 and risks[-1] > own + 0.05
+
+
+def test_the_last_iterate_is_the_one_after_the_last_step():
+    """Rows (1, 0) and (0, 1/2): each step moves along (-1, 1) or (1, -1 / 2) and projects."""
+    losses = np.array([[[1.0, 0.0], [0.0, 0.5]]])
+    for num_steps in (1, 2, 7):
+        weights, risks = games.oracle(losses, num_steps=num_steps, iterate="last")
+        first = 0.5
+        for _ in range(num_steps):
+            eta = 2 / np.sqrt(2 * num_steps)
+            # Projected on the line w1 + w2 = 1 the step is half the difference of the losses.
+            slope = 1.0 if first >= (1 - first) / 2 else -0.5
+            first = np.clip(first - eta * slope / 2, 0, 1)
+        np.testing.assert_allclose(weights, [first, 1 - first], atol=1e-6)
+        best = games.oracle(losses, num_steps=num_steps)
+        np.testing.assert_array_equal(risks, best[1])
+    frozen, _ = games.oracle(losses, num_steps=1)
+    np.testing.assert_array_equal(frozen, [0.5, 0.5])  # the best of those attacked: the first
+    moved, _ = games.oracle(losses, num_steps=1, iterate="last")
+    np.testing.assert_allclose(moved, [0.0, 1.0], atol=1e-6)  # 1/2 - sqrt(2) / 2 < 0
+
+
+def test_an_iterate_that_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="iterate must be one of best, last, got mean"):
+        games.oracle(table(), num_steps=3, iterate="mean")
+
+
+# What losses of any size do.
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-3, 1e7, 1e30])
+@pytest.mark.parametrize("num_members", [2, 7])
+def test_equal_members_keep_their_weights_at_any_temperature(temperature, num_members):
+    """At 1e7 a step is as long, and float32 has no digit left for a sum of 1 beside it."""
+    losses = np.repeat(table(shape=(6, 5, 1)), num_members, axis=2)
+    weights, risks = games.entropic(losses, temperature, num_steps=10)
+    np.testing.assert_allclose(weights, 1 / num_members, atol=1e-6)
+    np.testing.assert_allclose(weights.sum(), 1.0, atol=1e-6)
+    chex.assert_tree_all_finite(risks)
+
+
+@given(
+    hnp.arrays(np.float32, st.integers(1, 8), elements=st.floats(-1, 1, width=32)),
+    st.sampled_from([1e-3, 1.0, 1e7, 1e30]),
+)
+@settings(max_examples=50)
+def test_a_projection_from_any_distance_is_on_the_simplex(direction, distance):
+    far = np.float32(direction * distance)
+    found = _tables.project(jnp.asarray(far))
+    np.testing.assert_allclose(
+        found, slow_projection(np.maximum(np.float64(far) - far.max(), -2)), atol=1e-5
+    )
+    assert_on_simplex(found)
+
+
+def test_what_an_example_costs_in_any_case_moves_no_weights():
+    """The same steps with and without 1e6 on one example, and risks higher by its mean."""
+    losses = np.float32(np.random.default_rng(5).integers(64, size=(4, 3, 3)) / 64)
+    more = losses + np.float32(1e6) * (np.arange(4) == 1)[:, None, None]
+    starts = jnp.array([0.2, 0.3, 0.5])
+    for solver in (
+        functools.partial(games.oracle, num_steps=30),
+        functools.partial(games.entropic, temperature=50.0, num_steps=30),
+        functools.partial(games.entropic, temperature=50.0, num_steps=30, weights=starts),
+    ):
+        weights, risks = solver(losses, loss_bound=1e6 + 1)
+        same, higher = solver(more, loss_bound=1e6 + 1)
+        np.testing.assert_allclose(same, weights, atol=2e-7)
+        np.testing.assert_allclose(higher, risks + 2.5e5, rtol=1e-6)
+
+
+def test_risks_are_finite_where_the_losses_are():
+    """Sums over examples, and quotients by a temperature, that float32 cannot hold."""
+    losses = np.float32(3e38 * np.array([[[1.0, 0.5], [0.5, 1.0]]] * 4))
+    weights, quarter = jnp.array([0.5, 0.5]), np.full((4, 2), 0.5)
+    np.testing.assert_allclose(games.adversarial_risk(weights, losses), 2.25e38, rtol=1e-6)
+    np.testing.assert_allclose(games.losses_under(quarter, losses), 2.25e38, rtol=1e-6)
+    np.testing.assert_allclose(games.entropic_risk(weights, losses, 0.01), 2.25e38, rtol=1e-6)
+    gradient = jax.grad(games.entropic_risk)(jnp.array([0.75, 0.25]), losses, 0.01)
+    np.testing.assert_allclose(gradient, [3e38, 1.5e38], rtol=1e-6)
+    weights, risks = games.oracle(losses, num_steps=20, loss_bound=3.1e38)
+    np.testing.assert_allclose(weights, 0.5, atol=1e-6)
+    np.testing.assert_allclose(risks[0], 2.25e38, rtol=1e-6)
+
+
+def test_losses_that_float32_cannot_hold_are_refused_where_it_would_have_to():
+    losses = np.full((2, 2, 2), 1e300)
+    message = r"losses must lie in \[0.0, 3.4\d*e\+38\], got values from 1e\+300 to 1e\+300"
+    for call in (
+        lambda: games.adversarial_risk(np.array([0.5, 0.5]), losses),
+        lambda: games.best_response(np.array([0.5, 0.5]), losses),
+        lambda: games.losses_under(np.full((2, 2), 0.5), losses),
+        lambda: games.regret_matching(losses, num_steps=3),
+        lambda: games.oracle(losses, num_steps=3, loss_bound=1e301),
+        lambda: games.entropic(losses, 1.0, num_steps=3, loss_bound=1e301),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_oracle_starts_from_uniform_weights():

@@ -1,6 +1,11 @@
 """Training of robust classifiers: a `Defense` is `(init, step)`, both pure."""
 
-from mixjax.defenses.adversarial import Objective, adversarial_training, trades
+from mixjax.defenses.adversarial import (
+    Objective,
+    adversarial_training,
+    trades,
+    trades_start,
+)
 from mixjax.defenses.cat_and_mouse import cat_and_mouse
 from mixjax.defenses.classifier import ClassifierInfo, ClassifierState
 from mixjax.defenses.minimax import against_network
@@ -27,4 +32,5 @@ __all__ = [
     "oracle",
     "sensitivity",
     "trades",
+    "trades_start",
 ]

@@ -7,7 +7,10 @@ members, and a single classifier is the mixture of one.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+
 from mixjax import _check, losses
+from mixjax.threats import Threat
 from mixjax.typing import Array
 
 
@@ -62,3 +65,26 @@ def trades(beta: float = 6.0) -> Objective:
         return losses.cross_entropy(clean_logits, label) + beta * divergence
 
     return Objective(attack_loss, train_loss, uses_clean=True)
+
+
+def trades_start(threat: Threat, *, deviation: float = 1e-3) -> Threat:
+    """Where the attack on TRADES' divergence starts: normal noise in each coordinate.
+
+    At the input itself the divergence has no gradient. The start of the authors' code is the same
+    for both norms, `x + .001 * randn`; an attack keeps it within its ball.
+
+    Args:
+      threat: the attacker's ball.
+      deviation: of each coordinate, positive, in the units of the images.
+
+    Returns:
+      The same ball, of which `sample` draws the noise: the `start` of `attacks.pgd`.
+
+    Raises:
+      ValueError: if `deviation` is not positive.
+
+    References:
+      Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019.
+    """
+    _check.positive(deviation=deviation)
+    return threat._replace(sample=lambda key, shape: deviation * jax.random.normal(key, shape))

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import _check
-from mixjax.defenses.classifier import ClassifierInfo, attack_batch, mean_loss, train
+from mixjax.defenses.classifier import (
+    ClassifierInfo,
+    attack_batch,
+    dropout_key,
+    mean_loss,
+    train,
+)
 from mixjax.defenses.mixture import Defense
 from mixjax.models import Model
 from mixjax.threats import Threat
@@ -57,13 +63,14 @@ def cat_and_mouse(
         return jax.tree.map(lambda new, old: jnp.where(is_first, new, old), state.variables, last)
 
     def objective(variables, state, key, images, labels):
-        clean, new = mean_loss(model, variables, images, labels)
+        clean_key, attacked_key = jax.random.split(dropout_key(key, data_axis))
+        clean, new = mean_loss(model, variables, images, labels, clean_key)
 
         def attacked_loss(variables):
             attacked = attack_batch(
                 model, state.opponent, attack, key, images, labels, threat, data_axis=data_axis
             )
-            attacked_loss, new = mean_loss(model, variables, attacked, labels)
+            attacked_loss, new = mean_loss(model, variables, attacked, labels, attacked_key)
             return _CLEAN_WEIGHT * clean + (1 - _CLEAN_WEIGHT) * attacked_loss, new
 
         is_clean = state.step < num_steps_per_round

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import losses
-from mixjax.defenses.mixture import Defense, _mean_over
+from mixjax.defenses.mixture import Defense, _mean_over, apply_in_training
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Key, PyTree
@@ -123,7 +123,21 @@ def attack_batch(
     return jax.vmap(attack_one)(keys, images, labels)
 
 
-def mean_loss(model: Model, variables: PyTree, images: Array, labels: Array):
-    """Mean cross-entropy in training, and the variables with their statistics updated."""
-    logits, variables = model.apply(variables, images, train=True)
+def dropout_key(key: Key, data_axis: str | None = None) -> Key:
+    """A key for dropout from that of a step, one of its own on each device.
+
+    `attack_batch` takes the numbers of examples, and this the last one there is.
+    """
+    key = jax.random.fold_in(key, jnp.uint32(2**32 - 1))
+    return key if data_axis is None else jax.random.fold_in(key, jax.lax.axis_index(data_axis))
+
+
+def mean_loss(
+    model: Model, variables: PyTree, images: Array, labels: Array, key: Key | None = None
+):
+    """Mean cross-entropy in training, and the variables with their statistics updated.
+
+    Dropout draws from the key; without one, nothing is dropped out.
+    """
+    logits, variables = apply_in_training(model, variables, images, key)
     return jnp.mean(jax.vmap(losses.cross_entropy)(logits, labels)), variables

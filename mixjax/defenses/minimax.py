@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 
 from mixjax import attacks, games
-from mixjax.defenses.classifier import ClassifierState, mean_loss
+from mixjax.defenses.classifier import ClassifierState, dropout_key, mean_loss
 from mixjax.defenses.mixture import Defense, _mean_over
 from mixjax.models import Model
 from mixjax.threats import Threat
@@ -55,7 +55,8 @@ def against_network(
         attacked, _ = attacks.attack_batch(
             network, network_variables, key, images, labels, threat, move=move, bounds=bounds
         )
-        return mean_loss(model, {**state.variables, "params": params}, attacked, labels)[0]
+        variables = {**state.variables, "params": params}
+        return mean_loss(model, variables, attacked, labels, dropout_key(key))[0]
 
     init_players, update = method(payoff)
 
@@ -79,7 +80,7 @@ def against_network(
             attacked, opponent = attacks.attack_batch(
                 network, opponent, key, images, labels, threat, move=move, bounds=bounds
             )
-            _, new = model.apply(variables, attacked, train=True)
+            _, new = mean_loss(model, variables, attacked, labels, dropout_key(key))
             variables = _mean_over(data_axis, new)
         return ClassifierState(variables, opponent, players[2:4], state.key, players.step), info
 

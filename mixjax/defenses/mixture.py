@@ -5,6 +5,7 @@ expected loss of all members, and the member that learns from the attacked batch
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,10 +24,14 @@ UPDATES = ("one", "all")
 
 
 class Defense(NamedTuple):
-    """A training method: `init(key) -> state`, `step(state, images, labels) -> (state, info)`."""
+    """A training method: `init(key) -> state`, `step(state, images, labels) -> (state, info)`.
+
+    A mixture whose weights are found on several batches takes those beside the first one as a
+    fourth argument of `step`, a function: see `mixture`.
+    """
 
     init: Callable[[Key], Any]
-    step: Callable[[Any, Array, Array], tuple[Any, Any]]
+    step: Callable[..., tuple[Any, Any]]
 
 
 class MixtureState(NamedTuple):
@@ -35,7 +40,8 @@ class MixtureState(NamedTuple):
     Attributes:
       variables: the members' variables, leaves `[L, ...]`.
       opt_state: the members' optimiser states, leaves `[L, ...]`.
-      average: exponential moving average of `variables`, for evaluation.
+      average: exponential moving average of `variables`, for evaluation: those whose weights are
+        found. Of what is no floating-point number, such as a random key, it has the newest.
       weights: `[L]` probabilities of the members.
       key: root of all randomness; step t uses `fold_in(key, t)`.
       step: `[]` number of steps taken.
@@ -75,6 +81,7 @@ def mixture(
     weighing: Weighing | None = None,
     weighing_loss: Callable[[Array, Array], Array] = losses.zero_one,
     num_model_steps: int = 100,
+    num_weight_batches: int = 1,
     update: str = "one",
     average_decay: float = 0.0,
     bounds: Bounds = (0.0, 1.0),
@@ -86,6 +93,10 @@ def mixture(
     Step t = 1, 2, .. is a weight step if `t mod (num_model_steps * L + 1) == 0`, else a model
     step: attack the batch against the mixture, draw one member, take one gradient step on it.
     One member alone needs no weights: then every step is plain adversarial training.
+
+    The attacker of a model step sees the members as they are evaluated without dropout; the weights
+    are those of the averaged members, which is what is evaluated in the end: with
+    `average_decay=0`, as in the paper, the members themselves.
 
     Args:
       model: architecture of every member.
@@ -99,6 +110,9 @@ def mixture(
       weighing: the weight step; None keeps the weights uniform, without weight steps.
       weighing_loss: `(logits [C], label) -> []`, the loss whose risk the weights minimise.
       num_model_steps: `T_theta`, model steps per member between two weight steps.
+      num_weight_batches: batches on which one weight step finds the weights, 1 in the paper. With
+        more, `step(state, images, labels, batches)` asks `batches(k) -> (images, labels)` for batch
+        `k = 1, .., num_weight_batches - 1` in a weight step.
       update: "one" updates a member drawn uniformly, as in the paper; "all" updates all members
         on the same attacked batch, which costs less per update since they share the attack. Then
         one step in `num_model_steps + 1` is a weight step.
@@ -111,7 +125,7 @@ def mixture(
     Returns:
       A `Defense` with `MixtureState` and `MixtureInfo`. `step` takes `images [B, H, W, C]` within
       `bounds` and `labels [B]`. The result does not depend on how examples and members are
-      spread over devices, up to rounding.
+      spread over devices, up to rounding; dropout does, since each device draws its own.
 
     Raises:
       ValueError: if a number is out of its range or `update` is unknown.
@@ -120,6 +134,7 @@ def mixture(
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, algorithm 2.
     """
     _check.at_least(1, num_members=num_members, num_model_steps=num_model_steps)
+    _check.at_least(1, num_weight_batches=num_weight_batches)
     _check.one_of(UPDATES, update=update)
     _check.fraction(average_decay=average_decay)
     objective = adversarial_training() if objective is None else objective
@@ -143,99 +158,181 @@ def mixture(
     def logits_fn(variables, x):
         return ensemble.apply(model.apply, variables, x, axis_name=member_axis)
 
-    def example_keys(key, images):
-        first = 0 if data_axis is None else jax.lax.axis_index(data_axis) * images.shape[0]
+    def example_keys(key, images, batch=0):
+        num_devices, device = _place(data_axis)
+        first = (batch * num_devices + device) * images.shape[0]
         examples = first + jnp.arange(images.shape[0])
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, examples)
 
-    def attack_batch(key, weights, state, images, labels):
+    def attack_batch(keys, weights, variables, threat, images, labels):
         def attack_one(key, x, label):
             def attack_loss(member, x):
                 variables, clean_logits = member
                 return objective.attack_loss(clean_logits, model.apply(variables, x), label)
 
-            members = (state.variables, ensemble.apply(model.apply, state.variables, x))
+            members = (variables, ensemble.apply(model.apply, variables, x))
 
             def loss_fn(x):
                 return ensemble.expectation(attack_loss, members, weights, x, axis_name=member_axis)
 
-            return attack(key, loss_fn, x, threat_at(state.step))[0]
+            return attack(key, loss_fn, x, threat)[0]
 
-        return jax.vmap(attack_one)(example_keys(key, images), images, labels)
+        return jax.vmap(attack_one)(keys, images, labels)
 
-    def member_loss(params, variables, images, attacked, labels):
+    def member_loss(params, variables, key, images, attacked, labels):
         variables, clean_logits = {**variables, "params": params}, None
+        clean_key, key = jax.random.split(key)
         if objective.uses_clean:
-            clean_logits, variables = model.apply(variables, images, train=True)
-        logits, variables = model.apply(variables, attacked, train=True)
+            clean_logits, variables = apply_in_training(model, variables, images, clean_key)
+        logits, variables = apply_in_training(model, variables, attacked, key)
         clean_logits = logits if clean_logits is None else clean_logits
         return jnp.mean(jax.vmap(objective.train_loss)(clean_logits, logits, labels)), variables
 
-    def update_member(member, step, images, attacked, labels):
+    def update_member(member, index, key, step, images, attacked, labels):
         variables, opt_state, average = member
+        key = jax.random.fold_in(key, index)
         loss_and_grad = jax.value_and_grad(member_loss, has_aux=True)
-        (loss, new), grads = loss_and_grad(variables["params"], variables, images, attacked, labels)
+        (loss, new), grads = loss_and_grad(
+            variables["params"], variables, key, images, attacked, labels
+        )
         statistics = {name: value for name, value in new.items() if name != "params"}
         loss, statistics, grads = _mean_over(data_axis, (loss, statistics, grads))
         updates, opt_state = optimizer.update(grads, opt_state, variables["params"])
         updates = jax.tree.map(lambda leaf: learning_rate(step) * leaf, updates)
         variables = {**statistics, "params": optax.apply_updates(variables["params"], updates)}
         decay = jnp.minimum(average_decay, (1.0 + step) / (10.0 + step))
-        return (
-            variables,
-            opt_state,
-            optax.incremental_update(variables, average, 1.0 - decay),
-        ), loss
+        return (variables, opt_state, _moved(average, variables, decay)), loss
 
     def model_step(key, state, images, labels):
         attack_key, member_key = jax.random.split(key)
-        attacked = attack_batch(attack_key, state.weights, state, images, labels)
+        dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), _place(data_axis)[1])
+        keys, threat = example_keys(attack_key, images), threat_at(state.step)
+        attacked = attack_batch(keys, state.weights, state.variables, threat, images, labels)
         members = (state.variables, state.opt_state, state.average)
 
-        def update_one(member):
-            return update_member(member, state.step, images, attacked, labels)
+        def update_one(member, index):
+            return update_member(member, index, dropout_key, state.step, images, attacked, labels)
 
         if update == "all":
-            members, loss = jax.vmap(update_one)(members)
+            indices = ensemble.indices(members, axis_name=member_axis)
+            members, loss = jax.vmap(update_one)(members, indices)
             loss = ensemble.mean(loss, axis_name=member_axis)
         else:
             index = jax.random.randint(member_key, (), 0, num_members)
-            members, loss = ensemble.update(update_one, members, index, axis_name=member_axis)
+            members, loss = ensemble.update(
+                lambda member: update_one(member, index), members, index, axis_name=member_axis
+            )
         variables, opt_state, average = members
         state = state._replace(variables=variables, opt_state=opt_state, average=average)
-        return state, MixtureInfo(loss, jnp.zeros(()), jnp.zeros((), bool))
+        return state, info_of(state, loss=loss)
 
-    def weight_step(weighing, key, state, images, labels):
+    def weight_step(weighing, batches, key, state, images, labels):
+        threat = threat_at(state.step)
+        numbers, images, labels = _with_others(images, labels, batches, num_weight_batches)
+
         def losses_fn(points):
-            logits = jax.vmap(lambda x: logits_fn(state.variables, x))(points)
-            return jax.vmap(jax.vmap(weighing_loss, in_axes=(0, None)))(logits, labels)
+            def losses_of(points, labels):
+                logits = jax.vmap(lambda x: logits_fn(state.average, x))(points)
+                return jax.vmap(jax.vmap(weighing_loss, in_axes=(0, None)))(logits, labels)
+
+            found = _one_by_one(losses_of, points, labels)
+            return found.reshape(-1, found.shape[-1])
 
         def attack_fn(key, weights):
-            return attack_batch(key, weights, state, images, labels)
+            def attacked(batch, images, labels):
+                keys = example_keys(key, images, batch)
+                return attack_batch(keys, weights, state.average, threat, images, labels)
+
+            return _one_by_one(attacked, numbers, images, labels)
 
         def sample_fn(key):
-            sample = threat_at(state.step).sample
-            keys = example_keys(key, images)
-            return jnp.clip(
-                images + jax.vmap(lambda key: sample(key, images.shape[1:]))(keys), *bounds
-            )
+            def sampled(batch, images):
+                keys = example_keys(key, images, batch)
+                delta = jax.vmap(lambda key: threat.sample(key, images.shape[1:]))(keys)
+                return jnp.clip(images + delta.astype(images.dtype), *bounds)
+
+            return _one_by_one(sampled, numbers, images)
 
         weights, risk = weighing(key, state.weights, losses_fn, attack_fn, sample_fn, data_axis)
-        return state._replace(weights=weights), MixtureInfo(jnp.zeros(()), risk, jnp.ones((), bool))
+        state = state._replace(weights=weights.astype(state.weights.dtype))
+        return state, info_of(state, risk=risk, is_weight_step=True)
 
-    def step(state, images, labels):
+    def info_of(state, *, loss: Any = 0.0, risk: Any = 0.0, is_weight_step=False):
+        # One dtype for both kinds of step: under 64-bit JAX the losses may have another one.
+        dtype = state.weights.dtype
+        numbers = jnp.asarray(loss, dtype), jnp.asarray(risk, dtype)
+        return MixtureInfo(*numbers, jnp.asarray(is_weight_step))
+
+    def step(state, images, labels, batches=None):
         key = jax.random.fold_in(state.key, state.step)
         operands = (key, state, images, labels)
         if weighing is None or num_members == 1:
             state, info = model_step(*operands)
         else:
             is_weight_step = (state.step + 1) % period == 0
-            branches = functools.partial(weight_step, weighing), model_step
+            branches = functools.partial(weight_step, weighing, batches), model_step
             state, info = jax.lax.cond(is_weight_step, *branches, *operands)
         return state._replace(step=state.step + 1), info
 
     return Defense(init, step)
 
 
+def apply_in_training(model: Model, variables: PyTree, x: Array, key: Key | None):
+    """Logits and the variables with their statistics updated; dropout draws from the key.
+
+    A model whose `apply` takes no key, having no dropout or random streams of its own, gets none.
+    """
+    parameters = inspect.signature(model.apply).parameters.values()
+    takes_key = any(each.name == "key" or each.kind == each.VAR_KEYWORD for each in parameters)
+    return model.apply(variables, x, train=True, **({"key": key} if takes_key else {}))
+
+
+def _with_others(images, labels, batches, num_batches):
+    """Numbers `[K]`, images `[K, B, ...]` and labels `[K, B]` of the batches of a weight step."""
+    if num_batches > 1 and batches is None:
+        raise ValueError(
+            f"batches must be a function of the numbers 1 to {num_batches - 1}, got None"
+        )
+    numbers, images, labels = jnp.arange(num_batches), images[None], labels[None]
+    if num_batches > 1:
+        others = jax.lax.map(batches, numbers[1:])
+        images, labels = jax.tree.map(
+            lambda first, rest: jnp.concatenate([first, rest]), (images, labels), others
+        )
+    return numbers, images, labels
+
+
+def _one_by_one(fn, *stacked):
+    """`fn` of each batch, without a loop in the program where there is but one."""
+    if len(stacked[0]) == 1:
+        return fn(*(batches[0] for batches in stacked))[None]
+    return jax.lax.map(lambda batch: fn(*batch), stacked)
+
+
+def _place(axis_name):
+    """Number of devices along an axis, and this one's place among them."""
+    if axis_name is None:
+        return 1, 0
+    return jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
+
+
+def _moved(average, new, decay):
+    """The moving average of floating-point leaves; random keys and counters are the newest."""
+
+    def moved(new, old):
+        return optax.incremental_update(new, old, 1.0 - decay) if _is_real(new) else new
+
+    return jax.tree.map(moved, new, average)
+
+
 def _mean_over(axis_name, tree):
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+    """Means over devices of floating-point leaves; random keys and counters are each device's."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(
+        lambda leaf: jax.lax.pmean(leaf, axis_name) if _is_real(leaf) else leaf, tree
+    )
+
+
+def _is_real(leaf):
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import _check
-from mixjax.defenses.classifier import ClassifierInfo, attack_batch, mean_loss, train
+from mixjax.defenses.classifier import ClassifierInfo, attack_batch, dropout_key, mean_loss, train
 from mixjax.defenses.mixture import Defense
 from mixjax.models import Model
 from mixjax.threats import Threat
@@ -63,12 +63,13 @@ def sensitivity(
         )
 
         def f(attacked):
-            return mean_loss(model, variables, attacked, labels)
+            return mean_loss(model, variables, attacked, labels, attacked_key)
 
+        attacked_key, clean_key = jax.random.split(dropout_key(key, data_axis))
         (loss, new), gradient = jax.value_and_grad(f, has_aux=True)(attacked)
         squares = jax.vmap(lambda slope: jnp.sum(rate * slope**2))(gradient)
         cost = images.shape[0] / 2 * jnp.sum(squares)
-        loss = _with_clean(model, variables, images, labels, loss, clean_weight)
+        loss = _with_clean(model, variables, clean_key, images, labels, loss, clean_weight)
         return loss + cost, (new, ClassifierInfo(loss, cost))
 
     return train(model, optimizer, objective, data_axis=data_axis)
@@ -110,15 +111,16 @@ def learning_with_adversary(
         attacked = attack_batch(
             model, state.variables, attack, key, images, labels, threat, data_axis=data_axis
         )
-        loss, new = mean_loss(model, variables, attacked, labels)
-        loss = _with_clean(model, variables, images, labels, loss, clean_weight)
+        attacked_key, clean_key = jax.random.split(dropout_key(key, data_axis))
+        loss, new = mean_loss(model, variables, attacked, labels, attacked_key)
+        loss = _with_clean(model, variables, clean_key, images, labels, loss, clean_weight)
         return loss, (new, ClassifierInfo(loss, jnp.zeros_like(loss)))
 
     return train(model, optimizer, objective, data_axis=data_axis)
 
 
-def _with_clean(model, variables, images, labels, loss, weight):
+def _with_clean(model, variables, key, images, labels, loss, weight):
     """The loss with its share on clean inputs, whose statistics no BatchNorm keeps."""
     if isinstance(weight, int | float) and weight == 0:
         return loss
-    return (1 - weight) * loss + weight * mean_loss(model, variables, images, labels)[0]
+    return (1 - weight) * loss + weight * mean_loss(model, variables, images, labels, key)[0]

@@ -7,8 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import _check, attacks, games, losses
-from mixjax.defenses.classifier import ClassifierInfo, ClassifierState, attack_batch
-from mixjax.defenses.mixture import Defense, _mean_over
+from mixjax.defenses.classifier import (
+    ClassifierInfo,
+    ClassifierState,
+    attack_batch,
+    dropout_key,
+)
+from mixjax.defenses.mixture import Defense, _mean_over, apply_in_training
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds
@@ -70,11 +75,12 @@ def against_several(
         _check.positive(temperature=temperature)
     networks = tuple(networks)
 
-    def losses_of(variables, points, labels):
+    def losses_of(variables, key, points, labels):
         """Losses `[M, N]` at `M` batches of attacked inputs; the statistics are the last one's."""
         table = []
-        for attacked in points:
-            logits, variables = model.apply(variables, attacked, train=True)
+        for index, attacked in enumerate(points):
+            own_key = jax.random.fold_in(key, index)
+            logits, variables = apply_in_training(model, variables, attacked, own_key)
             table.append(jax.vmap(losses.cross_entropy)(logits, labels))
         return jnp.stack(table), variables
 
@@ -117,7 +123,9 @@ def against_several(
         return ClassifierState(variables, opponent, opt_state, train_key, jnp.zeros((), jnp.int32))
 
     def step(state, images, labels):
-        network_key, attack_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        key = jax.random.fold_in(state.key, state.step)
+        network_key, attack_key = jax.random.split(key)
+        model_key = dropout_key(key, data_axis)
         if data_axis is not None:  # dropout of its own on each device
             network_key = jax.random.fold_in(network_key, jax.lax.axis_index(data_axis))
         u_opt_state, v_opt_state = state.opt_state
@@ -126,7 +134,8 @@ def against_several(
 
             def own_losses(params):
                 points = network_points(params, state, network_key, images, labels)
-                return -jnp.sum(jnp.mean(losses_of(state.variables, points, labels)[0], axis=1))
+                table, _ = losses_of(state.variables, model_key, points, labels)
+                return -jnp.sum(jnp.mean(table, axis=1))
 
             gradient = _mean_over(data_axis, jax.grad(own_losses)(networks_params))
             updates, v_opt_state = ascent.update(gradient, v_opt_state, networks_params)
@@ -141,7 +150,7 @@ def against_several(
             points.append(attacked)
 
         def objective(params):
-            table, new = losses_of({**state.variables, "params": params}, points, labels)
+            table, new = losses_of({**state.variables, "params": params}, model_key, points, labels)
             return risk(table), new
 
         params = state.variables["params"]

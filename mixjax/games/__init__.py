@@ -24,6 +24,7 @@ from mixjax.games.hedge import AveragedPlay, hedge, regret_matching
 from mixjax.games.player_baselines import extragradient, simultaneous, unrolled
 from mixjax.games.players import alternating, maximin, minimax
 from mixjax.games.weights import (
+    ITERATES,
     adversarial_risk,
     entropic,
     entropic_risk,
@@ -32,6 +33,7 @@ from mixjax.games.weights import (
 )
 
 __all__ = [
+    "ITERATES",
     "Attacker",
     "AveragedPlay",
     "Equilibrium",

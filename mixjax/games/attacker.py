@@ -45,7 +45,7 @@ def best_response(weights: Array, losses: Array) -> Array:
     Raises:
       ValueError: as `adversarial_risk`.
     """
-    _tables.check_game(weights, losses)
+    _tables.check_table(weights, losses)
     worst = jnp.argmax(_tables.expected(losses, weights), axis=1)
     return jax.nn.one_hot(worst, losses.shape[1], dtype=jnp.asarray(weights).dtype)
 
@@ -74,7 +74,7 @@ def entropic_attack(
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
     """
-    _, logits = _tables.tempered(weights, losses, temperature, mass)
+    _, _, logits = _tables.tempered(weights, losses, temperature, mass)
     return jax.nn.softmax(logits, axis=1)
 
 
@@ -94,7 +94,7 @@ def losses_under(attack: Array, losses: Array) -> Array:
     """
     _tables.check_probabilities(np.shape(losses)[:2], attack=attack)
     _check.non_empty(np.ndim(losses), losses=losses)
-    _check.within(0.0, sys.float_info.max, losses=losses)
+    _tables.check_dtype(losses=losses)
     return _tables.mean_losses(jnp.asarray(attack), jnp.asarray(losses))
 
 
@@ -140,8 +140,8 @@ def score(attacker: Attacker, losses_fn: Callable[[Array], Array]) -> Array:
     points, attack = jnp.asarray(attacker.points), jnp.asarray(attacker.attack)
     found = jax.eval_shape(losses_fn, points[:, 0])
     _check.shape((len(points), *found.shape[1:]), losses=found)
-    candidates = jnp.swapaxes(points, 0, 1), attack.T
-    mean = jnp.sum(jax.lax.map(candidate_losses, candidates), axis=0) / len(points)
+    candidates = jnp.swapaxes(points, 0, 1), attack.T / len(points)
+    mean = jnp.sum(jax.lax.map(candidate_losses, candidates), axis=0)
     _check.within(0.0, sys.float_info.max, **{"the mean losses": mean})
     return mean
 

@@ -143,11 +143,14 @@ def double_oracle(
         losses = _table(columns)
         tried_weights.append(weights)
         tried_attacks.append(attack)
-        risks = [_risk(weights, losses) for weights in tried_weights]
-        responses = [_response(attack, losses) for attack in tried_attacks]
-        counts = len(members), len(points)
-        rounds.append(Round(risks[-1], responses[-1], min(risks), max(responses), *counts))
-        if rounds[-1].upper - rounds[-1].lower <= tolerance:
+        # Compared without what an example costs in any case, which would round off the rest.
+        table, sure = _tables.above_sure(losses)
+        risks = [_tables.upper_bound(weights, table) for weights in tried_weights]
+        responses = [float(_tables.lower_bounds(each, table).min()) for each in tried_attacks]
+        base, counts = _tables.host_mean(sure), (len(members), len(points))
+        bounds = base + min(risks), base + max(responses)
+        rounds.append(Round(base + risks[-1], base + responses[-1], *bounds, *counts))
+        if min(risks) - max(responses) <= tolerance:
             break
         weights = next_weights if defender is None else strategies(losses)[0]
     best_weights = tried_weights[int(np.argmin(risks))]
@@ -223,13 +226,3 @@ def _table(columns):
     for losses in (losses for column in columns for losses in column):
         _check.shape(columns[0][0].shape, losses=losses)
     return np.ascontiguousarray(np.transpose(np.array(columns), (2, 0, 1)))
-
-
-def _risk(weights, losses):
-    """Adversarial risk of weights `[K]` of the first `K` members."""
-    return float((losses[:, :, : len(weights)] @ weights).max(axis=1).mean())
-
-
-def _response(attack, losses):
-    """Least mean loss of a member under an attack `[N, K]` on the first `K` points."""
-    return float(np.einsum("nm,nml->l", attack, losses[:, : attack.shape[1]]).min() / len(losses))

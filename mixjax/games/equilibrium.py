@@ -5,8 +5,10 @@ has a row for each candidate of each example, of which only a few matter. It is 
 that a best response ever picks, and its dual variables are the attacker's probabilities.
 """
 
+import sys
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.sparse
@@ -18,7 +20,7 @@ from mixjax.typing import Array
 
 _MAX_GROUPS = 32
 _MAX_ROUNDS = 1000
-_TOLERANCE = 1e-10  # of the largest loss; the least that HiGHS accepts
+_TOLERANCE = 1e-10  # of the best member's risk; the least that HiGHS accepts
 
 
 class Equilibrium(NamedTuple):
@@ -28,8 +30,10 @@ class Equilibrium(NamedTuple):
       weights: `[L]` probabilities of the members.
       attack: `[N, M]` probabilities of the candidates, for each example.
       value: `[]` adversarial risk of `weights`: no attack at the candidates does more.
-      gap: `[]` `value` less the mean loss of the best answer to `attack`, computed from the two
-        strategies alone: the game's value lies in [`value - gap`, `value`].
+      gap: `[]` risk of `weights` less the mean loss of the best answer to `attack`, computed from
+        the two strategies alone and enlarged by all that rounding can have hidden: the game's
+        value lies in [`value - gap`, `value`], up to the last digit of `value`. What an example
+        costs in any case is no part of it, so that it may be far below that digit.
     """
 
     weights: np.ndarray
@@ -46,6 +50,11 @@ def solve(losses) -> Equilibrium:
     of examples; the last one is met by the best responses to its own solution. Equal and dominated
     candidates of an example and examples with equal candidates are merged first where a table has
     few different rows, as those of 0/1 losses have.
+
+    Losses of any size may stand beside each other: what an example costs in any case moves nobody
+    and is taken off, candidates that are worse for the attacker than another whatever the weights
+    are left out, and each member has a unit of its own, its risk alone, since a solver of linear
+    programs takes small coefficients beside large ones for nothing.
 
     Takes the table in double precision, `8 N M L` bytes, and a few arrays `[N, M]` of memory, and
     one pass over the table for each program. On one CPU core 8 members at 64 candidates each of
@@ -65,25 +74,37 @@ def solve(losses) -> Equilibrium:
       Kelley, The cutting-plane method for solving convex programs, 1960.
     """
     _tables.check_losses(losses)
-    table = np.asarray(losses, np.float64)
-    scale = table.max() or 1.0
+    table, sure = _above_sure_gains(losses)
+    exponent = int(np.frexp(table.max())[1])
+    np.ldexp(table, -exponent, out=table)  # by a power of two: exact
+    # The best weights give member k at most `least / alone[k]`, for what they cost is at least
+    # `weights[k] alone[k]`, and `least` is enough.
+    alone = table.max(axis=1).mean(axis=0)
+    least = _power_of_two(alone.min() or alone.max() or 1.0)
+    units = _power_of_two(least / np.maximum(alone, least))
+    table *= units / least
     patterns = merge(table)
-    weights, attack = _cutting_planes(patterns.losses / scale, patterns.mass)
+    shares, attack = _cutting_planes(patterns.losses, patterns.mass, units, int(alone.argmin()))
     attack = patterns.spread(attack)
-    upper, lower = _bounds(weights, attack, table)
-    return Equilibrium(weights, attack, upper, upper - lower)
+    upper = _tables.upper_bound(shares, table) * least
+    lower = float(np.min(_tables.lower_bounds(attack, table) * (least / units)))
+    gap = _tables.certified_gap(upper, lower, table)
+    value = _tables.host_mean(sure) + float(np.ldexp(upper, exponent))
+    value = min(value, sys.float_info.max)  # rounding could leave the numbers there are
+    return Equilibrium(shares * units, attack, value, float(np.ldexp(gap, exponent)))
 
 
 def duality_gap(weights, attack, losses) -> Array | float:
     """`mean_n max_m sum_k weights_k losses_nmk - min_k mean_n sum_m attack_nm losses_nmk`.
 
-    What the two players could gain together by deviating: at least 0, and 0 exactly at an
-    equilibrium. It certifies both strategies, wherever they come from. In double precision if no
-    argument is an array of JAX; else as JAX computes it, also inside `jit` and `vmap`.
+    What the two players could gain together by deviating: 0 at an equilibrium alone. It certifies
+    both strategies, wherever they come from. In double precision if no argument is an array of
+    JAX, and then never below the true gap, by which rounding may enlarge it; else as JAX computes
+    it, also inside `jit` and `vmap`.
 
     Args:
-      weights: `[L]` probabilities of the members.
-      attack: `[N, M]` probabilities of the candidates, for each example.
+      weights: `[L]` probabilities of the members; made to sum to 1 exactly.
+      attack: `[N, M]` probabilities of the candidates, for each example; likewise.
       losses: `[N, M, L]` losses of the members at the candidates.
 
     Returns:
@@ -96,22 +117,48 @@ def duality_gap(weights, attack, losses) -> Array | float:
     _tables.check_game(weights, losses)
     _tables.check_probabilities(np.shape(losses)[:2], attack=attack)
     if _tables.are_host_arrays(weights, attack, losses):
-        upper, lower = _bounds(*(np.asarray(x, np.float64) for x in (weights, attack, losses)))
-        return upper - lower
+        weights, attack = (np.asarray(x, np.float64) for x in (weights, attack))
+        table, _ = _tables.above_sure(losses)
+        exponent = int(np.frexp(table.max())[1])
+        np.ldexp(table, -exponent, out=table)
+        upper = _tables.upper_bound(weights / weights.sum(), table)
+        lower = _tables.lower_bounds(attack / attack.sum(axis=1, keepdims=True), table).min()
+        return float(np.ldexp(_tables.certified_gap(upper, float(lower), table), exponent))
+    _tables.check_dtype(losses=losses)
+    weights, attack, losses = (jnp.asarray(x) for x in (weights, attack, losses))
+    weights, attack = weights / weights.sum(), attack / attack.sum(axis=1, keepdims=True)
+    # What an example costs in any case cancels, and would round off the rest.
+    losses = losses - losses.min(axis=(1, 2), keepdims=True)
     return adversarial_risk(weights, losses) - _tables.mean_losses(attack, losses).min()
 
 
-def _bounds(weights, attack, table):
-    """Risk of the weights, and the least mean loss of a member under the attack."""
-    upper = (table @ weights).max(axis=1).mean()
-    members = attack.reshape(-1) @ table.reshape(attack.size, -1) / len(table)
-    return float(upper), float(members.min())
+def _above_sure_gains(losses):
+    """`[N, M, L]` less the least loss of each example, and `[N]` these losses.
+
+    Of the candidates that matter: if one costs each member at most what another costs every member,
+    nobody plays it, and it counts as a loss of -1 of everybody.
+    """
+    table = np.array(losses, np.float64)
+    least, most = table.min(axis=2), table.max(axis=2)
+    is_beaten = most <= least.max(axis=1, keepdims=True)
+    is_beaten[np.arange(len(table)), least.argmax(axis=1)] = False
+    sure = np.where(is_beaten, np.inf, least).min(axis=1)
+    table -= sure[:, None, None]
+    table[is_beaten] = -(float(table.max()) or 1.0)
+    return table, sure
 
 
-def _cutting_planes(losses, mass):
-    """Weights `[L]` and attack `[U, M]` of the game on `losses [U, M, L]` within [0, 1].
+def _power_of_two(x):
+    """The largest one that is at most `x`."""
+    return np.ldexp(0.5, np.frexp(x)[1])
 
-    `mass [U]` are the examples' weights, summing to 1.
+
+def _cutting_planes(losses, mass, units, start):
+    """Shares `[L]` and attack `[U, M]` of the game on `losses [U, M, L]`.
+
+    `shares * units` are probabilities, and the losses are those of the members per unit.
+    `mass [U]` are the examples' weights, summing to 1; with `start`, the best member alone, the
+    search for the weights begins.
     """
     num_examples, num_candidates, num_members = losses.shape
     examples = np.arange(num_examples)
@@ -120,23 +167,25 @@ def _cutting_planes(losses, mass):
     starts = np.searchsorted(group, np.arange(num_groups))
     flat = losses.reshape(-1, num_members)
 
-    def respond(weights):
-        """Best responses `[U]` to the weights, and their losses summed over groups `[G, L]`."""
-        response = (flat @ weights).reshape(num_examples, num_candidates).argmax(axis=1)
+    def respond(shares):
+        """Best responses `[U]` to the shares, and their losses summed over groups `[G, L]`."""
+        response = (flat @ shares).reshape(num_examples, num_candidates).argmax(axis=1)
         return response, np.add.reduceat(mass[:, None] * losses[examples, response], starts)
 
     # Rounds of best responses, their losses and the groups for which they make a cut.
-    best, least = np.full(num_members, 1 / num_members), np.inf
-    starting = (best, *np.eye(num_members))
-    rounds = [(*respond(weights), np.ones(num_groups, bool)) for weights in starting]
+    members = np.eye(num_members)
+    best = members[start] / units[start]
+    least = np.sum(respond(best)[1] @ best)
+    starting = (units.min() / units, *members)  # multiples of uniform weights and of each member's
+    rounds = [(*respond(shares), np.ones(num_groups, bool)) for shares in starting]
     probabilities = np.zeros((0, num_groups))
     for _ in range(_MAX_ROUNDS):
-        weights, heights, bound, probabilities = _linear_program(rounds)
-        response, sums = respond(weights)
-        risk = np.sum(sums @ weights)
+        shares, heights, bound, probabilities = _linear_program(rounds, units)
+        response, sums = respond(shares)
+        risk = np.sum(sums @ shares)
         if risk < least:
-            best, least = weights, risk
-        new = sums @ weights > heights + _TOLERANCE / num_groups
+            best, least = shares, risk
+        new = sums @ shares > heights + _TOLERANCE / num_groups
         if least - bound <= _TOLERANCE or not new.any():
             break
         rounds.append((response, sums, new))
@@ -146,12 +195,12 @@ def _cutting_planes(losses, mass):
     return best, attack / attack.sum(axis=1, keepdims=True)
 
 
-def _linear_program(rounds):
-    """`min sum_g t_g` where `t_g >= cut . weights` for each cut of group `g`.
+def _linear_program(rounds, units):
+    """`min sum_g t_g` where `t_g >= cut . shares` for each cut of group `g`.
 
     Returns:
-      Weights `[L]`, `t [G]`, the least sum, and for each round the probabilities `[G]` with which
-      the groups play its responses: the dual variables.
+      Shares `[L]` with `units . shares = 1`, `t [G]`, the least sum, and for each round the
+      probabilities `[G]` with which the groups play its responses: the dual variables.
     """
     cuts = np.concatenate([sums[chosen] for _, sums, chosen in rounds])
     owners = np.concatenate([np.flatnonzero(chosen) for _, _, chosen in rounds])
@@ -159,14 +208,15 @@ def _linear_program(rounds):
     heights = scipy.sparse.csr_array(
         (np.full(num_cuts, -1.0), (np.arange(num_cuts), owners)), (num_cuts, num_groups)
     )
-    sums = np.concatenate([np.ones(num_members), np.zeros(num_groups)])
+    is_share = np.arange(num_members + num_groups) < num_members
+    sums = np.concatenate([units, np.zeros(num_groups)])
     result = scipy.optimize.linprog(
-        1.0 - sums,
+        1.0 - is_share,
         scipy.sparse.hstack([scipy.sparse.csr_array(cuts), heights], format="csr"),
         np.zeros(num_cuts),
         scipy.sparse.csr_array(sums[None]),
         [1.0],
-        np.stack([np.where(sums > 0, 0.0, -np.inf), np.full(len(sums), np.inf)], axis=1),
+        np.stack([np.where(is_share, 0.0, -np.inf), np.full(len(sums), np.inf)], axis=1),
         method="highs-ds",
         options={
             "primal_feasibility_tolerance": _TOLERANCE,
@@ -175,7 +225,7 @@ def _linear_program(rounds):
     )
     if result.status != 0:
         raise ValueError(f"losses make a linear program that HiGHS cannot solve: {result.message}")
-    weights = np.maximum(result.x[:num_members], 0.0)
+    shares = np.maximum(result.x[:num_members], 0.0)
     duals = np.split(
         np.maximum(-result.ineqlin.marginals, 0.0),
         np.cumsum([chosen.sum() for _, _, chosen in rounds[:-1]]),
@@ -183,4 +233,4 @@ def _linear_program(rounds):
     probabilities = np.zeros((len(rounds), num_groups))
     for probability, (_, _, chosen), dual in zip(probabilities, rounds, duals, strict=True):
         probability[chosen] = dual
-    return weights / weights.sum(), result.x[num_members:], result.fun, probabilities
+    return shares / (units @ shares), result.x[num_members:], result.fun, probabilities

@@ -67,11 +67,14 @@ def hedge(
       Freund and Schapire, Adaptive game playing using multiplicative weights, 1999.
       Syrgkanis et al., Fast convergence of regularized learning in games, 2015, proposition 7.
     """
-    losses = _tables.checked(losses, loss_bound)
+    table = _tables.checked(losses, loss_bound)
+    losses = table.losses
     _check.at_least(1, num_steps=num_steps)
-    rate = 1.0 / loss_bound if step_size is None else step_size
-    _check.positive(step_size=rate)
-    _check.shape((), step_size=rate)
+    rate = table.unit / loss_bound  # in inverse units of the table
+    if step_size is not None:
+        _check.positive(step_size=step_size)
+        _check.shape((), step_size=step_size)
+        rate = jnp.asarray(step_size, losses.dtype) * table.unit
 
     def step(state, _):
         (guess_members, guess_values), (sum_members, sum_values) = state
@@ -82,7 +85,7 @@ def hedge(
         return state, (weights, attack, values, members)
 
     still = _zeros(losses)
-    return _average(step, (still, still), losses, num_steps, lambda t: 1.0 / (t + 1.0))
+    return _average(step, (still, still), table, num_steps, lambda t: 1.0 / (t + 1.0))
 
 
 def regret_matching(losses: Array, *, num_steps: int, best_response: bool = False) -> AveragedPlay:
@@ -118,7 +121,8 @@ def regret_matching(losses: Array, *, num_steps: int, best_response: bool = Fals
       Tammelin et al., Solving heads-up limit Texas hold'em, 2015, theorem 3.
       Burch et al., Revisiting CFR+ and alternating updates, 2019.
     """
-    losses = _tables.checked(losses)
+    table = _tables.checked(losses)
+    losses = table.losses
     _check.at_least(1, num_steps=num_steps)
 
     def answer(regrets, values):
@@ -140,10 +144,10 @@ def regret_matching(losses: Array, *, num_steps: int, best_response: bool = Fals
         regret_members = jnp.maximum(regret_members + weights @ members - members, 0.0)
         return (regret_members, regret_values), (weights, attack, values, members)
 
-    return _average(step, _zeros(losses), losses, num_steps, lambda t: 2.0 / (t + 2.0))
+    return _average(step, _zeros(losses), table, num_steps, lambda t: 2.0 / (t + 2.0))
 
 
-def _average(step, state, losses, num_steps, share):
+def _average(step, state, table, num_steps, share):
     """Plays `num_steps` of `step` and averages; move `t`, from 0, has `share(t)` of its average."""
 
     def averaged_step(carry, t):
@@ -153,11 +157,12 @@ def _average(step, state, losses, num_steps, share):
         _, _, values, members = average
         return (state, average), (jnp.mean(jnp.max(values, axis=1)), jnp.min(members))
 
+    losses = table.losses
     members, values = _zeros(losses)
     start = state, (members, values, values, members)
     steps = jnp.arange(num_steps, dtype=losses.dtype)
     (_, (weights, attack, _, _)), (upper, lower) = jax.lax.scan(averaged_step, start, steps)
-    return AveragedPlay(weights, attack, upper, lower)
+    return AveragedPlay(weights, attack, table.restored(upper), table.restored(lower))
 
 
 def _zeros(losses):

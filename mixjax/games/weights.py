@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from mixjax import _check
 from mixjax.games import _tables
@@ -30,8 +29,8 @@ def adversarial_risk(weights: Array, losses: Array) -> Array:
       ValueError: if `losses` is not `[N, M, L]` or holds what is negative or not finite, or
         `weights` is not `[L]` on the simplex.
     """
-    _tables.check_game(weights, losses)
-    return jnp.mean(jnp.max(_tables.expected(losses, weights), axis=1))
+    _tables.check_table(weights, losses)
+    return _tables.mean(jnp.max(_tables.expected(losses, weights), axis=1))
 
 
 def entropic_risk(
@@ -58,15 +57,22 @@ def entropic_risk(
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
     """
-    alpha, logits = _tables.tempered(weights, losses, temperature, mass)
-    return jnp.mean(alpha * jax.nn.logsumexp(logits, axis=1))
+    alpha, highest, logits = _tables.tempered(weights, losses, temperature, mass)
+    return _tables.mean(highest + alpha * jax.nn.logsumexp(logits, axis=1))
 
 
-def oracle(losses: Array, *, num_steps: int, loss_bound: float = 1.0) -> tuple[Array, Array]:
+ITERATES = ("best", "last")
+
+
+def oracle(
+    losses: Array, *, num_steps: int, loss_bound: float = 1.0, iterate: str = "best"
+) -> tuple[Array, Array]:
     """Algorithm 1: `weights <- P(weights - eta g)`, `g` the mean losses under the best response.
 
-    From uniform weights with `eta = 2 / (loss_bound sqrt(L num_steps))`; the adversarial risk of
-    the returned weights is within `2 loss_bound sqrt(L) / sqrt(num_steps)` of the least one.
+    From uniform weights with `eta = 2 / (loss_bound sqrt(L num_steps))`. The adversarial risk of
+    the best weights visited, "best", is within `2 loss_bound sqrt(L) / sqrt(num_steps)` of the
+    least one. The printed algorithm returns the weights after the last step, "last", of which
+    nothing is promised.
 
     A step passes once over the table, 25 ms on one CPU core for 50 000 examples, 64 candidates and
     8 members; one array `[N, M]` is kept beside it.
@@ -75,28 +81,34 @@ def oracle(losses: Array, *, num_steps: int, loss_bound: float = 1.0) -> tuple[A
       losses: `[N, M, L]` losses of the members at the candidates, within [0, `loss_bound`].
       num_steps: number of best responses, static.
       loss_bound: largest possible loss.
+      iterate: "best": the weights of least risk of those that a best response was found to;
+        "last": those after the last step, whose own risk is not computed.
 
     Returns:
-      The `[L]` weights of least risk among those visited, and the `[num_steps]` adversarial risks
-      in the order of the visits, the first being that of uniform weights.
+      The `[L]` weights, and the `[num_steps]` adversarial risks of those before each step, the
+      first being that of uniform weights.
 
     Raises:
-      ValueError: if `losses` is not `[N, M, L]` or leaves its bounds, or a number is not positive.
+      ValueError: if `losses` is not `[N, M, L]` or leaves its bounds, a number is not positive or
+        `iterate` is unknown.
 
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, algorithm 1.
     """
-    losses = _tables.checked(losses, loss_bound)
+    table = _tables.checked(losses, loss_bound)
 
     def best_response(weights, _):
-        return _tables.mean_losses_at(jnp.argmax(_tables.expected(losses, weights), axis=1), losses)
+        worst = jnp.argmax(_tables.expected(table.losses, weights), axis=1)
+        return _tables.mean_losses_at(worst, table.losses)
 
-    return projected_subgradient(
+    weights, risks = projected_subgradient(
         best_response,
-        _tables.uniform(losses.shape[2], losses.dtype),
+        _tables.uniform(table.losses.shape[2], table.losses.dtype),
         num_steps=num_steps,
-        loss_bound=loss_bound,
+        loss_bound=loss_bound / table.unit,
+        iterate=iterate,
     )
+    return weights, table.restored(risks)
 
 
 def projected_subgradient(
@@ -104,12 +116,13 @@ def projected_subgradient(
     weights: Array,
     *,
     num_steps: int,
-    loss_bound: float = 1.0,
+    loss_bound: float | Array = 1.0,
+    iterate: str = "best",
 ) -> tuple[Array, Array]:
     """Algorithm 1 with the attacker as a function: what `oracle` does for a table of losses.
 
-    The guarantee of `oracle` holds from uniform weights, up to twice the gap between
-    `best_response` and a best response.
+    The guarantee of `oracle` holds from uniform weights for the "best" ones, up to twice the gap
+    between `best_response` and a best response.
 
     Args:
       best_response: `(weights [L], step []) -> [L]`, the members' mean losses under an attack on
@@ -117,25 +130,34 @@ def projected_subgradient(
       weights: `[L]` weights to start from.
       num_steps: number of best responses, static.
       loss_bound: largest possible loss.
+      iterate: "best": the weights of least risk of those given to `best_response`, so that its
+        last answer moves nothing and a single step returns `weights` themselves; "last": those
+        after the last step, which is what the printed algorithm returns.
 
     Returns:
-      The `[L]` weights of least risk among those visited, and the `[num_steps]` risks found.
+      The `[L]` weights, in the dtype of `weights`, and the `[num_steps]` risks found, each of the
+      weights before its step.
 
     Raises:
-      ValueError: if `num_steps` or `loss_bound` is not positive, or `weights` not on the simplex.
+      ValueError: if `num_steps` or `loss_bound` is not positive, `weights` is not on the simplex or
+        `iterate` is unknown.
     """
     _check.at_least(1, num_steps=num_steps)
     _check.positive(loss_bound=loss_bound)
+    _check.one_of(ITERATES, iterate=iterate)
     _check.simplex(weights=weights)
-    step_size = 2.0 / (loss_bound * math.sqrt(weights.shape[0] * num_steps))
+    step_size = 2.0 / math.sqrt(weights.shape[0] * num_steps)
 
     def step(weights, index):
-        subgradient = best_response(weights, index)
-        new = optax.projections.projection_simplex(weights - step_size * subgradient)
+        # In the weights' own type: under 64-bit JAX the losses may have another one.
+        subgradient = best_response(weights, index).astype(weights.dtype)
+        # What all members pay alike moves nothing, and the rest would be rounded beside it.
+        slope = (subgradient - jnp.min(subgradient)) / loss_bound
+        new = _tables.project(weights - step_size * slope).astype(weights.dtype)
         return new, (weights, jnp.sum(weights * subgradient))
 
-    _, (visited, risks) = jax.lax.scan(step, weights, jnp.arange(num_steps))
-    return visited[jnp.argmin(risks)], risks
+    last, (visited, risks) = jax.lax.scan(step, weights, jnp.arange(num_steps))
+    return (last if iterate == "last" else visited[jnp.argmin(risks)]), risks
 
 
 def entropic(
@@ -178,27 +200,33 @@ def entropic(
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
       Beck and Teboulle, A fast iterative shrinkage-thresholding algorithm, 2009.
     """
-    losses = _tables.checked(losses, loss_bound)
+    table = _tables.checked(losses, loss_bound)
     _check.at_least(1, num_steps=num_steps)
     _check.positive(temperature=temperature)
-    start = _tables.uniform(losses.shape[2], losses.dtype) if weights is None else weights
-    _check.shape(losses.shape[2:], weights=start)
-    _check.simplex(weights=start)
+    num_members, dtype = table.losses.shape[2], table.losses.dtype
+    start = _tables.uniform(num_members, dtype) if weights is None else jnp.asarray(weights, dtype)
+    _check.shape((num_members,), weights=start)
+    _check.simplex(weights=start if weights is None else weights)
+    temperature = jnp.asarray(temperature, dtype) / table.unit
 
     def average(tree):
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
-    beta = losses.shape[2] * loss_bound**2 * average(jnp.mean(1.0 / jnp.asarray(temperature))) / 4
+    # Lipschitz constant of the gradient, in units of the losses.
+    bound = loss_bound / table.unit
+    beta = num_members * bound**2 * average(jnp.mean(1.0 / temperature)) / 4
 
     def risk(weights):
-        return average(entropic_risk(weights, losses, temperature, mass=mass))
+        return average(entropic_risk(weights, table.losses, temperature, mass=mass))
 
     def step(carry, _):
         weights, look_ahead, momentum = carry
         # The average of the gradient of the average: right whether or not `shard_map` sums
         # gradients by itself (`check_vma`).
         gradient = average(jax.grad(risk)(look_ahead))
-        new = optax.projections.projection_simplex(look_ahead - gradient / beta)
+        # What all members pay alike moves nothing; at high temperatures the step is long.
+        slope = (gradient - jnp.min(gradient)) / beta
+        new = _tables.project(look_ahead - slope).astype(start.dtype)
         new_momentum = (1.0 + jnp.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
         look_ahead = new + (momentum - 1.0) / new_momentum * (new - weights)
         return (new, look_ahead, new_momentum), risk(new)
@@ -206,4 +234,4 @@ def entropic(
     (weights, _, _), risks = jax.lax.scan(
         step, (start, start, jnp.ones((), start.dtype)), length=num_steps
     )
-    return weights, risks
+    return weights, table._replace(sure=average(table.sure)).restored(risks)
