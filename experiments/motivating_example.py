@@ -44,7 +44,7 @@ class Config:
     """Every field is a flag."""
 
     points: int = flag(41, "weights of the first classifier in the figure, from 0 to 1")
-    seed: int = flag(0, "unused: nothing is random")
+    seed: int = flag(0, "nothing is random: 0 alone", options=(0,))
     run_dir: str = flag("", "folder of the results; empty: runs/motivating_example")
     debug: bool = flag(False, "show the traceback of an error")
 

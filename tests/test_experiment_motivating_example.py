@@ -75,3 +75,10 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         example.main(["--points", "1", "--run-dir", str(tmp_path / "run")])
     assert stop.value.code == 2 and "points must be" in capsys.readouterr().err
+
+
+def test_a_seed_that_would_change_nothing_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        example.main(["--seed", "1", "--run-dir", str(tmp_path / "run")])
+    assert stop.value.code == 2 and "--seed: invalid choice: 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
