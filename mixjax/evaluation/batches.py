@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import _check
+from mixjax.evaluation.inputs import UNIT, bounds_of, check_members, checked
 from mixjax.evaluation.outcomes import Outcomes, evaluate_batch
 from mixjax.evaluation.suite import Attack
-from mixjax.typing import Key, LogitsFn
+from mixjax.typing import Bounds, Key, LogitsFn
 
 Progress = Callable[[range], Iterable[int]]  # as `tqdm.tqdm`
 
@@ -38,7 +39,8 @@ def evaluate_mixture(
         What it closes over is compiled in as constants: give large variables as
         `jax.tree_util.Partial(function, variables)`, then they are arguments.
       weights: `[L]` probabilities of the members.
-      images: `[N, ...]` inputs, floats in [0, 1] or uint8.
+      images: `[N, ...]` inputs, floats within the bounds of the attacks, [0, 1] if these say
+        nothing else, or uint8, which is scaled to [0, 1].
       labels: `[N]` integer classes.
       attacks: see `pgd_attacks`; any attack may be added.
       batch_size: number of examples attacked at once.
@@ -54,7 +56,10 @@ def evaluate_mixture(
         few runs for the members.
     """
     logits_fn = as_pytree(logits_fn)
-    weights = check_evaluation(logits_fn, weights, images, labels, batch_size)
+    bounds = bounds_of(attacks)
+    weights, images, labels = check_evaluation(
+        logits_fn, weights, images, labels, batch_size, bounds
+    )
     evaluate = transform(functools.partial(evaluate_batch, attacks=tuple(attacks)))
     return over_batches(
         functools.partial(evaluate, key, logits_fn, weights),
@@ -62,6 +67,7 @@ def evaluate_mixture(
         labels,
         batch_size=batch_size,
         progress=progress,
+        bounds=bounds,
     )
 
 
@@ -72,6 +78,7 @@ def over_batches(
     *,
     batch_size: int = 256,
     progress: Progress = iter,
+    bounds: Bounds = UNIT,
 ) -> Any:
     """Calls a compiled function on batches of one size and joins what it returns.
 
@@ -79,10 +86,11 @@ def over_batches(
 
     Args:
       batch_fn: `(images [B, ...], labels [B], indices [B]) -> pytree of [B, ...]`.
-      images: `[N, ...]` inputs, floats in [0, 1] or uint8.
+      images: `[N, ...]` inputs, floats within `bounds` or uint8.
       labels: `[N]` integer classes.
       batch_size: number of examples `B` in every call.
       progress: wrapper around the range of batches, for example `tqdm.tqdm`.
+      bounds: lowest and highest value of an input.
 
     Returns:
       The same pytree of NumPy arrays `[N, ...]`, in the order of the examples.
@@ -91,9 +99,8 @@ def over_batches(
       ValueError: if `batch_size` is not at least 1, or images or labels are not what they should
         be.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
     _check.at_least(1, batch_size=batch_size)
-    _check_examples(images, labels)
+    images, labels = checked(images, labels, bounds)
     num_examples = len(images)
     batches = []
     for batch in progress(range(-(-num_examples // batch_size))):
@@ -110,34 +117,14 @@ def as_pytree(logits_fn: LogitsFn) -> LogitsFn:
     return logits_fn if is_pytree else jax.tree_util.Partial(logits_fn)
 
 
-def check_evaluation(logits_fn, weights, images, labels, batch_size):
-    """The weights `[L]` as an array.
+def check_evaluation(logits_fn, weights, images, labels, batch_size, bounds):
+    """The weights `[L]`, the images `[N, ...]` and the labels `[N]` as arrays.
 
     Raises:
-      ValueError: if they or the examples are not what `evaluate_mixture` asks for, or do not fit
-        the members.
+      ValueError: if they are not what `evaluate_mixture` asks for, or do not fit the members.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
     _check.at_least(1, batch_size=batch_size)
     _check.simplex(weights=weights)
-    _check_examples(images, labels)
-    logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(images.shape[1:], jnp.float32))
-    if len(logits.shape) != 2:
-        raise ValueError(f"logits_fn must return [L, C] logits, got shape {list(logits.shape)}")
-    _check.shape(logits.shape[:1], weights=weights)
-    _check.within(0, logits.shape[1] - 1, labels=labels)
-    return jnp.asarray(weights, jnp.float32)
-
-
-def _check_examples(images, labels):
-    if images.ndim < 2 or images.size == 0:
-        raise ValueError(f"images must be [N, ...] and not empty, got {list(images.shape)}")
-    if images.dtype != np.uint8:
-        if not np.issubdtype(images.dtype, np.floating):
-            raise ValueError(f"images must be uint8 or floats in [0, 1], got {images.dtype}")
-        _check.within(0, 1, images=images)
-    _check.shape(images.shape[:1], labels=labels)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers, got {labels.dtype}")
-    if labels.min() < 0:
-        raise ValueError(f"labels must be at least 0, got {labels.min()}")
+    images, labels = checked(images, labels, bounds)
+    check_members(logits_fn, weights, images.shape[1:], labels)
+    return jnp.asarray(weights, jnp.float32), images, labels

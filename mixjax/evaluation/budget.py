@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from mixjax import _check, attacks, losses, mixture
 from mixjax.evaluation.suite import Attack
@@ -83,7 +84,8 @@ def attack_suite(
     Args:
       threat: the allowed perturbations, in the units of the inputs.
       budget: `QUICK`, `STANDARD` or one of your own.
-      bounds: lowest and highest value of an input.
+      bounds: lowest and highest value of an input, of any range, numbers or arrays that fit one
+        input; every evaluation with these attacks takes inputs within them.
 
     Returns:
       A list of attacks for `evaluate_suite`, which anybody may extend, by a trained network for
@@ -109,11 +111,13 @@ def _baseline(threat, settings):
             return _expected(losses.cross_entropy, logits_fn(x), weights, label)
 
         step_size = _BASELINE_REACH / _BASELINE_STEPS * threat.epsilon
+        if not isinstance(step_size, Tracer) and step_size == 0:
+            step_size = 1.0  # of any length: a ball of radius 0 has one point
         return attacks.pgd(
             key, loss_fn, x, threat, num_steps=_BASELINE_STEPS, step_size=step_size, **settings
         )[0]
 
-    return Attack((BASELINE,), _BASELINE_STEPS, run)
+    return Attack((BASELINE,), _BASELINE_STEPS, run, settings["bounds"])
 
 
 def _auto_pgd(threat, budget, settings):
@@ -159,7 +163,7 @@ def _auto_pgd(threat, budget, settings):
 
         return attacks.apgd(key, loss_fn, x, threat, num_steps=budget.num_steps, **settings)[0]
 
-    return Attack(names, budget.num_steps, run)
+    return Attack(names, budget.num_steps, run, settings["bounds"])
 
 
 def _member_aware(threat, budget, settings, name):
@@ -172,7 +176,7 @@ def _member_aware(threat, budget, settings, name):
     def run(key, _, logits_fn, weights, x, label):
         return getattr(attacks, name)(key, logits_fn, weights, x, label, threat, **settings)[0]
 
-    return Attack((name,) * budget.num_member_aware_runs, num_steps, run)
+    return Attack((name,) * budget.num_member_aware_runs, num_steps, run, settings["bounds"])
 
 
 def _carlini_wagner(threat, budget, settings):
@@ -204,7 +208,7 @@ def _carlini_wagner(threat, budget, settings):
         )
         return jnp.where(info.norm <= threat.epsilon, x_adv, x)
 
-    return Attack(names, budget.num_steps, run)
+    return Attack(names, budget.num_steps, run, settings["bounds"])
 
 
 def _square(threat, budget, settings):
@@ -220,7 +224,7 @@ def _square(threat, budget, settings):
             0
         ]
 
-    return Attack((BLACK_BOX,), budget.num_queries, run)
+    return Attack((BLACK_BOX,), budget.num_queries, run, settings["bounds"])
 
 
 def _expected(loss, logits: Array, weights: Array, label: Array) -> Array:

@@ -26,7 +26,7 @@ from mixjax.evaluation.budget import (
     ON_THE_MIXTURE,
     TRANSFERRED,
 )
-from mixjax.evaluation.outcomes import to_float
+from mixjax.evaluation.inputs import to_float
 from mixjax.evaluation.report import expected_accuracy
 from mixjax.evaluation.suite import Attack
 from mixjax.evaluation.turns import Record
@@ -83,7 +83,7 @@ def diagnose(
     Args:
       logits_fn: `x -> [L, C]`, the members' logits on one input.
       weights: `[L]` probabilities of the members.
-      images: `[N, ...]` inputs, floats in [0, 1] or uint8.
+      images: `[N, ...]` inputs, floats within `bounds` or uint8, which is scaled to [0, 1].
       labels: `[N]` integer classes.
       threat: the allowed perturbations, in the units of the inputs; not of radius 0.
       num_steps: steps of the ascent, at least 2; their length is 5 radii in all.
@@ -107,8 +107,9 @@ def diagnose(
     _check.positive(epsilon=threat.epsilon)
     _check.increasing(bounds=bounds)
     logits_fn = as_pytree(logits_fn)
-    weights = check_evaluation(logits_fn, weights, images, labels, num_examples)
-    images, labels = np.asarray(images), np.asarray(labels)
+    weights, images, labels = check_evaluation(
+        logits_fn, weights, images, labels, num_examples, bounds
+    )
     num_examples = min(num_examples, len(images))
     rows = np.linspace(0, len(images) - 1, num_examples).astype(np.int32)
     climb = transform(functools.partial(_climb, threat=threat, num_steps=num_steps, bounds=bounds))
@@ -122,7 +123,8 @@ def diagnose(
         return float(points.accuracy[:, :num_points].min(axis=1).mean())
 
     epsilon = float(threat.epsilon)
-    whole_box = float(threat.norm(jnp.full(images.shape[1:], bounds[1] - bounds[0])))
+    low, high = (jnp.broadcast_to(jnp.asarray(end), images.shape[1:]) for end in bounds)
+    whole_box = float(threat.norm(high - low))
     members = [ascend(each, epsilon) for each in jnp.eye(len(weights))]
     vanished = [float(np.mean(each.is_flat[:, 0] & (each.accuracy[:, 0] > 0))) for each in members]
     many, one = ascend(weights, epsilon), ascend(weights, epsilon, epsilon)

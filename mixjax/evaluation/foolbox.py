@@ -23,11 +23,18 @@ def foolbox_model(logits_fn: LogitsFn, weights: Array, *, bounds: Bounds = (0.0,
       bounds: lowest and highest value of an input.
 
     Raises:
-      ValueError: if `weights` is not on the simplex or the bounds are the wrong way round.
+      ValueError: if `weights` is not on the simplex or the bounds are the wrong way round; when
+        called, if there is not one weight for each member.
       ImportError: if foolbox is not installed.
     """
     _check.simplex(weights=weights)
     _check.increasing(bounds=bounds)
     weights = jnp.asarray(weights)
-    log_probs = jax.vmap(lambda x: mixture.log_probs(logits_fn(x), weights))
+
+    def log_probs_of(x):
+        logits = logits_fn(x)
+        _check.shape((len(weights), None), logits=logits)
+        return mixture.log_probs(logits, weights)
+
+    log_probs = jax.vmap(log_probs_of)
     return importlib.import_module("foolbox").models.JAXModel(log_probs, bounds=bounds)

@@ -14,9 +14,17 @@ import numpy as np
 
 from mixjax import losses, mixture
 from mixjax.attacks import pgd
+from mixjax.evaluation.inputs import (
+    UNIT,
+    bounds_of,
+    check_batch,
+    check_members,
+    example_keys,
+    to_float,
+)
 from mixjax.evaluation.suite import Attack
 from mixjax.threats import Threat
-from mixjax.typing import Array, Key, LogitsFn
+from mixjax.typing import Array, Bounds, Key, LogitsFn
 
 
 class Outcomes(NamedTuple):
@@ -59,14 +67,20 @@ def evaluate_batch(
       key: random key of the data set; the example of number `n` uses `fold_in(key, n)`.
       logits_fn: `x -> [L, C]`, the members' logits on one input.
       weights: `[L]` probabilities of the members.
-      images: `[B, ...]` inputs, floats in [0, 1] or uint8 in [0, 255].
+      images: `[B, ...]` inputs, floats within bounds or uint8 in [0, 255].
       labels: `[B]` integer classes.
       indices: `[B]` numbers of the examples in the data set.
       attacks: static; see `pgd_attacks`.
 
     Returns:
       The `Outcomes` of the batch, `R` being the number of runs of all attacks.
+
+    Raises:
+      ValueError: if images, labels or weights are not what they should be; of traced values only
+        shapes and dtypes are known.
     """
+    check_batch(images, labels, bounds_of(attacks))
+    check_members(logits_fn, weights, images.shape[1:], labels)
 
     def one(key, x, label):
         def under(place, attack):
@@ -79,8 +93,7 @@ def evaluate_batch(
         attacked = [under(place, attack) for place, attack in enumerate(attacks)]
         return jax.tree.map(lambda *points: jnp.concatenate(points), clean, *attacked)
 
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
-    return jax.vmap(one)(keys, to_float(images), labels)
+    return jax.vmap(one)(example_keys(key, indices), to_float(images), labels)
 
 
 def evaluate_run(
@@ -102,7 +115,7 @@ def evaluate_run(
       run: `[]` number of the run within the attack.
       logits_fn: `x -> [L, C]`, the members' logits on one input.
       weights: `[L]` probabilities of the members.
-      images: `[B, ...]` inputs, floats in [0, 1] or uint8 in [0, 255].
+      images: `[B, ...]` inputs, floats within bounds or uint8 in [0, 255].
       labels: `[B]` integer classes.
       indices: `[B]` numbers of the examples in the data set.
       attack: static.
@@ -110,13 +123,17 @@ def evaluate_run(
 
     Returns:
       `Outcomes` of `[B, L]` and `[B]`.
+
+    Raises:
+      ValueError: as `evaluate_batch`.
     """
+    check_batch(images, labels, attack.bounds)
+    check_members(logits_fn, weights, images.shape[1:], labels)
 
     def one(key, x, label):
         return _after_run(key, place, attack, run, logits_fn, weights, x, label)
 
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
-    return jax.vmap(one)(keys, to_float(images), labels)
+    return jax.vmap(one)(example_keys(key, indices), to_float(images), labels)
 
 
 def validate(
@@ -130,6 +147,7 @@ def validate(
     threat: Threat,
     num_steps: int = 20,
     step_size: float,
+    bounds: Bounds = UNIT,
 ) -> Validation:
     """Exact expected accuracy, clean and under one run of PGD on the expected loss.
 
@@ -140,18 +158,19 @@ def validate(
       key: random key of the data set; the example of number `n` uses `fold_in(key, n)`.
       logits_fn: `x -> [L, C]`, the members' logits on one input.
       weights: `[L]` probabilities of the members.
-      images: `[B, ...]` inputs, floats in [0, 1] or uint8 in [0, 255].
+      images: `[B, ...]` inputs, floats within bounds or uint8 in [0, 255].
       labels: `[B]` integer classes.
       indices: `[B]` numbers of the examples in the data set.
-      threat: the allowed perturbations, in the units of [0, 1].
+      threat: the allowed perturbations, in the units of the inputs.
       num_steps: gradient steps.
       step_size: length of one step in the threat's norm.
+      bounds: lowest and highest value of an input.
 
     Returns:
       `Validation` of the batch.
 
     Raises:
-      ValueError: if `num_steps` or `step_size` is not positive.
+      ValueError: if `num_steps` or `step_size` is not positive, or as `evaluate_batch`.
     """
 
     def run(key, _, logits_fn, weights, x, label):
@@ -159,9 +178,10 @@ def validate(
             member_losses = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits_fn(x), label)
             return mixture.expected_loss(member_losses, weights)
 
-        return pgd(key, loss_fn, x, threat, num_steps=num_steps, step_size=step_size)[0]
+        settings = {"num_steps": num_steps, "step_size": step_size, "bounds": bounds}
+        return pgd(key, loss_fn, x, threat, **settings)[0]
 
-    attack = Attack(("pgd_expected_loss",), num_steps, run)
+    attack = Attack(("pgd_expected_loss",), num_steps, run, bounds)
     outcomes = evaluate_batch(key, logits_fn, weights, images, labels, indices, attacks=(attack,))
     accuracy = jnp.asarray(outcomes.members, weights.dtype) @ weights
     return Validation(accuracy[:, 0], jnp.min(accuracy, axis=1))
@@ -177,10 +197,3 @@ def _answers(logits_fn, weights, point, label):
     logits = logits_fn(point)
     mean_log_probs = mixture.log_probs(logits, weights)
     return Outcomes(mixture.correct(logits, label), mixture.correct(mean_log_probs, label))
-
-
-def to_float(images: Array) -> Array:
-    """Images as float32: uint8 in [0, 255] becomes [0, 1]."""
-    if jnp.issubdtype(images.dtype, jnp.integer):
-        return images.astype(jnp.float32) / 255
-    return images.astype(jnp.float32)

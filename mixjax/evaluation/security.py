@@ -11,7 +11,7 @@ import numpy as np
 from mixjax import _check, mixture
 from mixjax.evaluation.batches import as_pytree, check_evaluation, over_batches
 from mixjax.evaluation.budget import BASELINE, EXPECTED_LOSS, MEMBER_AWARE
-from mixjax.evaluation.outcomes import to_float
+from mixjax.evaluation.inputs import bounds_of, example_keys, to_float
 from mixjax.evaluation.report import score
 from mixjax.evaluation.suite import Attack
 from mixjax.typing import Array, Key, LogitsFn
@@ -53,7 +53,7 @@ def security_curves(
       key: random key; consumed.
       logits_fn: `x -> [L, C]`, the members' logits on one input.
       weights: `[L]` probabilities of the members.
-      images: `[N, ...]` inputs, floats in [0, 1] or uint8.
+      images: `[N, ...]` inputs, floats within the bounds of the attacks, or uint8.
       labels: `[N]` integer classes.
       attacks_within: `[] radius -> ` a suite, traced:
         `lambda epsilon: attack_suite(threats.linf(epsilon))`.
@@ -71,15 +71,18 @@ def security_curves(
     if not np.all(np.diff(radii) > 0):
         raise ValueError(f"radii must be increasing and above 0, got {radii[1:].tolist()}")
     logits_fn = as_pytree(logits_fn)
-    weights = check_evaluation(logits_fn, weights, images, labels, batch_size)
+    bounds = bounds_of(attacks_within(jnp.float32(radii[1])))
+    weights, images, labels = check_evaluation(
+        logits_fn, weights, images, labels, batch_size, bounds
+    )
     attack = transform(functools.partial(_attacked, names=names, attacks_within=attacks_within))
-    images, labels = np.asarray(images), np.asarray(labels)
     found = [
         over_batches(
             functools.partial(attack, (key, np.float32(radius)), logits_fn, weights),
             images,
             labels,
             batch_size=batch_size,
+            bounds=bounds,
         )
         for radius in radii[1:]
     ]
@@ -119,7 +122,6 @@ def _attacked(
     """`name -> points [B, ...]`, `name -> accuracies there [B]`, and those of the images [B]."""
     key, radius = key_and_radius
     suite = {name: attack for attack in attacks_within(radius) for name in attack.names}
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
 
     def accuracy(x, label):
         return jnp.sum(weights * mixture.correct(logits_fn(x), label))
@@ -134,4 +136,4 @@ def _attacked(
         }
         return points, {name: accuracy(points[name], label) for name in points}, accuracy(x, label)
 
-    return jax.vmap(one)(keys, to_float(images), labels)
+    return jax.vmap(one)(example_keys(key, indices), to_float(images), labels)

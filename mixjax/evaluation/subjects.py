@@ -12,6 +12,7 @@ import numpy as np
 
 from mixjax import _check, _files, mixture
 from mixjax.evaluation.batches import as_pytree, check_evaluation
+from mixjax.evaluation.inputs import bounds_of
 from mixjax.evaluation.outcomes import evaluate_run
 from mixjax.evaluation.passes import trace
 from mixjax.evaluation.suite import Attack
@@ -60,7 +61,8 @@ def evaluate_suite(
         What it closes over is compiled in as constants: give large variables as
         `jax.tree_util.Partial(function, variables)`, then they are arguments.
       weights: `[L]` probabilities of the members.
-      images: `[N, ...]` inputs, floats in [0, 1] or uint8.
+      images: `[N, ...]` inputs, floats within the bounds of the attacks, [0, 1] if these say
+        nothing else, or uint8, which is scaled to [0, 1].
       labels: `[N]` integer classes.
       attacks: as from `attack_suite`; the first ones spare the later ones what they fool.
       member_fns: for each member `x -> [1, C]`; None: its row of `logits_fn`, at `L` times the
@@ -89,8 +91,10 @@ def evaluate_suite(
     _check.at_least(0, num_complete=num_complete)
     logits_fn = as_pytree(logits_fn)
     batch_size = min(256, len(images)) if batch_size is None else batch_size
-    weights = check_evaluation(logits_fn, weights, images, labels, batch_size)
-    images, labels, num_members = np.asarray(images), np.asarray(labels), len(weights)
+    weights, images, labels = check_evaluation(
+        logits_fn, weights, images, labels, batch_size, bounds_of(attacks)
+    )
+    num_members = len(weights)
     if member_fns is None:
         rows = np.arange(num_members, dtype=np.int32)
         member_fns = [jax.tree_util.Partial(_member, logits_fn, row) for row in rows]
@@ -123,7 +127,7 @@ def evaluate_suite(
         together = under_attack("mixture", logits_fn, weights, num_complete)
         if num_members == 1:
             return Evaluation(together, (together,), together)
-        certain = jnp.ones(1)
+        certain = jnp.ones(1, jnp.float32)
         members = tuple(
             under_attack(f"member {k}", member_fn, certain, 0)
             for k, member_fn in enumerate(member_fns, 1)

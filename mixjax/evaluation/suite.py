@@ -26,11 +26,14 @@ class Attack(NamedTuple):
       num_steps: gradient steps of one run.
       run: `(key, run, logits_fn, weights, x, label) -> x_adv`; `run` is the `[]` number of the
         run, from 0 to `len(names) - 1`, traced; `logits_fn: x -> [L, C]`.
+      bounds: lowest and highest value of an input, numbers or arrays that fit one input; None if
+        the attack does not know: those of the attacks beside it, else [0, 1].
     """
 
     names: tuple[str, ...]
     num_steps: int
     run: Callable[[Key, Array, LogitsFn, Array, Array, Array], Array]
+    bounds: Bounds | None = None
 
 
 def pgd_attacks(
@@ -87,7 +90,7 @@ def pgd_attacks(
         return x_adv
 
     names = ("pgd_expected_loss",) * share + ("pgd_mean_probability",) * share
-    return (Attack(names + ("pgd_members",) * num_member_runs, num_steps, run),)
+    return (Attack(names + ("pgd_members",) * num_member_runs, num_steps, run, bounds),)
 
 
 def _check_share(num_runs, num_member_runs, *, num_members):

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import io
 import pathlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import _files, _fingerprint, program
+from mixjax.evaluation.inputs import example_keys
 from mixjax.evaluation.outcomes import Outcomes
 from mixjax.evaluation.passes import passes_in
 from mixjax.evaluation.suite import Attack
@@ -79,7 +81,7 @@ def attack_in_turn(
       key: random key of the data set.
       logits_fn: `x -> [L, C]`, the members' logits on one input.
       weights: `[L]` probabilities of the members.
-      images: `[N, ...]` inputs, floats in [0, 1] or uint8.
+      images: `[N, ...]` inputs, floats within the bounds of the attacks or uint8.
       labels: `[N]` integer classes.
       stages: attacks in the order of their turns.
       num_complete: number of examples, evenly spread, that meet every run.
@@ -94,25 +96,28 @@ def attack_in_turn(
       ValueError: if `folder` holds another evaluation.
     """
     num_examples = len(images)
-    runs = [(stage, run, name) for stage in stages for run, name in enumerate(stage.attack.names)]
     x = jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
     logits = jax.eval_shape(logits_fn, x)
     shapes = logits, *jax.eval_shape(lambda *each: each, weights, x), _shape_of_run_key(key)
-    traces = {stage: stage.trace(*shapes) for stage in stages}
-    passes = {stage: passes_in(traced, logits) for stage, traced in traces.items()}
+    traces = [stage.trace(*shapes) for stage in stages]
+    runs = [
+        (stage, passes_in(traced, logits), run, name)
+        for stage, traced in zip(stages, traces, strict=True)
+        for run, name in enumerate(stage.attack.names)
+    ]
     if folder is not None:
         settings = {
             "num_examples": num_examples,
             "num_complete": num_complete,
             "batch_size": batch_size,
             "weights": np.asarray(weights),
-            "attacks": [[name, *passes[stage]] for stage, _, name in runs],
+            "attacks": [[name, *passes] for _, passes, _, name in runs],
             "numbers": _numbers([stage.attack.run for stage in stages]),
             "programs": {
-                f"{place} {stage.attack.names[0]}": _short(
+                f"{place} {each.attack.names[0]}": _short(
                     program.fingerprint_of_jaxpr(each.closed)
                 )
-                for place, (stage, each) in enumerate(traces.items())
+                for place, each in enumerate(traces)
             },
             "logits_fn": program.fingerprint(logits_fn, x)._asdict(),
             "key": _fingerprint.fingerprints(key)[""],
@@ -132,13 +137,14 @@ def attack_in_turn(
     num_attacked, seconds = np.zeros(len(runs), int), np.zeros(len(runs))
     counts = np.asarray(weights) > 0
     is_lost = np.zeros(num_examples, bool)
-    for place, (stage, run, name) in enumerate(runs):
+    for place, (stage, _, run, name) in enumerate(runs):
+        file = f"{place:03d}-{_in_a_file_name(name)}"
         rows = np.flatnonzero(~is_lost | is_complete)
         num_attacked[place] = len(rows)
         evaluate = functools.partial(stage.evaluate, key, np.int32(run), logits_fn, weights)
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            path = folder and folder / f"{place:03d}-{name}-{start // batch_size:05d}.npz"
+            path = folder and folder / f"{file}-{start // batch_size:05d}.npz"
             found = _read(path, batch)
             if found is None:
                 found = _timed(evaluate, images, labels, batch, batch_size)
@@ -149,9 +155,14 @@ def attack_in_turn(
         progress((place + 1) * num_examples, len(runs) * num_examples)
         is_lost |= ~members[:, place, counts].any(axis=1)
 
-    answers, gradients = np.array([passes[stage] for stage, _, _ in runs[1:]], int).reshape(-1, 2).T
+    answers, gradients = np.array([passes for _, passes, _, _ in runs[1:]], int).reshape(-1, 2).T
     outcomes = Outcomes(members, averaged)
     return Record(outcomes, is_complete, num_attacked[1:], answers, gradients, seconds[1:])
+
+
+def _in_a_file_name(name):
+    """An attack may be called `pgd 8/255`; the number before it in the file's name is its own."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:64]
 
 
 def _timed(evaluate, images, labels, batch, batch_size):
@@ -186,7 +197,7 @@ def _read(path, batch):
 
 
 def _shape_of_run_key(key):
-    return jax.eval_shape(lambda key: jax.random.fold_in(key, 0), key)
+    return jax.eval_shape(lambda key: example_keys(key, jnp.zeros(1, jnp.int32))[0], key)
 
 
 def _short(found):

@@ -1,0 +1,127 @@
+"""What comes into an evaluation: checked where it is known, and in one form for all attacks.
+
+Inputs become float32, labels int32, both in the byte order of this machine; keys become keys of
+threefry, whose draws for one example do not hang on how many others there are.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from mixjax import _check
+from mixjax.evaluation.suite import Attack
+from mixjax.typing import Array, Bounds, Key, LogitsFn
+
+UNIT: Bounds = (0.0, 1.0)  # of inputs, if nobody says otherwise
+_ROUNDING = 1e-6
+
+
+def bounds_of(attacks: Sequence[Attack]) -> Bounds:
+    """The bounds of the inputs that these attacks were made for; [0, 1] if none says.
+
+    Raises:
+      ValueError: if two attacks were made for different ones.
+    """
+    said = [attack.bounds for attack in attacks if attack.bounds is not None]
+    for other in said[1:]:
+        if not all(np.array_equal(*ends) for ends in zip(said[0], other, strict=True)):
+            raise ValueError(f"attacks must all have the same bounds, got {said[0]} and {other}")
+    return said[0] if said else UNIT
+
+
+def checked(images: Any, labels: Any, bounds: Bounds = UNIT) -> tuple[np.ndarray, np.ndarray]:
+    """Images `[N, ...]` and labels `[N]`, int32, as NumPy arrays of this machine's byte order.
+
+    Raises:
+      ValueError: if they are not what an evaluation can use.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim < 2 or images.size == 0:
+        raise ValueError(f"images must be [N, ...] and not empty, got {list(images.shape)}")
+    check_batch(images, labels, bounds)
+    if not images.dtype.isnative:
+        images = images.astype(images.dtype.newbyteorder("="))
+    return images, labels.astype(np.int32)
+
+
+def check_batch(images: Any, labels: Any, bounds: Bounds | None):
+    """Raises `ValueError` unless a batch is what an attack can use; traced values pass unchecked.
+
+    uint8 is scaled to [0, 1] before any attack sees it, so that no other bounds go with it.
+    """
+    if images.dtype == np.uint8:
+        if bounds is not None and not all(
+            np.array_equal(*ends) for ends in zip(UNIT, bounds, strict=True)
+        ):
+            raise ValueError(
+                f"uint8 images are scaled to [0, 1], which must be the bounds, got {bounds}: "
+                "give floats instead"
+            )
+    elif not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be uint8 or floats within bounds, got {images.dtype}")
+    elif bounds is not None and not isinstance(images, Tracer):
+        _check_within(np.asarray(images).astype(np.float32), bounds)
+    _check.shape(images.shape[:1], labels=labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    if not isinstance(labels, Tracer) and np.min(np.asarray(labels)) < 0:
+        raise ValueError(f"labels must be at least 0, got {np.min(np.asarray(labels))}")
+
+
+def check_members(logits_fn: LogitsFn, weights: Any, shape: Sequence[int], labels: Any):
+    """Raises `ValueError` unless an input of this shape has `[L, C]` logits, and the rest fits."""
+    _check.simplex(weights=weights)
+    logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
+    if len(logits.shape) != 2:
+        raise ValueError(f"logits_fn must return [L, C] logits, got shape {list(logits.shape)}")
+    _check.shape(logits.shape[:1], weights=weights)
+    _check.within(0, logits.shape[1] - 1, labels=labels)
+
+
+def to_float(images: Array) -> Array:
+    """Images as float32: uint8 in [0, 255] becomes [0, 1]."""
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        return images.astype(jnp.float32) / 255
+    return images.astype(jnp.float32)
+
+
+def example_keys(key: Key, indices: Array) -> Key:
+    """One key for each example: a function of `key` and of its number in the data set alone.
+
+    Under `vmap` some generators (`rbg`) draw for all examples at once. Their keys are folded into
+    one of threefry; a key of threefry is used as it is.
+
+    Raises:
+      ValueError: if `key` is not a single key.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    _check.shape((), key=key)
+    first = jax.random.key(0, impl="threefry2x32")
+    if key.dtype != first.dtype:
+        words = jax.random.key_data(key)
+        key = first
+        for place in range(len(words)):
+            key = jax.random.fold_in(key, words[place])
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+
+
+def _check_within(images, bounds):
+    low, high = (np.asarray(end, np.float32) for end in bounds)
+    place = f"[{bounds[0]}, {bounds[1]}]" if low.ndim == high.ndim == 0 else "bounds"
+    try:
+        low, high = (np.broadcast_to(end, images.shape[1:]) for end in (low, high))
+    except ValueError:
+        raise ValueError(
+            f"bounds must be numbers or fit an input of shape {list(images.shape[1:])}, got shapes "
+            f"{list(np.shape(bounds[0]))} and {list(np.shape(bounds[1]))}"
+        ) from None
+    room = _ROUNDING * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+    if not np.all((images >= low - room) & (images <= high + room)):
+        raise ValueError(
+            f"images must lie in {place}, got values from {images.min()} to {images.max()}"
+        )
