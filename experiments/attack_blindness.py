@@ -167,10 +167,19 @@ def compiled(epsilon: float, budget: str, config: Config):
 
 
 def ascent(name: str, loss, threat: threats.Threat, config: Config) -> evaluation.Attack:
-    """PGD with restarts on one loss of all members, its step that of Pinot et al."""
+    """PGD with restarts on one loss of all members, its step that of Pinot et al.
+
+    Of the points on its path it returns that of lowest exact expected accuracy: what is left is due
+    to where the loss leads, and not to which of the points is kept.
+    """
 
     def run(key, _, logits_fn, weights, x, label):
-        settings = {"num_steps": config.pgd_steps, "step_size": PGD_STEP * threat.epsilon}
+        logits_fn = attacks.once(logits_fn)
+        settings = {
+            "num_steps": config.pgd_steps,
+            "step_size": PGD_STEP * threat.epsilon,
+            "accuracy_fn": lambda x: mixture.accuracy(logits_fn(x), label, weights),
+        }
         return attacks.pgd(
             key, lambda x: loss(logits_fn(x), label, weights), x, threat, **settings
         )[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mixjax import attacks, evaluation, threats
+from mixjax import attacks, evaluation, mixture, threats
 
 SIZE = 16
 EPSILON = 0.1
@@ -135,6 +135,32 @@ def test_the_averaged_ensemble_answers_by_mean_probability_and_not_by_mean_logit
     assert found["clean_accuracy"] == pytest.approx(0.4)
 
 
+def test_a_run_returns_the_point_on_its_path_that_fools_most_and_not_that_of_highest_loss(key):
+    """Member 1 is just wrong where pixels differ, as at a random start, and flat elsewhere.
+
+    Member 2 is far wrong at the corner where all pixels end: there the loss is highest, and four
+    fifths of the accuracy are back. So it is under PGD, AutoPGD and in a validation.
+    """
+
+    def logits_fn(x):
+        just_wrong = jnp.where(jnp.std(x) > 0.03, -0.01, 1.0)
+        margins = jnp.stack([just_wrong, 300 * (0.58 - jnp.mean(x))])
+        return jnp.stack([margins, -margins], axis=-1) / 2
+
+    weights, label = jnp.array([0.8, 0.2]), jnp.int32(0)
+    x = jnp.full((4, 4, 1), 0.5)
+    budget = evaluation.Budget(1, 1, 2, 30, 1, 2, 1, 5)
+    baseline, auto_pgd, *_ = evaluation.attack_suite(LINF, budget)
+    (few,) = evaluation.pgd_attacks(LINF, num_runs=6, num_steps=20, step_size=0.05)
+    for attack, run in ((baseline, 0), (few, 0), (few, 2), (auto_pgd, 0), (auto_pgd, 1)):
+        point = jax.jit(attack.run)(key, jnp.int32(run), logits_fn, weights, x, label)
+        assert float(mixture.accuracy(logits_fn(point), label, weights)) == pytest.approx(0.2)
+    found = evaluation.validate(
+        key, logits_fn, weights, x[None], label[None], jnp.arange(1), threat=LINF, step_size=0.05
+    )
+    assert float(found.robust[0]) == pytest.approx(0.2)
+
+
 # Two routes to one table.
 
 
@@ -176,6 +202,7 @@ def test_the_runs_climb_the_losses_that_their_names_say(key, num_members):
     (x,), _ = examples(key, 1)
     label = jnp.int32(1)
     settings = {"num_steps": 5, "step_size": 0.05}
+    told = {"accuracy_fn": lambda x: mixture.accuracy(logits_fn(x), label, weights)}
     (attack,) = evaluation.pgd_attacks(LINF, num_runs=10, **settings)
     attacked = jax.jit(attack.run)
     assert attack.names == (
@@ -200,7 +227,9 @@ def test_the_runs_climb_the_losses_that_their_names_say(key, num_members):
         for member, loss_fn in enumerate(members)
     }
     for loss_fn, runs in runs_of.items():
-        plain = jax.jit(lambda key, x, f=loss_fn: attacks.pgd(key, f, x, LINF, **settings)[0])
+        plain = jax.jit(
+            lambda key, x, f=loss_fn: attacks.pgd(key, f, x, LINF, **settings, **told)[0]
+        )
         for run in runs:
             run_key = jax.random.fold_in(key, run)
             x_adv = attacked(run_key, jnp.int32(run), logits_fn, weights, x, label)

@@ -77,6 +77,7 @@ def test_the_baseline_is_pgd_20_on_the_expected_cross_entropy(key, network):
     attack, *_ = evaluation.attack_suite(threat, BUDGET)
     found = jax.jit(attack.run)(key, 0, network, WEIGHTS, x, label)
     settings = dict(num_steps=20, step_size=0.125 * 0.3)
+    settings["accuracy_fn"] = lambda x: mixture.accuracy(network(x), label, WEIGHTS)
     plain, _ = jax.jit(lambda x: attacks.pgd(key, loss_fn, x, threat, **settings))(x)
     np.testing.assert_allclose(found, plain, atol=1e-5)
     assert attack.names == ("pgd_expected_loss",) and attack.num_steps == 20
@@ -114,10 +115,12 @@ def test_every_run_of_auto_pgd_climbs_the_loss_that_its_name_says(key, network):
         ("apgd_members", functools.partial(of_member, losses.cross_entropy, 0)),
     ]
     assert attack.names == tuple(name for name, _ in loss_fns)
+    settings = dict(num_steps=12)
+    settings["accuracy_fn"] = lambda x: mixture.accuracy(network(x), label, WEIGHTS)
     points = []
     for run in (0, 1, 2, 3, 5, 7):
         loss_fn = loss_fns[run][1]
-        plain = jax.jit(lambda key, x, f=loss_fn: attacks.apgd(key, f, x, threat, num_steps=12)[0])
+        plain = jax.jit(lambda key, x, f=loss_fn: attacks.apgd(key, f, x, threat, **settings)[0])
         found = attacked(key, jnp.int32(run), network, WEIGHTS, x, label)
         np.testing.assert_allclose(found, plain(key, x), atol=1e-5)
         points.append(np.asarray(found))

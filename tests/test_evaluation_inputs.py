@@ -65,7 +65,7 @@ def test_the_bounds_of_the_attacks_are_those_of_the_evaluation(evaluate):
     """The first feature at -.4, of [-1, 1]; the second member is wrong there anyway."""
     images = np.full((3, 2), -0.4, np.float32)
     assert right(evaluate(images, (down((-1.0, 1.0), 0.2),))) == [0.25, 0.0]
-    with pytest.raises(ValueError, match=r"images must lie in \[0.0, 1.0\], got .* from -0.4"):
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\], got .* from -0.4"):
         evaluate(images, (down(step=0.2),))
 
 
@@ -119,7 +119,7 @@ def test_any_floats_of_any_byte_order_are_the_same_inputs(evaluate, dtype):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (np.full((2, 2), np.nan), np.zeros(2, int), r"images must lie in \[0.0, 1.0\], got .* nan"),
+        (np.full((2, 2), np.nan), np.zeros(2, int), r"images must lie in \[0, 1\], got .* nan"),
         (np.zeros((2, 2)), np.zeros(2), "labels must be integers, got float64"),
         (np.zeros((2, 2)), np.array([0, 2]), r"labels must lie in \[0, 1\], got .* to 2.0"),
         (np.zeros((2, 2)), np.array([0, -1]), "labels must be at least 0, got -1"),

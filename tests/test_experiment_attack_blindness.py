@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import _blindness, attack_blindness
-from mixjax import attacks, data, evaluation, models, reporting, threats
+from mixjax import attacks, data, evaluation, mixture, models, reporting, threats
 from tests.linear_game import LinearGame
 
 BUDGET = evaluation.Budget(1, 1, 2, 5, 1, 20, 1, 5)
@@ -179,6 +179,7 @@ def test_the_blind_attacks_are_pgd_with_restarts_on_these_two_losses(key):
             threats.linf(0.2),
             num_steps=4,
             step_size=0.05,
+            accuracy_fn=lambda x: mixture.accuracy(logits_fn(x), 0, weights),
         )
         np.testing.assert_allclose(points[-1], plain, atol=1e-6)
     assert not np.allclose(*points, atol=1e-3)

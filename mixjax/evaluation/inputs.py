@@ -112,7 +112,9 @@ def example_keys(key: Key, indices: Array) -> Key:
 
 def _check_within(images, bounds):
     low, high = (np.asarray(end, np.float32) for end in bounds)
-    place = f"[{bounds[0]}, {bounds[1]}]" if low.ndim == high.ndim == 0 else "bounds"
+    place = "bounds"
+    if low.ndim == high.ndim == 0:
+        place = f"[{low.item():g}, {high.item():g}]"
     try:
         low, high = (np.broadcast_to(end, images.shape[1:]) for end in (low, high))
     except ValueError:

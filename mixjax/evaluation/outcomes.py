@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import losses, mixture
-from mixjax.attacks import pgd
+from mixjax.attacks import once, pgd
 from mixjax.evaluation.inputs import (
     UNIT,
     bounds_of,
@@ -22,7 +22,7 @@ from mixjax.evaluation.inputs import (
     example_keys,
     to_float,
 )
-from mixjax.evaluation.suite import Attack
+from mixjax.evaluation.suite import Attack, expected_accuracy_of
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
@@ -174,12 +174,15 @@ def validate(
     """
 
     def run(key, _, logits_fn, weights, x, label):
+        logits_fn = once(logits_fn)
+
         def loss_fn(x):
             member_losses = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits_fn(x), label)
             return mixture.expected_loss(member_losses, weights)
 
         settings = {"num_steps": num_steps, "step_size": step_size, "bounds": bounds}
-        return pgd(key, loss_fn, x, threat, **settings)[0]
+        accuracy_fn = expected_accuracy_of(logits_fn, weights, label)
+        return pgd(key, loss_fn, x, threat, accuracy_fn=accuracy_fn, **settings)[0]
 
     attack = Attack(("pgd_expected_loss",), num_steps, run, bounds)
     outcomes = evaluate_batch(key, logits_fn, weights, images, labels, indices, attacks=(attack,))

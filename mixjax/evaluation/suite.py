@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from mixjax import _check, losses, mixture
-from mixjax.attacks import pgd
+from mixjax.attacks import once, pgd
 from mixjax.threats import Threat
-from mixjax.typing import Array, Bounds, Key, LogitsFn
+from mixjax.typing import AccuracyFn, Array, Bounds, Key, LogitsFn
 
 
 class Attack(NamedTuple):
@@ -49,7 +49,8 @@ def pgd_attacks(
     A third of the runs climbs the expected cross-entropy, a third `-log` of the mean probability
     of the label, and the rest one member's cross-entropy each, the members taking turns. Every
     run starts at a random point of its own: for `L = 1`, where the three losses are the same one,
-    these are `num_runs` different restarts of one attack and none is wasted.
+    these are `num_runs` different restarts of one attack and none is wasted. Each run returns the
+    point of lowest exact expected accuracy on its path, and of highest loss among these.
 
     Args:
       threat: the allowed perturbations, in the units of the inputs.
@@ -73,6 +74,8 @@ def pgd_attacks(
     num_member_runs = num_runs - 2 * share
 
     def run(key, run, logits_fn, weights, x, label):
+        logits_fn = once(logits_fn)
+
         def loss_fn(x):
             logits = logits_fn(x)
             _check_share(num_runs, num_member_runs, num_members=logits.shape[0])
@@ -84,13 +87,17 @@ def pgd_attacks(
             )
             return jnp.stack(choices)[jnp.minimum(run // share, 2)]
 
-        x_adv, _ = pgd(
-            key, loss_fn, x, threat, num_steps=num_steps, step_size=step_size, bounds=bounds
-        )
-        return x_adv
+        settings = {"num_steps": num_steps, "step_size": step_size, "bounds": bounds}
+        accuracy_fn = expected_accuracy_of(logits_fn, weights, label)
+        return pgd(key, loss_fn, x, threat, accuracy_fn=accuracy_fn, **settings)[0]
 
     names = ("pgd_expected_loss",) * share + ("pgd_mean_probability",) * share
     return (Attack(names + ("pgd_members",) * num_member_runs, num_steps, run, bounds),)
+
+
+def expected_accuracy_of(logits_fn: LogitsFn, weights: Array, label: Array) -> AccuracyFn:
+    """`x -> []`, the exact expected accuracy: of the points of an attack the lowest is returned."""
+    return lambda x: mixture.accuracy(logits_fn(x), label, weights)
 
 
 def _check_share(num_runs, num_member_runs, *, num_members):
