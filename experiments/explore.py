@@ -1,6 +1,8 @@
 """A finished run as one page to look at: no server, no other file, nothing loaded from anywhere.
 
-    python -m experiments.explore --run-dir runs/demo    # a minute on a CPU: runs/demo/explore.html
+    python -m experiments.explore --run-dir runs/demo    # writes runs/demo/explore.html
+
+Its time depends on the networks and on the examples; of the demo's, most goes into compiling.
 
 Pick a test image and an attack and walk from the clean image to the attacked one: what each
 member answers, how the expected accuracy falls, which members the attack goes for. Below it the

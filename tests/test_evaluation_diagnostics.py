@@ -59,7 +59,10 @@ def test_honest_linear_members_raise_no_suspicion():
         "one_step_is_stronger",
         "more_steps_help",
         "huge_radius_survived",
+        "nan_answers",
+        "probabilities",
     ]
+    assert findings["nan_answers"].value == findings["probabilities"].value == 0.0
 
 
 def test_a_staircase_has_vanished_gradients_and_names_the_member():
@@ -133,6 +136,32 @@ def test_half_the_steps_are_not_enough_on_a_winding_way():
     findings = diagnose(winding, [1.0], np.full((5, SIZE), 0.5, np.float32))
     assert findings["more_steps_help"].value == 1.0
     assert suspicious(findings) == {"more_steps_help"}
+
+
+def test_a_member_that_answers_nan_is_named_with_the_number_of_points():
+    """The third member is not a number where the first pixel is above .6, which no step changes."""
+
+    def broken(x):
+        right = 20 * (jnp.mean(x[1:]) - jnp.array([0.3, 0.4, 0.2]))
+        return scores(jnp.where((x[0] > 0.6) & (jnp.arange(3) == 2), jnp.nan, right))
+
+    x = np.full((4, SIZE), 0.5, np.float32)
+    x[0, 0] = 0.75
+    findings = diagnose(broken, [0.3, 0.3, 0.4], x, bounds=(0.0, 1.0))
+    finding = findings["nan_answers"]
+    assert finding.is_suspicious and finding.value == pytest.approx(0.25)
+    assert "member 3 answers NaN, at 42 of 168" in finding.text  # 2 ascents of 21 points each
+    assert not findings["probabilities"].is_suspicious
+
+
+def test_probabilities_in_the_place_of_logits_are_told():
+    def second(x):
+        logits = linear(x)
+        return logits.at[1].set(jax.nn.softmax(logits[1]))
+
+    findings = diagnose(second, [0.3, 0.7], images())
+    assert findings["probabilities"].value == 1.0
+    assert findings["probabilities"].is_suspicious and "member 2" in findings["probabilities"].text
 
 
 def test_no_more_examples_are_probed_than_there_are_and_they_are_spread():

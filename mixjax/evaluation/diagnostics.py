@@ -35,6 +35,7 @@ from mixjax.typing import Array, Bounds, LogitsFn
 
 _REACH = 5.0  # all steps together, in radii: half of them are the usual attack
 _ROUNDING = 1e-6
+_ROUNDING_OF_SUMS = 1e-3  # of probabilities, whatever their precision was
 
 
 class Finding(NamedTuple):
@@ -59,11 +60,13 @@ class Finding(NamedTuple):
 
 
 class _Ascent(NamedTuple):
-    """The points of an ascent, `x` first: `[B, T + 1]` each."""
+    """The points of an ascent, `x` first: `[B, T + 1]` each, of the members `[B, T + 1, L]`."""
 
     loss: Array
     accuracy: Array
     is_flat: Array
+    is_nan: Array
+    is_distribution: Array
 
 
 def diagnose(
@@ -98,6 +101,9 @@ def diagnose(
       and whose expected loss no step raises. `one_step_is_stronger`: accuracy that a single step
       of length epsilon takes beyond all steps. `more_steps_help`: accuracy that the second half of
       the steps takes. `huge_radius_survived`: accuracy left when the whole box is allowed.
+      `nan_answers`: share of the points visited at which a member answers NaN, an error of its own
+      and no success of an attack; the member with the largest share. `probabilities`: share of
+      points at which a member's answers are non-negative and sum to 1; likewise.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -130,6 +136,9 @@ def diagnose(
     many, one = ascend(weights, epsilon), ascend(weights, epsilon, epsilon)
     huge = ascend(weights, whole_box)
     above = many.loss[:, :1] * (1 + _ROUNDING) + _ROUNDING
+    undefined = np.stack([many.is_nan, huge.is_nan], axis=1).mean(axis=(0, 1, 2))
+    normalised = many.is_distribution.mean(axis=(0, 1))
+    num_points = 2 * many.accuracy.size
     stuck = (many.accuracy[:, 0] > 0) & ~(many.loss > above).any(axis=1)
     return (
         Finding(
@@ -166,6 +175,22 @@ def diagnose(
             0.05,
             f"accuracy left when the radius is {whole_box:.3g} and every input allowed; either "
             "the attack fails or the members are never wrong together",
+        ),
+        Finding(
+            "nan_answers",
+            float(undefined.max()),
+            0.0,
+            f"share of points at which member {1 + int(undefined.argmax())} answers NaN, at "
+            f"{round(undefined.max() * num_points)} of {num_points}; that is an error of this "
+            "member, and its gradients may blind the attacks on all of them",
+        ),
+        Finding(
+            "probabilities",
+            float(normalised.max()),
+            0.5,
+            f"share of points at which what member {1 + int(normalised.argmax())} answers is "
+            "non-negative and sums to 1; logits are due, and their losses are not those of "
+            "probabilities: give their logarithms",
         ),
     )
 
@@ -253,14 +278,19 @@ def _climb(reach, logits_fn, weights, images, labels, indices, *, threat, num_st
             logits = logits_fn(point)
             member_losses = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits, label)
             accuracy = jnp.sum(weights * mixture.correct(logits, label))
-            return mixture.expected_loss(member_losses, weights), accuracy
+            sums_to_one = jnp.abs(jnp.sum(logits, axis=-1) - 1.0) < _ROUNDING_OF_SUMS
+            is_distribution = jnp.all(logits >= 0, axis=-1) & sums_to_one
+            seen = (accuracy, jnp.any(jnp.isnan(logits), axis=-1), is_distribution)
+            return mixture.expected_loss(member_losses, weights), seen
 
         def step(point, _):
-            (loss, accuracy), gradient = jax.value_and_grad(loss_and_accuracy, has_aux=True)(point)
+            (loss, (accuracy, *seen)), gradient = jax.value_and_grad(
+                loss_and_accuracy, has_aux=True
+            )(point)
             gradient = jnp.nan_to_num(gradient)
             delta = point - x + step_size * threat.steepest(gradient)
             moved = jnp.clip(x + scale * threat.project(delta / scale), *bounds)
-            return moved, _Ascent(loss, accuracy, jnp.all(gradient == 0))
+            return moved, _Ascent(loss, accuracy, jnp.all(gradient == 0), *seen)
 
         return jax.lax.scan(step, x, length=num_steps + 1)[1]
 

@@ -114,9 +114,7 @@ def attack_in_turn(
             "attacks": [[name, *passes] for _, passes, _, name in runs],
             "numbers": _numbers([stage.attack.run for stage in stages]),
             "programs": {
-                f"{place} {each.attack.names[0]}": _short(
-                    program.fingerprint_of_jaxpr(each.closed)
-                )
+                f"{place} {each.attack.names[0]}": _short(program.fingerprint_of_jaxpr(each.closed))
                 for place, each in enumerate(traces)
             },
             "logits_fn": program.fingerprint(logits_fn, x)._asdict(),
