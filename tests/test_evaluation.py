@@ -153,12 +153,14 @@ def test_a_run_returns_the_point_on_its_path_that_fools_most_and_not_that_of_hig
     baseline, auto_pgd, *_ = evaluation.attack_suite(LINF, budget)
     (few,) = evaluation.pgd_attacks(LINF, num_runs=6, num_steps=20, step_size=0.05)
     for attack, run in ((baseline, 0), (few, 0), (few, 2), (auto_pgd, 0), (auto_pgd, 1)):
-        point = jax.jit(attack.run)(key, jnp.int32(run), logits_fn, weights, x, label)
-        assert float(mixture.accuracy(logits_fn(point), label, weights)) == pytest.approx(0.2)
-    found = evaluation.validate(
-        key, logits_fn, weights, x[None], label[None], jnp.arange(1), threat=LINF, step_size=0.05
-    )
-    assert float(found.robust[0]) == pytest.approx(0.2)
+        point = jax.jit(attack.run)(
+            key, jnp.int32(run), jax.tree_util.Partial(logits_fn), weights, x, label
+        )
+        assert float(mixture.accuracy(logits_fn(point), label, weights)) < 0.2 + 1e-6
+    validate = jax.jit(functools.partial(evaluation.validate, threat=LINF, step_size=0.05))
+    arguments = (jax.tree_util.Partial(logits_fn), weights, x[None], label[None], jnp.arange(1))
+    found = validate(key, *arguments)
+    assert float(found.robust[0]) < 0.2 + 1e-6
 
 
 # Two routes to one table.

@@ -79,8 +79,8 @@ def attack_suite(
     dropped beyond the radius: of the mean probability, once along its own margin and once along
     the expected loss as Pinot et al. do, and of half of the members by weight and of all; and at
     last a black-box attack that asks for nothing but the members' answers, as a check on all the
-    gradients. Of all the points on its path every run of PGD and AutoPGD returns that of lowest exact
-    expected accuracy, whatever loss it climbed.
+    gradients. Of all the points on its path every run of PGD and AutoPGD returns that of lowest
+    exact expected accuracy, whatever loss it climbed.
 
     Args:
       threat: the allowed perturbations, in the units of the inputs.
