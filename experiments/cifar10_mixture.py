@@ -208,7 +208,11 @@ def complete(
     result["training_passes"] = passes(config) * game.num_epochs * game.steps_per_epoch
     if versus is not None:
         difference, error_bar = evaluation.paired_difference(worst, versus)
-        result["versus_single"] = {"difference": difference, "error_bar": error_bar}
+        result["versus_single"] = {
+            "difference": difference,
+            "error_bar": error_bar,
+            "interval": evaluation.paired_interval(worst, versus),
+        }
     seconds = time.monotonic() - start
     result["provenance"] = reporting.provenance(command, config.seed, seconds)
     draw_attacks(config, dataset, game, best, folder / "attacks.png")
