@@ -5,6 +5,8 @@ Every function takes its arguments by keyword so that the message can name them:
 known only when it is too late to raise.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -24,12 +26,21 @@ def non_negative(**values):
 
 
 def at_least(minimum, **values):
-    """Raises `ValueError` unless every value is a whole number of at least `minimum`."""
-    _require(
-        values,
-        f"a whole number of at least {minimum}",
-        lambda value: value.ndim == 0 and np.isfinite(value) and value == value // 1 >= minimum,
-    )
+    """Raises `ValueError` unless every value is a whole number of at least `minimum`.
+
+    A float is none even where it is whole: nothing can be done 3.0 times.
+    """
+    for name, value in values.items():
+        if not _is_traced(value):
+            number = np.asarray(value)
+            if number.ndim or not np.issubdtype(number.dtype, np.integer) or number < minimum:
+                is_whole = (
+                    number.ndim == 0 and number.dtype.kind == "f" and float(number).is_integer()
+                )
+                hint = f": pass {int(number)}" if is_whole and number >= minimum else ""
+                raise ValueError(
+                    f"{name} must be a whole number of at least {minimum}, got {value}{hint}"
+                )
 
 
 def seed(**values):
@@ -67,12 +78,15 @@ def simplex(**values):
 
 
 def increasing(**values):
-    """Raises `ValueError` unless every value is a pair, all of the first below the second."""
+    """Raises `ValueError` unless every value is a pair, the first below the second everywhere."""
     for name, pair in values.items():
-        if not _is_traced(*pair) and not (
-            len(pair) == 2 and np.all(np.asarray(pair[0]) < np.asarray(pair[1]))
-        ):
-            raise ValueError(f"{name} must be a pair (low, high) with low < high, got {pair}")
+        is_pair = isinstance(pair, (tuple, list)) or (np.ndim(pair) and not _is_traced(pair))
+        if is_pair and len(pair) == 2:
+            if _is_traced(*pair) or np.all(np.asarray(pair[0]) < np.asarray(pair[1])):
+                continue
+            if np.ndim(pair[0]) or np.ndim(pair[1]):
+                pair = "a low that is not below its high"
+        raise ValueError(f"{name} must be a pair (low, high) with low < high, got {pair}")
 
 
 def within(low, high, **values):
@@ -83,6 +97,113 @@ def within(low, high, **values):
             if not (low - _ROUNDING <= lowest and highest <= high + _ROUNDING):
                 got = f"values from {lowest} to {highest}" if np.ndim(value) else value
                 raise ValueError(f"{name} must lie in [{low}, {high}], got {got}")
+
+
+def floating(**values):
+    """Raises `ValueError` unless every array holds floating-point numbers in native byte order.
+
+    Known of traced values too.
+    """
+    for name, value in values.items():
+        dtype = _dtype(value)
+        native_order(**{name: value})
+        if not jnp.issubdtype(dtype, jnp.floating):
+            hint = "pass it divided by 255" if dtype == np.uint8 else "pass it as float32"
+            raise ValueError(f"{name} must hold floating-point numbers, got {dtype}: {hint}")
+
+
+def native_order(**values):
+    """Raises `ValueError` for an array in the other byte order, which JAX cannot hold."""
+    for name, value in values.items():
+        if isinstance(value, np.ndarray | np.generic) and not value.dtype.isnative:
+            native = value.dtype.newbyteorder("=")
+            raise ValueError(
+                f"{name} must be in native byte order, got {value.dtype.str}: "
+                f"pass it as .astype({native.name!r})"
+            )
+
+
+def inside(bounds, **values):
+    """Raises `ValueError` unless every input is of floating point and lies within `bounds`.
+
+    The bounds are `(low, high)`, numbers or arrays per feature that broadcast to the input.
+    """
+    increasing(bounds=bounds)
+    floating(**values)
+    for name, value in values.items():
+        if not all(_broadcasts(np.shape(bound), np.shape(value)) for bound in bounds):
+            shapes = " and ".join(str(list(np.shape(bound))) for bound in bounds)
+            wanted = f"the shape {list(np.shape(value))} of {name}"
+            raise ValueError(f"bounds must broadcast to {wanted}, got {shapes}")
+        if not _is_traced(value, *bounds):
+            low, high = (np.asarray(bound, np.float64) for bound in bounds)
+            numbers = np.asarray(value).astype(np.float64)
+            slack = _ROUNDING * max(
+                1.0, *(np.max(np.abs(b), initial=0, where=np.isfinite(b)) for b in (low, high))
+            )
+            if not np.all((numbers >= low - slack) & (numbers <= high + slack)):
+                single = not (low.ndim or high.ndim)
+                where = f"lie in [{low:g}, {high:g}]" if single else "lie within its bounds"
+                got = f"values from {np.min(numbers):g} to {np.max(numbers):g}"
+                if np.any(np.isnan(numbers)):
+                    got = "NaN"
+                raise ValueError(f"{name} must {where}, got {got}")
+
+
+def label(num_classes, **values):
+    """Raises `ValueError` unless every value is one class of `num_classes`."""
+    for name, value in values.items():
+        native_order(**{name: value})
+        if not np.issubdtype(_dtype(value), np.integer):
+            raise ValueError(
+                f"{name} must be a whole number, got {_dtype(value)}: pass it as .astype(int)"
+            )
+        if np.ndim(value):
+            raise ValueError(
+                f"{name} must be that of one example, got shape {list(np.shape(value))}: "
+                "make the batch by jax.vmap"
+            )
+        if not _is_traced(value) and not 0 <= int(value) < num_classes:
+            raise ValueError(f"{name} must lie in [0, {num_classes - 1}], got {int(value)}")
+
+
+def logits(axes, **values):
+    """Raises `ValueError` unless every value has the axes named in `axes`, such as "L C"."""
+    for name, value in values.items():
+        native_order(**{name: value})
+        if np.ndim(value) != len(axes.split()):
+            told = "all members' on one example" if "L" in axes else "one member's on one example"
+            raise ValueError(
+                f"{name} must be {told}, [{', '.join(axes.split())}], "
+                f"got shape {list(np.shape(value))}"
+            )
+
+
+def threat(**values):
+    """Raises `ValueError` unless every value is a `Threat` of one radius."""
+    for name, value in values.items():
+        if not (hasattr(value, "project") and hasattr(value, "epsilon")):
+            example = value if isinstance(value, (int, float)) else 0.1
+            raise ValueError(
+                f"{name} must be a Threat, such as threats.linf({example}), got {value}"
+            )
+        if np.ndim(value.epsilon):
+            raise ValueError(
+                f"{name} must have one radius for one example, got shape "
+                f"{list(np.shape(value.epsilon))}: make the batch by jax.vmap"
+            )
+
+
+def one_number(x, **functions):
+    """Raises `ValueError` unless every function of one input `x` answers with one number."""
+    for name, function in functions.items():
+        answer = jax.eval_shape(function, x)
+        if not hasattr(answer, "shape") or answer.shape != ():
+            got = f"shape {list(answer.shape)}" if hasattr(answer, "shape") else f"{answer}"
+            raise ValueError(
+                f"{name} must return one number for one example, got {got}: "
+                "make the batch by jax.vmap"
+            )
 
 
 def non_empty(num_axes, **values):
@@ -111,6 +232,16 @@ def _require(values, description, holds):
         # NumPy, because inside `jit` even an operation of JAX on a known value is traced.
         if not _is_traced(value) and not holds(np.asarray(value)):
             raise ValueError(f"{name} must be {description}, got {value}")
+
+
+def _broadcasts(shape, to):
+    return len(shape) <= len(to) and all(
+        size in (1, wanted) for size, wanted in zip(shape[::-1], to[::-1], strict=False)
+    )
+
+
+def _dtype(value):
+    return value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
 
 
 def _is_traced(*values):

@@ -3,6 +3,10 @@
 `logits` are `[C]`, `label` is an integer `[]`; `jax.vmap` adds members and examples. The sign is
 the defender's: the attacker ascends. A margin is the opposite: positive means correct.
 
+A class of logit -inf is masked: it is never answered, and values and gradients are those of the
+other classes; where that class is the label the input is misclassified and a loss is infinite.
+Logits of half precision are taken to float32, for overconfident ones differ by more than they hold.
+
 Those that take `weights` are of a mixture, whose members answer `[L, C]` logits. Each says in its
 own way how far the mixture is from being fooled, and each leads an attack elsewhere. A member that
 answers NaN errs: no more can be gained from it, and it decides nothing.
@@ -20,7 +24,12 @@ _WEIGHT_ROUNDING = 1e-6  # of weights that sum to 1
 
 
 def cross_entropy(logits: Array, label: Array) -> Array:
-    """`-log p(label)`: `[C], [] -> []`, in nats."""
+    """`-log p(label)`: `[C], [] -> []`, in nats.
+
+    Raises:
+      ValueError: if the logits are not `[C]` or the label is not one of their classes.
+    """
+    logits = _of_one(logits, label)
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
 
 
@@ -34,22 +43,28 @@ def trades(clean_logits: Array, logits: Array) -> Array:
     Returns:
       `[]` divergence, 0 where both agree.
 
+    Raises:
+      ValueError: if the logits are not `[C]`.
+
     References:
       Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019.
     """
-    log_p, log_q = jax.nn.log_softmax(clean_logits), jax.nn.log_softmax(logits)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
+    _check.logits("C", clean_logits=clean_logits, logits=logits)
+    log_p, log_q = (jax.nn.log_softmax(_wide(z)) for z in (clean_logits, logits))
+    p = jnp.exp(log_p)
+    # A class that x excludes costs nothing, whatever x' says of it: 0 log 0 is 0.
+    return jnp.sum(p * jnp.where(p == 0, 0.0, log_p - log_q))
 
 
 def margin(logits: Array, label: Array) -> Array:
     """`logits[label] - max of the others`: `[C], [] -> []`; positive means correct.
 
     Raises:
-      ValueError: if there is one class only, which nothing can lead.
+      ValueError: if there is one class only, which nothing can lead, the logits are not `[C]` or
+        the label is not one of their classes.
     """
-    _check.at_least(2, num_classes=logits.shape[-1])
-    others = jnp.where(jnp.arange(logits.shape[-1]) == label, -jnp.inf, logits)
-    return logits[label] - jnp.max(others)
+    logits = _of_one(logits, label)
+    return jnp.where(_masked(logits[label]), -jnp.inf, _lead(logits, label))
 
 
 def dlr(logits: Array, label: Array) -> Array:
@@ -64,16 +79,15 @@ def dlr(logits: Array, label: Array) -> Array:
     tie the denominator is 1e-12, so that value and gradient stay finite.
 
     Raises:
-      ValueError: if there is one class only.
+      ValueError: as `margin`.
 
     References:
       Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
       parameter-free attacks, 2020, equation 6.
     """
-    if logits.shape[-1] < 3:
-        return -margin(logits, label)
-    highest, _ = jax.lax.top_k(logits, 3)
-    return -margin(logits, label) / jnp.maximum(highest[0] - highest[2], _SMALLEST_SPREAD)
+    logits = _of_one(logits, label)
+    score = -_lead(logits, label) / _spread(logits, 3)
+    return jnp.where(_masked(logits[label]), jnp.inf, score)
 
 
 def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
@@ -83,21 +97,27 @@ def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
     that a positive value always means an error.
 
     With three classes there is no fourth and the denominator is the whole spread; with two it is
-    the plain `z_target - z_label`.
+    the plain `z_target - z_label`. A masked target is out of reach: -inf.
+
+    Raises:
+      ValueError: as `margin`, and if the target is not one of the classes.
 
     References:
       Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
       parameter-free attacks, 2020, equation 7.
     """
-    lead = logits[label] - logits[target]
-    if logits.shape[-1] < 3:
-        return -lead
-    highest, _ = jax.lax.top_k(logits, min(logits.shape[-1], 4))
-    return -lead / jnp.maximum(highest[0] - jnp.mean(highest[2:]), _SMALLEST_SPREAD)
+    logits = _of_one(logits, label)
+    _check.label(logits.shape[-1], target=target)
+    # Both differences are finite where they are not used: no infinity gets into the gradient.
+    out_of_reach, wrong = _masked(logits[target]), _masked(logits[label])
+    known = jnp.where(_masked(logits), 0.0, logits)
+    score = (known[target] - known[label]) / _spread(logits, 4)
+    return jnp.where(wrong, jnp.inf, jnp.where(out_of_reach, -jnp.inf, score))
 
 
 def zero_one(logits: Array, label: Array) -> Array:
     """1 unless the label is strictly ahead of every other class: `[C], [] -> []`."""
+    logits = _of_one(logits, label)
     return 1.0 - mixture.correct(logits, label)
 
 
@@ -172,6 +192,40 @@ def accuracy_margin(
     enough = (jnp.cumsum(weights) >= share - _WEIGHT_ROUNDING) & (weights > 0)
     margin = margins[jnp.argmax(enough)]
     return jnp.where(jnp.isnan(margin), -jnp.inf, margin)
+
+
+def _of_one(logits, label):
+    """Checked logits of one member on one example, in float32 at least."""
+    _check.logits("C", logits=logits)
+    _check.label(logits.shape[-1], label=label)
+    return _wide(jnp.asarray(logits))
+
+
+def _wide(logits):
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def _masked(logits):
+    return logits == -jnp.inf
+
+
+def _lead(logits, label):
+    """`logits[label] - max of the others`, finite where the label is masked."""
+    _check.at_least(2, num_classes=logits.shape[-1])
+    others = jnp.max(logits, where=jnp.arange(logits.shape[-1]) != label, initial=-jnp.inf)
+    masked = _masked(logits[label])
+    return jnp.where(masked, 0.0, logits[label]) - jnp.where(masked, 0.0, others)
+
+
+def _spread(logits, num_highest):
+    """The highest logit less the mean of the third and later of `num_highest`; 1 without any."""
+    highest, _ = jax.lax.top_k(logits, min(num_highest, logits.shape[-1]))
+    others = highest[2:]
+    counts = ~_masked(others)
+    number = jnp.sum(counts)
+    mean = jnp.sum(jnp.where(counts, others, 0.0)) / jnp.maximum(number, 1)
+    top = jnp.where(number > 0, highest[0], 1.0)
+    return jnp.where(number > 0, jnp.maximum(top - mean, _SMALLEST_SPREAD), 1.0)
 
 
 def _margins(logits, label):

@@ -3,10 +3,15 @@
 Everything here is about one example and exact: the risk of a mixture at a point is a finite sum,
 so nothing is ever estimated by drawing members; and written as one, because a matrix product would
 round its factors to a few digits on accelerators.
+
+A member of weight 0 does not count, whatever it answers. A member that answers NaN is wrong: no
+label is right in its eyes and it gives no class any probability; in an expected loss, which has no
+number for it, it is left out, so that the others can still be attacked.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mixjax import _check
 from mixjax.typing import Array, Key
@@ -20,12 +25,22 @@ def expected_loss(losses_of_members: Array, weights: Array) -> Array:
       weights: `[L]` probabilities of the members.
 
     Returns:
-      `[]` expected loss.
+      `[]` expected loss of the members whose loss is a number; NaN only where none of those that
+      have weight is.
+
+    Raises:
+      ValueError: if there is not one weight for each loss.
 
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 2.
     """
-    return jnp.sum(weights * losses_of_members)
+    _check.shape(np.shape(losses_of_members), weights=weights)
+    losses_of_members, weights = jnp.asarray(losses_of_members), jnp.asarray(weights)
+    answered = ~jnp.isnan(losses_of_members)
+    # A weight of 0 keeps its derivative, the loss, where that is finite.
+    counts = answered & ((weights != 0) | jnp.isfinite(losses_of_members))
+    total = jnp.sum(weights * jnp.where(counts, losses_of_members, 0.0))
+    return jnp.where(jnp.any(answered & (weights != 0)), total, jnp.nan)
 
 
 def accuracy(logits: Array, label: Array, weights: Array) -> Array:
@@ -40,10 +55,12 @@ def accuracy(logits: Array, label: Array, weights: Array) -> Array:
       `[]` probability in [0, 1].
 
     Raises:
-      ValueError: if `weights` is not on the simplex.
+      ValueError: if `weights` is not on the simplex or not one for each member, the logits are not
+        `[L, C]` or the label is not one of their classes.
     """
-    _check.simplex(weights=weights)
-    return jnp.sum(weights * correct(logits, label))
+    _check_members(logits, weights)
+    _check.label(np.shape(logits)[-1], label=label)
+    return jnp.sum(jnp.asarray(weights) * correct(logits, label))
 
 
 def correct(logits: Array, label: Array) -> Array:
@@ -51,9 +68,9 @@ def correct(logits: Array, label: Array) -> Array:
 
     A tie and a NaN are errors: nobody may count on how `argmax` breaks them.
     """
+    logits = jnp.asarray(logits)
     is_label = jnp.arange(logits.shape[-1]) == label
-    others = jnp.where(is_label, -jnp.inf, logits)
-    return logits[..., label] > jnp.max(others, axis=-1)
+    return logits[..., label] > jnp.max(logits, axis=-1, where=~is_label, initial=-jnp.inf)
 
 
 def log_probs(logits: Array, weights: Array) -> Array:
@@ -65,10 +82,25 @@ def log_probs(logits: Array, weights: Array) -> Array:
         the derivative in their weight is 0.
 
     Returns:
-      `[C]` log-probabilities of the answer of a drawn member, and of the averaged ensemble.
+      `[C]` log-probabilities of the answer of a drawn member, and of the averaged ensemble; -inf
+      for a class that no member answers.
+
+    Raises:
+      ValueError: if the logits are not `[L, C]` or there is not one weight for each member.
     """
-    log_p = jax.nn.log_softmax(logits, axis=-1)
-    return jax.nn.logsumexp(log_p, axis=0, b=weights[:, None])
+    _check.logits("L C", logits=logits)
+    _check.shape(np.shape(logits)[:1], weights=weights)
+    logits, weights = jnp.asarray(logits), jnp.asarray(weights)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    # Finite from here on where a member does not count: a gradient of 0 * NaN would be NaN.
+    counts = (jnp.isfinite(jnp.max(logits, axis=-1)) & (weights > 0))[:, None]
+    log_p = jax.nn.log_softmax(jnp.where(counts, logits, 0.0), axis=-1)
+    log_p = jnp.where(counts, log_p, -jnp.inf)
+    highest = jax.lax.stop_gradient(jnp.max(log_p, axis=0))
+    highest = jnp.where(highest == -jnp.inf, 0.0, highest)
+    mean = jnp.sum(weights[:, None] * jnp.exp(log_p - highest[None]), axis=0)
+    known = mean > 0
+    return jnp.where(known, jnp.log(jnp.where(known, mean, 1.0)) + highest, -jnp.inf)
 
 
 def predict(key: Key, logits: Array, weights: Array) -> Array:
@@ -83,8 +115,15 @@ def predict(key: Key, logits: Array, weights: Array) -> Array:
       `[]` integer class.
 
     Raises:
-      ValueError: if `weights` is not on the simplex.
+      ValueError: if `weights` is not on the simplex or not one for each member, or the logits are
+        not `[L, C]`.
     """
-    _check.simplex(weights=weights)
+    _check_members(logits, weights)
     member = jax.random.choice(key, logits.shape[0], p=weights)
     return jnp.argmax(logits[member])
+
+
+def _check_members(logits, weights):
+    _check.simplex(weights=weights)
+    _check.logits("L C", logits=logits)
+    _check.shape(np.shape(logits)[:1], weights=weights)

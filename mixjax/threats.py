@@ -28,6 +28,9 @@ class Threat(NamedTuple):
       project: `delta -> delta`, the nearest point of the ball.
       norm: `delta -> []`, the threat's norm.
       dual_norm: `gradient -> []`, what one step of length 1 along `steepest` gains.
+
+    Directions and projections have the dtype of what they are of, l2 and dual norms float32 at
+    least.
     """
 
     epsilon: float | Array
@@ -54,7 +57,7 @@ def linf(epsilon: float | Array) -> Threat:
         steepest=jnp.sign,
         project=lambda delta: optax.projections.projection_box(delta, -epsilon, epsilon),
         norm=lambda delta: jnp.max(jnp.abs(delta)),
-        dual_norm=lambda gradient: jnp.sum(jnp.abs(gradient)),
+        dual_norm=lambda gradient: jnp.sum(jnp.abs(_wide(gradient))),
     )
 
 
@@ -76,18 +79,21 @@ def l2(epsilon: float | Array) -> Threat:
         return direction * epsilon * jax.random.uniform(radius_key) ** (1.0 / dimension)
 
     def project(delta):
-        return delta * jnp.minimum(1.0, epsilon / jnp.maximum(_l2_norm(delta), _TINY))
+        share = jnp.minimum(1.0, epsilon / jnp.maximum(_l2_norm(delta), _TINY))
+        return (delta * share).astype(delta.dtype)
 
     return Threat(epsilon, sample, _unit, project, _l2_norm, _l2_norm)
 
 
 def _unit(x):
     """`x / |x|`, and 0 for 0."""
-    x = x / _scale(x)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2), _TINY))
+    wide = _wide(x)
+    wide = wide / _scale(wide)
+    return (wide * jax.lax.rsqrt(jnp.maximum(jnp.sum(wide**2), _TINY))).astype(x.dtype)
 
 
 def _l2_norm(x):
+    x = _wide(x)
     scale = _scale(x)
     return scale * jnp.sqrt(jnp.sum((x / scale) ** 2))
 
@@ -95,3 +101,8 @@ def _l2_norm(x):
 def _scale(x):
     """The size of `x`, to divide by: squares of tiny gradients underflow, of huge ones overflow."""
     return jnp.clip(jnp.max(jnp.abs(x)), _TINY, _HUGE)
+
+
+def _wide(x):
+    """In float32 at least: a half-precision square overflows at 256, and `_TINY` is 0 there."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

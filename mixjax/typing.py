@@ -8,7 +8,8 @@ import jax
 Array = jax.Array
 Key = jax.Array  # a typed key of `jax.random.key`; a function that takes one consumes it
 PyTree = Any
-Bounds = tuple[float, float]  # lowest and highest value of an input
+# Lowest and highest value of an input: numbers, or arrays per feature that broadcast to the input.
+Bounds = tuple[float | Array, float | Array]
 
 LossFn = Callable[[Array], Array]  # `[...] -> []`: what an attacker raises
 AccuracyFn = Callable[[Array], Array]  # `[...] -> []`: what a point is judged by, lower is better

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixjax import _check
+from mixjax import _check, threats
 
 NAN, INF = float("nan"), float("inf")
 
@@ -80,7 +80,12 @@ def test_a_number_of_things_is_whole_and_large_enough(value):
 
 def test_a_number_of_things_may_come_from_numpy():
     _check.at_least(1, num_steps=np.int64(1))
-    _check.at_least(3, num_steps=3.0)
+    _check.at_least(1, num_steps=jnp.int32(3))
+
+
+def test_a_whole_float_is_no_number_of_things():
+    text = message(_check.at_least, 1, num_steps=3.0)
+    assert text == "num_steps must be a whole number of at least 1, got 3.0: pass 3"
 
 
 def test_an_unknown_option_is_answered_with_the_known_ones():
@@ -149,3 +154,75 @@ def test_the_shape_of_a_traced_array_is_checked():
         jax.jit(lambda x: _check.shape((2,), x=x))(jnp.ones(3))
     with pytest.raises(ValueError, match="x must have 2 axes"):
         jax.jit(lambda x: _check.non_empty(2, x=x))(jnp.ones(3))
+
+
+def test_an_input_outside_of_its_bounds_is_answered_with_its_extremes():
+    _check.inside((0, 1), x=np.float32([0.0, 1.0]))
+    _check.inside((-np.inf, np.inf), x=np.float32([-1e30]))
+    text = message(_check.inside, (0.0, 1.0), x=np.array([-1.2, 0.5, 2.1]))
+    assert text == "x must lie in [0, 1], got values from -1.2 to 2.1"
+    assert message(_check.inside, (0, 1), x=np.array([0.5, NAN])) == (
+        "x must lie in [0, 1], got NaN"
+    )
+
+
+def test_bounds_may_differ_between_features():
+    low, high = np.array([0.0, -5.0]), np.array([1.0, 5.0])
+    _check.inside((low, high), x=np.array([[0.5, -4.0], [0.0, 5.0]]))
+    _check.inside((0.0, high), x=np.array([0.5, 4.0]))
+    text = message(_check.inside, (low, high), x=np.array([-4.0, 0.5]))
+    assert text == "x must lie within its bounds, got values from -4 to 0.5"
+    text = message(_check.inside, (low, high[:1]), x=np.ones((2, 1)))
+    assert text == "bounds must broadcast to the shape [2, 1] of x, got [2] and [1]"
+    text = message(_check.inside, (low, -low), x=np.ones(2))
+    assert text.startswith("bounds must be a pair (low, high) with low < high")
+    for bounds in (0.5, None, (0.0, 0.5, 1.0)):
+        assert "bounds must be a pair" in message(_check.inside, bounds, x=np.ones(2))
+
+
+def test_whole_numbers_and_other_byte_orders_are_answered_with_what_to_pass():
+    pixels = np.array([0, 255], np.uint8)
+    text = message(_check.inside, (0, 1), x=pixels)
+    assert text == "x must hold floating-point numbers, got uint8: pass it divided by 255"
+    text = message(_check.floating, x=np.ones(2, ">f4"))
+    assert text == "x must be in native byte order, got >f4: pass it as .astype('float32')"
+    with pytest.raises(ValueError, match="x must hold floating-point numbers, got int32"):
+        jax.jit(lambda x: _check.floating(x=x))(jnp.ones(2, int))
+
+
+def test_a_label_is_one_whole_number_below_the_number_of_classes():
+    _check.label(3, label=2)
+    _check.label(3, label=jnp.int32(0))
+    assert message(_check.label, 3, label=3) == "label must lie in [0, 2], got 3"
+    assert message(_check.label, 3, label=-1) == "label must lie in [0, 2], got -1"
+    text = message(_check.label, 3, label=jnp.float32(1.0))
+    assert text == "label must be a whole number, got float32: pass it as .astype(int)"
+    text = message(_check.label, 3, label=np.array([0, 1]))
+    assert text == "label must be that of one example, got shape [2]: make the batch by jax.vmap"
+
+
+def test_logits_of_all_members_are_not_those_of_one():
+    _check.logits("C", logits=np.ones(3))
+    _check.logits("L C", logits=np.ones((2, 3)))
+    text = message(_check.logits, "C", logits=np.ones((2, 3)))
+    assert text == "logits must be one member's on one example, [C], got shape [2, 3]"
+    text = message(_check.logits, "L C", logits=np.ones(3))
+    assert text == "logits must be all members' on one example, [L, C], got shape [3]"
+
+
+def test_a_radius_is_no_threat_and_a_threat_has_one_radius():
+    _check.threat(threat=threats.l2(0.5))
+    text = message(_check.threat, threat=0.2)
+    assert text == "threat must be a Threat, such as threats.linf(0.2), got 0.2"
+    text = message(_check.threat, threat=threats.linf(np.array([0.1, 0.2])))
+    assert text == (
+        "threat must have one radius for one example, got shape [2]: make the batch by jax.vmap"
+    )
+
+
+def test_a_loss_of_a_whole_batch_is_answered_with_vmap():
+    _check.one_number(jnp.ones(3), loss_fn=jnp.sum)
+    text = message(_check.one_number, jnp.ones((4, 3)), loss_fn=lambda x: jnp.sum(x, axis=1))
+    assert text == (
+        "loss_fn must return one number for one example, got shape [4]: make the batch by jax.vmap"
+    )

@@ -307,3 +307,67 @@ class Variants(chex.TestCase):
 @pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.dlr])
 def test_the_gradient_of_a_loss_is_that_of_finite_differences(loss):
     chex.assert_numerical_grads(lambda z: loss(z, 2), (jnp.array([0.3, 2.0, -1.0, 1.2]),), order=1)
+
+
+ODD = {
+    "masked": [0.0, -2.0, 1.0, -np.inf],
+    "two left": [0.0, -2.0, -np.inf, -np.inf],
+    "one left": [0.0, -np.inf, -np.inf, -np.inf],
+    "label masked": [-np.inf, 1.0, 2.0, 0.5],
+    "overconfident": [0.0, 1e4, -1e4, 2e4],
+    "tied": [1.0, 1.0, 1.0, 1.0],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.cross_entropy,
+        losses.margin,
+        losses.dlr,
+        lambda logits, label: losses.targeted_dlr(logits, label, 1),
+        lambda logits, label: losses.targeted_dlr(logits, label, 3),
+        lambda logits, label: losses.trades(jnp.array([0.5, 0.2, 0.1, -jnp.inf]), logits),
+        lambda logits, label: -mixture.log_probs(logits[None], jnp.ones(1))[label],
+    ],
+)
+def test_logits_of_minus_infinity_and_far_apart_make_no_nan(loss, name):
+    value, gradient = jax.value_and_grad(loss)(jnp.array(ODD[name]), 0)
+    assert not np.isnan(value)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_a_masked_class_leaves_the_loss_of_the_others():
+    three, four = jnp.array([0.3, 2.0, -1.0]), jnp.array([0.3, 2.0, -1.0, -jnp.inf])
+    two, hidden = three[:2], jnp.array([0.3, 2.0, -jnp.inf, -jnp.inf])
+    for loss in (losses.cross_entropy, losses.margin, losses.dlr):
+        np.testing.assert_allclose(loss(four, 0), loss(three, 0), rtol=1e-6)
+        np.testing.assert_allclose(loss(hidden, 0), loss(two, 0), rtol=1e-6)
+    for few, many in ((three, four), (two, hidden)):
+        want = losses.targeted_dlr(few, 0, 1)
+        np.testing.assert_allclose(losses.targeted_dlr(many, 0, 1), want, rtol=1e-6)
+    np.testing.assert_allclose(losses.trades(four, four + 1.0), 0.0, atol=1e-6)
+    assert losses.targeted_dlr(four, 0, 3) == -np.inf
+    assert losses.targeted_dlr(four, 3, 0) == losses.dlr(four, 3) == np.inf
+    assert losses.margin(four, 3) == -np.inf and losses.cross_entropy(four, 3) == np.inf
+
+
+def test_half_precision_logits_have_a_finite_loss():
+    logits = jnp.array([0.0, 6e4, -6e4], jnp.float16)
+    np.testing.assert_allclose(losses.cross_entropy(logits, 2), 1.2e5, rtol=1e-3)
+    assert np.isfinite(losses.dlr(jnp.ones(4, jnp.float16), 1))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((np.ones((2, 3)), 0), r"logits must be one member's on one example, \[C\]"),
+        ((np.ones(3), 3), r"label must lie in \[0, 2\], got 3"),
+        ((np.ones(3), 1.0), "label must be a whole number, got float64"),
+    ],
+)
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.dlr, losses.zero_one])
+def test_logits_of_all_members_and_labels_that_are_none_are_refused(loss, args, message):
+    with pytest.raises(ValueError, match=message):
+        loss(*args)

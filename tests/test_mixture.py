@@ -190,3 +190,42 @@ class Variants(chex.TestCase):
         chex.assert_trees_all_equal(
             answer, mixture.predict(jax.random.key(5), jnp.eye(3), self.WEIGHTS)
         )
+
+
+def test_a_member_of_weight_zero_does_not_count_whatever_it_answers():
+    weights, nan, inf = jnp.array([0.0, 1.0]), jnp.nan, jnp.inf
+    for odd in (nan, inf):
+        assert mixture.expected_loss(jnp.array([odd, 2.0]), weights) == 2.0
+    logits = jnp.array([[nan, nan], [1.0, 0.0]])
+    assert mixture.accuracy(logits, 0, weights) == 1.0
+    want = jax.nn.log_softmax(logits[1])
+    np.testing.assert_allclose(mixture.log_probs(logits, weights), want, rtol=1e-6)
+
+
+def test_a_member_that_answers_nan_leaves_the_others_their_loss_and_gradient():
+    weights = jnp.array([0.25, 0.75])
+    value, gradient = jax.value_and_grad(mixture.expected_loss)(jnp.array([jnp.nan, 2.0]), weights)
+    assert value == 1.5
+    np.testing.assert_array_equal(gradient, [0.0, 0.75])
+    assert np.isnan(mixture.expected_loss(jnp.full(2, jnp.nan), weights))  # nobody to attack
+    logits = jnp.array([[jnp.nan, 0.0], [1.0, 1.0]])
+    log_p, slope = jax.value_and_grad(lambda z: mixture.log_probs(z, weights)[0])(logits)
+    np.testing.assert_allclose(log_p, np.log(0.75 / 2), rtol=1e-6)
+    np.testing.assert_allclose(slope, [[0.0, 0.0], [0.5, -0.5]], rtol=1e-6)
+    assert mixture.accuracy(jnp.array([[0.0, jnp.nan], [1.0, 0.0]]), 0, weights) == 0.75
+
+
+def test_three_weights_for_two_members_are_refused():
+    weights, logits = np.full(3, 1 / 3), np.zeros((2, 4))
+    for call in (
+        lambda: mixture.expected_loss(np.zeros(2), weights),
+        lambda: mixture.accuracy(logits, 0, weights),
+        lambda: mixture.log_probs(logits, weights),
+        lambda: mixture.predict(jax.random.key(0), logits, weights),
+    ):
+        with pytest.raises(ValueError, match=r"weights must have shape \[2\], got \[3\]"):
+            call()
+    with pytest.raises(ValueError, match="logits must be all members'"):
+        mixture.accuracy(np.zeros(4), 0, np.ones(1))
+    with pytest.raises(ValueError, match=r"label must lie in \[0, 3\], got 4"):
+        mixture.accuracy(logits, 4, np.array([0.5, 0.5]))

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mixjax import _check
 from mixjax.typing import Array
 
 
@@ -24,6 +26,30 @@ class AttackInfo(NamedTuple):
     first_loss: Array
     num_zero_gradients: Array
     accuracy: Array | None = None
+
+
+def as_input(x, threat, bounds, **functions):
+    """`x` and the bounds as arrays of one dtype, everything checked that is known.
+
+    Args:
+      x: one input.
+      threat: what may be done to it.
+      bounds: numbers, or arrays per feature.
+      **functions: the functions of `x` that must answer with one number, by their names.
+    """
+    _check.threat(threat=threat)
+    _check.inside(bounds, x=x)
+    x = jnp.asarray(x)
+    given = {name: function for name, function in functions.items() if function is not None}
+    _check.one_number(x, **given)
+    low, high = (_bound(bound, x) for bound in bounds)
+    return x, (low, high)
+
+
+def _bound(bound, x):
+    if np.ndim(bound) == 0:
+        return bound
+    return jnp.broadcast_to(jnp.asarray(bound, x.dtype), x.shape)
 
 
 class Visited(NamedTuple):
@@ -89,8 +115,11 @@ def value_and_grad(loss_fn, point):
 
 
 def move(x, delta, threat, bounds):
-    """`x + P(delta)` within `bounds`; clipping towards an `x` inside them stays in the ball."""
-    return jnp.clip(x + threat.project(delta), *bounds)
+    """`x + P(delta)` within `bounds`; clipping towards an `x` inside them stays in the ball.
+
+    In the dtype of `x`, whatever that of the delta: rounded last, the point stays in both.
+    """
+    return jnp.clip(x + threat.project(delta), *bounds).astype(x.dtype)
 
 
 def nothing_visited(loss_fn, accuracy_fn, x):

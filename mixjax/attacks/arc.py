@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mixjax import _check, losses, mixture
+from mixjax.attacks._steps import as_input
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
@@ -76,7 +77,7 @@ def arc(
         geometrically from 2 radii to a tenth of one, twice.
       num_boundaries: how many classes per member, those of highest logits, are searched for the
         nearest boundary, static.
-      bounds: lowest and highest value of an input.
+      bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
       The `[...]` input of lowest expected accuracy among the points visited, within `bounds` and
@@ -85,17 +86,18 @@ def arc(
       evaluations of `logits_fn`.
 
     Raises:
-      ValueError: if `weights` is not on the simplex or not `[L]`, a number is not positive or
-        `bounds` is not increasing.
+      ValueError: if `weights` is not on the simplex or not `[L]`, the logits are not `[L, C]`, the
+        label is none of the classes, `x` is not of floating point or not inside `bounds`, the
+        threat is none or of several radii, or a number is not positive. The values of traced
+        inputs, as those under `jax.vmap` are, are not known and not checked.
 
     References:
       Dbouk and Shanbhag, Adversarial vulnerability of randomized ensembles, 2022, algorithm 2.
       There every gradient is taken anew within a step, the path is `u + beta n_k` scaled back to
       the ball (in l2 the same), and ties are accepted.
     """
-    _check.simplex(weights=weights)
     _check.at_least(1, num_steps=num_steps, num_boundaries=num_boundaries)
-    _check.increasing(bounds=bounds)
+    _check.threat(threat=threat)
     if step_size is None:
         halves = (num_steps - num_steps // 2, num_steps // 2)
         radii = [jnp.geomspace(_LONGEST, _SHORTEST, half) for half in halves]
@@ -103,13 +105,14 @@ def arc(
     else:
         _check.positive(step_size=step_size)
         step_sizes = jnp.full(num_steps, step_size)
-    check_members(logits_fn, weights, x)
+    logits_fn, weights, x, bounds, dtype = widened(logits_fn, weights, x, label, threat, bounds)
+    step_sizes = step_sizes.astype(x.dtype)
     by_weight = jnp.argsort(-weights)
     slack = _SLACK * threat.epsilon
 
     def score(point, sizes):
         """Which members are correct, the expected accuracy and the relaxed one."""
-        margins = jax.vmap(losses.margin, in_axes=(0, None))(logits_fn(point), label)
+        margins = margins_of(logits_fn(point), label)
         correct = margins > 0
         distances = (margins / sizes + slack) / jnp.maximum(2 * threat.epsilon, _TINY)
         relaxed = jnp.sum(weights * jnp.sqrt(jnp.clip(distances, 0.0, 1.0)))
@@ -173,26 +176,50 @@ def arc(
     halfway = jnp.arange(num_steps) == num_steps - num_steps // 2
     carry = (x, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
     (point, _, num_zero_gradients), _ = jax.lax.scan(step, carry, (step_sizes, halfway))
-    return point, MixtureInfo(accuracy(point), first_accuracy, num_zero_gradients)
+    info = MixtureInfo(accuracy(point), first_accuracy, num_zero_gradients)
+    return point.astype(dtype), info
 
 
-def check_members(logits_fn: LogitsFn, weights: Array, x: Array):
-    """Raises `ValueError` unless there is one weight for each member."""
-    _check.shape(jax.eval_shape(logits_fn, x).shape[:1], weights=weights)
+def widened(logits_fn, weights, x, label, threat, bounds):
+    """The checked arguments in float32 at least, where distances do not underflow.
+
+    The members still see inputs of the dtype of `x`, so that what is scored is what is returned.
+    """
+    _check.simplex(weights=weights)
+    x, bounds = as_input(x, threat, bounds)
+    dtype = x.dtype
+    logits = jax.eval_shape(logits_fn, x)
+    _check.logits("L C", logits=logits)
+    _check.label(logits.shape[1], label=label)
+    _check.shape(logits.shape[:1], weights=weights)
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def wide_logits_fn(point):
+        logits = logits_fn(point.astype(dtype))
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    return wide_logits_fn, jnp.asarray(weights, wide), x.astype(wide), bounds, dtype
+
+
+def margins_of(logits: Array, label: Array) -> Array:
+    """`[L, C], [] -> [L]` margins; -inf where a member answers NaN, which is wrong."""
+    margins = jax.vmap(losses.margin, in_axes=(0, None))(logits, label)
+    return jnp.where(jnp.isnan(margins), -jnp.inf, margins)
 
 
 def move_fully(x: Array, delta: Array, threat: Threat, bounds: Bounds) -> Array:
     """`x + P(delta)` within `bounds`; what these cut off lengthens the rest.
 
-    A step along the steepest direction of a linear loss ends where clipping alone would not: at
-    its highest point in an l2 ball cut by `bounds`, or just short of it.
+    In the dtype of `x`. A step along the steepest direction of a linear loss ends where clipping
+    alone would not: at its highest point in an l2 ball cut by `bounds`, or just short of it.
     """
-    delta = threat.project(delta)
+    delta = threat.project(delta).astype(x.dtype)
     length = threat.norm(delta)
     for _ in range(3):
         cut = threat.norm(jnp.clip(x + delta, *bounds) - x)
-        delta = delta * jnp.where(cut > 1e-3 * length, length / jnp.maximum(cut, _TINY), 1.0)
-    return jnp.clip(x + delta, *bounds)
+        longer = jnp.where(cut > 1e-3 * length, length / jnp.maximum(cut, _TINY), 1.0)
+        delta = (delta * longer).astype(x.dtype)
+    return jnp.clip(x + delta, *bounds).astype(x.dtype)
 
 
 def _first_below(values):
@@ -222,11 +249,12 @@ def nearest_boundaries(
         def boundary(rival):
             cotangent = jnp.zeros_like(logits).at[k, rival].set(1.0).at[k, label].set(-1.0)
             gradient = jnp.nan_to_num(*pullback(cotangent))
-            size = jnp.maximum(threat.dual_norm(gradient), _TINY)
+            size = jnp.maximum(threat.dual_norm(gradient), _TINY).astype(point.dtype)
             return gradient / size, size
 
         normals, sizes = jax.vmap(boundary)(classes[k])
-        distances = (logits[k, label] - rivals[k]) / sizes
+        distances = ((logits[k, label] - rivals[k]) / sizes).astype(point.dtype)
+        distances = jnp.where(jnp.isnan(distances), -jnp.inf, distances)  # NaN is wrong
         nearest = jnp.argmin(distances)
         return distances[nearest], normals[nearest], sizes[nearest]
 

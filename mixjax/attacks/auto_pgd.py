@@ -11,6 +11,7 @@ from mixjax import _check
 from mixjax.attacks._steps import (
     AttackInfo,
     Visited,
+    as_input,
     best_of,
     is_higher,
     is_zero,
@@ -56,7 +57,7 @@ def apgd(
       accuracy_fn: `[...] -> []`, lower is better for the attacker: which of the points visited is
         returned, for example the exact expected accuracy of a mixture, of which no loss is more
         than a sign. It never steers the ascent. None: the loss alone decides.
-      bounds: lowest and highest value of an input.
+      bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
       The `[...]` input of lowest accuracy, then of highest loss, among the
@@ -64,14 +65,17 @@ def apgd(
       rounding, and the `AttackInfo` of its run, with the zero gradients of all runs.
 
     Raises:
-      ValueError: if `num_steps` or `num_restarts` is not positive.
+      ValueError: if `num_steps` or `num_restarts` is not positive, `x` is not of floating point or
+        not inside `bounds`, the threat is none or of several radii, or the loss or the accuracy is
+        not one number. The values of traced inputs, as those under `jax.vmap` are, are not known
+        and not checked.
 
     References:
       Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
       parameter-free attacks, 2020, algorithm 1 and section 3.
     """
     _check.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
-    _check.increasing(bounds=bounds)
+    x, bounds = as_input(x, threat, bounds, loss_fn=loss_fn, accuracy_fn=accuracy_fn)
 
     def run(key):
         return _run(key, loss_fn, accuracy_fn, x, threat, num_steps, bounds)
@@ -111,7 +115,7 @@ def apgd_targeted(
       num_steps: number of gradient steps of one run, static.
       num_restarts: number of runs for one target, static.
       accuracy_fn: as in `apgd`; it does not depend on the target.
-      bounds: lowest and highest value of an input.
+      bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
       As `apgd`, the best over all targets. The losses of two targets are compared as they are:
@@ -119,15 +123,18 @@ def apgd_targeted(
       mean the same for all.
 
     Raises:
-      ValueError: if `num_steps` or `num_restarts` is not positive or `targets` is empty.
+      ValueError: if `targets` is empty, or as by `apgd`.
 
     References:
       Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
       parameter-free attacks, 2020, section 4.2.
     """
     _check.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
-    _check.increasing(bounds=bounds)
     _check.non_empty(1, targets=targets)
+    targets = jnp.asarray(targets)
+    x, bounds = as_input(
+        x, threat, bounds, loss_fn=lambda x: loss_fn(x, targets[0]), accuracy_fn=accuracy_fn
+    )
     num_runs = len(targets) * num_restarts
 
     def run(keys_and_target):

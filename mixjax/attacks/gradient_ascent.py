@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mixjax import _check
 from mixjax.attacks._steps import (
     AttackInfo,
+    as_input,
     is_zero,
     keep_better,
     move,
@@ -33,18 +34,24 @@ def fgsm(
       loss_fn: `[...] -> []`, what the attacker raises.
       x: `[...]` one input, inside `bounds`.
       threat: the allowed perturbations, in the units of `x`.
-      bounds: lowest and highest value of an input. With `(-inf, inf)` nothing is clipped: as the
-        method is printed, by Goodfellow et al. and as equation 1 of Hamm.
+      bounds: lowest and highest value of an input, numbers or arrays per feature. With
+        `(-inf, inf)` nothing is clipped: as the method is printed, by Goodfellow et al. and as
+        equation 1 of Hamm.
 
     Returns:
       The `[...]` attacked input, within `bounds`, and an `AttackInfo`. The step is taken whether
       or not it raises the loss: that is the method.
 
+    Raises:
+      ValueError: if `x` is not of floating point or not inside `bounds`, the threat is none or of
+        several radii, or the loss is not one number. The values of traced inputs, as those under
+        `jax.vmap` are, are not known and not checked.
+
     References:
       Goodfellow et al., Explaining and harnessing adversarial examples, 2015;
       Hamm, Machine vs machine, 2018, equation 1.
     """
-    _check.increasing(bounds=bounds)
+    x, bounds = as_input(x, threat, bounds, loss_fn=loss_fn)
     first_loss, gradient = value_and_grad(loss_fn, x)
     x_adv = move(x, threat.epsilon * threat.steepest(gradient), threat, bounds)
     return x_adv, AttackInfo(loss_fn(x_adv), first_loss, is_zero(gradient))
@@ -84,7 +91,8 @@ def pgd(
       accuracy_fn: `[...] -> []`, lower is better for the attacker: which of the points visited is
         the best, for example the exact expected accuracy of a mixture, of which no loss is more
         than a sign. It never steers the ascent. None: the loss alone decides.
-      bounds: lowest and highest value of an input; `(-inf, inf)` for none.
+      bounds: lowest and highest value of an input, numbers or arrays per feature; `(-inf, inf)`
+        for none.
 
     Returns:
       The `[...]` input of lowest accuracy, then of highest loss, among the `num_steps + 1` points
@@ -92,7 +100,8 @@ def pgd(
       `AttackInfo`.
 
     Raises:
-      ValueError: if `num_steps` or `step_size` is not positive, or `iterate` is neither.
+      ValueError: if `num_steps` or `step_size` is not positive, `iterate` is neither, or as by
+        `fgsm`.
 
     References:
       Madry et al., Towards deep learning models resistant to adversarial attacks, 2018;
@@ -101,7 +110,9 @@ def pgd(
     _check.one_of(("best", "last"), iterate=iterate)
     _check.at_least(1, num_steps=num_steps)
     _check.positive(step_size=step_size)
-    _check.increasing(bounds=bounds)
+    if start is not None:
+        _check.threat(start=start)
+    x, bounds = as_input(x, threat, bounds, loss_fn=loss_fn, accuracy_fn=accuracy_fn)
     first = x
     if random_start:
         first = move(x, (start or threat).sample(key, x.shape), threat, bounds)

@@ -7,8 +7,8 @@ heaviest of them; the climb from the empty set ends at one that no further membe
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check, losses, mixture
-from mixjax.attacks.arc import MixtureInfo, check_members, move_fully, nearest_boundaries
+from mixjax import _check, mixture
+from mixjax.attacks.arc import MixtureInfo, margins_of, move_fully, nearest_boundaries, widened
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
@@ -59,7 +59,7 @@ def lattice_climber(
       threat: the allowed perturbations, in the units of `x`.
       num_orders: number of orders in which members are added, static.
       num_steps: number of gradient steps per added member, static.
-      bounds: lowest and highest value of an input.
+      bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
       The `[...]` input of lowest expected accuracy among all points visited, `x` included, within
@@ -67,24 +67,22 @@ def lattice_climber(
       `num_orders * L * (num_steps + 1) + L` gradients.
 
     Raises:
-      ValueError: if `weights` is not on the simplex or not `[L]`, a number is not positive or
-        `bounds` is not increasing.
+      ValueError: as by `arc`.
 
     References:
       Gnecco Heredia et al., Lattice climber attack: adversarial attacks for randomized mixtures of
       classifiers, 2025: the two properties and the climb; the descent here is our own.
     """
-    _check.simplex(weights=weights)
     _check.at_least(1, num_orders=num_orders, num_steps=num_steps)
-    _check.increasing(bounds=bounds)
-    check_members(logits_fn, weights, x)
+    logits_fn, weights, x, bounds, dtype = widened(logits_fn, weights, x, label, threat, bounds)
     _, _, sizes = nearest_boundaries(logits_fn, x, label, threat, 1)
     first_correct = mixture.correct(logits_fn(x), label)
     first_accuracy = jnp.sum(weights * first_correct)
     step_sizes = threat.epsilon * jnp.geomspace(_LONGEST, _SHORTEST, num_steps)
+    step_sizes = jnp.concatenate([jnp.zeros(1), step_sizes]).astype(x.dtype)
 
     def hinge(point, members):
-        margins = jax.vmap(losses.margin, in_axes=(0, None))(logits_fn(point), label)
+        margins = margins_of(logits_fn(point), label)
         missing = jax.nn.relu(margins / sizes + _SLACK * threat.epsilon)
         return jnp.sum(missing * members), margins > 0
 
@@ -105,11 +103,9 @@ def lattice_climber(
             num_zero_gradients += (loss > 0) & jnp.all(gradient == 0)
             return (best, deepest, point, before, gradient, num_zero_gradients), None
 
-        nowhere = (start, jnp.full((), jnp.inf))
+        nowhere = (start, jnp.full((), jnp.inf, x.dtype))
         carry = (best, nowhere, start, start, jnp.zeros_like(x), num_zero_gradients)
-        (best, (point, loss), *_, num_zero_gradients), _ = jax.lax.scan(
-            step, carry, jnp.concatenate([jnp.zeros(1), step_sizes])
-        )
+        (best, (point, loss), *_, num_zero_gradients), _ = jax.lax.scan(step, carry, step_sizes)
         members = members.at[k].set(loss < jnp.inf)
         return (best, point, members, num_zero_gradients), None
 
@@ -129,7 +125,7 @@ def lattice_climber(
     starts = jnp.concatenate([x[None], starts])
     carry = ((x, first_accuracy), jnp.zeros((), jnp.int32))
     ((point, accuracy), num_zero_gradients), _ = jax.lax.scan(climb, carry, (starts, orders))
-    return point, MixtureInfo(accuracy, first_accuracy, num_zero_gradients)
+    return point.astype(dtype), MixtureInfo(accuracy, first_accuracy, num_zero_gradients)
 
 
 def _lower(new, old):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import _check
-from mixjax.attacks._steps import AttackInfo, is_higher, keep_better, move, once, visit
+from mixjax.attacks._steps import AttackInfo, as_input, is_higher, keep_better, move, once, visit
 from mixjax.threats import Threat
 from mixjax.typing import AccuracyFn, Array, Bounds, Key, LossFn
 
@@ -47,7 +47,7 @@ def square(
       first_share: share of the pixels in the first squares, at most 1.
       accuracy_fn: `[...] -> []`, lower is better for the attacker: which of the points asked for is
         returned. It never steers the search. None: the score alone decides.
-      bounds: lowest and highest value of an input.
+      bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
       The `[...]` input of lowest accuracy, then of highest score, among the `num_queries` points
@@ -55,7 +55,10 @@ def square(
       counts no zero gradients.
 
     Raises:
-      ValueError: if `num_queries` or `first_share` is not positive or `first_share` is above 1.
+      ValueError: if `num_queries` or `first_share` is not positive, `first_share` is above 1, `x`
+        is not of floating point or not inside `bounds`, the threat is none or of several radii, or
+        the score or the accuracy is not one number. The values of traced inputs, as those under
+        `jax.vmap` are, are not known and not checked.
 
     References:
       Andriushchenko et al., Square attack: a query-efficient black-box adversarial attack via
@@ -64,23 +67,24 @@ def square(
     _check.at_least(1, num_queries=num_queries)
     _check.positive(first_share=first_share)
     _check.within(0.0, 1.0, first_share=first_share)
-    _check.increasing(bounds=bounds)
+    x, bounds = as_input(x, threat, bounds, score_fn=score_fn, accuracy_fn=accuracy_fn)
     image = jnp.reshape(x, x.shape if x.ndim == 3 else (1, x.size, 1))
+    low, high = (jnp.reshape(bound, image.shape) if jnp.ndim(bound) else bound for bound in bounds)
     start, change, smallest = _stripes, _recolor, 1
     if not _is_box(threat):
         start, change, smallest = _tiles, _regroup, 3
     sides = _sides(image.shape, num_queries - 1, first_share, smallest)
 
-    as_input = once(lambda image: jnp.reshape(image, x.shape))
+    unflatten = once(lambda image: jnp.reshape(image, x.shape))
 
     def of_image(fn):
-        return lambda image: fn(as_input(image))
+        return lambda image: fn(unflatten(image))
 
     score = of_image(score_fn)
     accuracy = None if accuracy_fn is None else of_image(accuracy_fn)
 
     def ask(delta):
-        return visit(score, accuracy, move(image, delta, threat, bounds))
+        return visit(score, accuracy, move(image, delta, threat, (low, high)))
 
     def query(carry, key_and_sides):
         (highest, best), (key, sides) = carry, key_and_sides
