@@ -357,6 +357,25 @@ def test_a_nan_counts_as_fooled_and_leaves_the_point_finite():
     assert info.found and 0.6 < x_adv[0] <= 1.0 and np.isfinite(info.norm)
 
 
+@pytest.mark.parametrize(
+    "margin", [losses.mean_probability_margin, losses.expected_margin, losses.accuracy_margin]
+)
+def test_infinitely_sure_members_are_no_nan_that_hides_who_is_right(margin):
+    """`inf - inf` counted as fooled at `x` itself; the first error is .2 away."""
+
+    def logits_fn(x):
+        sure = jnp.array([jnp.where(x[0] < 0.7, jnp.inf, 0.7 - x[0]), 0.0, -jnp.inf])
+        return jnp.stack([sure, sure])
+
+    def margin_fn(x):
+        return margin(logits_fn(x), 0, WEIGHTS)
+
+    x = jnp.array([0.5, 0.2])
+    x_adv, info = jax.jit(lambda x: attacks.carlini_wagner(margin_fn, x))(x)
+    assert margin_fn(x) > 0
+    assert x_adv[0] >= 0.7 if info.found else np.array_equal(x_adv, x)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e6, 1e25])
 def test_tiny_and_huge_margins_are_as_near_as_any(scale):
     x = jnp.asarray(INSIDE)
@@ -473,8 +492,32 @@ def test_a_flat_margin_at_its_boundary_and_infinite_ones_leave_finite_points():
         ({"learning_rate": -0.1}, "learning_rate must be positive, got -0.1"),
         ({"initial_const": 0.0}, "initial_const must be positive, got 0.0"),
         ({"bounds": (1.0, 0.0)}, r"bounds must be .* low < high, got \(1.0, 0.0\)"),
+        ({"num_steps": 3.0}, "num_steps must be a whole number of at least 1, got 3.0: pass 3"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_by_name(setting, message):
     with pytest.raises(ValueError, match=message):
         attacks.carlini_wagner(curved_margin, START, **setting)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.array([-1.2, 2.1]), r"x must lie in \[0, 1\], got values from -1.2 to 2.1"),
+        (np.array([0.2, np.nan]), "x must lie in .* got NaN"),
+        (np.array([20, 255], np.uint8), "x must hold floating-point numbers, got uint8: .* 255"),
+        (np.array([0.2, 0.3], ">f4"), "x must be in native byte order"),
+    ],
+)
+def test_an_input_that_cannot_be_one_is_refused_in_one_line(x, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.carlini_wagner(curved_margin, x)
+
+
+def test_a_batch_without_vmap_and_an_answer_for_each_of_several_are_refused():
+    xs = np.full((3, 2), 0.5, np.float32)
+    message = r"margin_fn must return one number for one example, got shape \[3\]: make the batch"
+    with pytest.raises(ValueError, match=message):
+        attacks.carlini_wagner(jax.vmap(curved_margin), xs)
+    with pytest.raises(ValueError, match="fooled_fn must return one number .*vmap"):
+        attacks.carlini_wagner(curved_margin, xs[0], fooled_fn=lambda x: x > 0.5)

@@ -115,7 +115,9 @@ def carlini_wagner(
       none does; and a `CarliniWagnerInfo`.
 
     Raises:
-      ValueError: if a number is not positive, or the bounds are the wrong way round.
+      ValueError: if a number is not positive, the bounds are the wrong way round, `x` is not inside
+        them, where it is not traced, or not of floating point, or a function does not answer with
+        one number.
 
     References:
       Carlini and Wagner, Towards evaluating the robustness of neural networks, 2017, section V;
@@ -124,7 +126,11 @@ def carlini_wagner(
     _check.at_least(1, num_steps=num_steps, num_binary_search_steps=num_binary_search_steps)
     _check.at_least(0, num_closing_steps=num_closing_steps)
     _check.positive(learning_rate=learning_rate, initial_const=initial_const)
-    _check.increasing(bounds=bounds)
+    _check.inside(bounds, x=x)
+    x = jnp.asarray(x)
+    _check.one_number(x, margin_fn=margin_fn)
+    if fooled_fn is not None:
+        _check.one_number(x, fooled_fn=fooled_fn)
     if steps_between_checks is None:
         steps_between_checks = max(-(-num_steps // 10), _FEWEST_BETWEEN_CHECKS)
     _check.at_least(1, steps_between_checks=steps_between_checks)
