@@ -40,7 +40,18 @@ from benchmarks.attack_setting import (
     Side,
     problem,
 )
-from mixjax import _check, _files, attacks, ensemble, evaluation, losses, models, reporting, threats
+from mixjax import (
+    _check,
+    _files,
+    attacks,
+    ensemble,
+    evaluation,
+    losses,
+    mixture,
+    models,
+    reporting,
+    threats,
+)
 
 PROGRAM = "benchmarks.attack_peers"
 SUITE_MEMBERS, NORMS = (1, 2, 4), ("linf", "l2")
@@ -126,11 +137,16 @@ def ours(problem: Problem, name: str) -> Side:
     key = jax.random.key(problem.seed)
 
     def attack(logits_fn, key, x, label):
+        logits_fn = attacks.once(logits_fn)
+
         def loss_fn(x):
             return losses.cross_entropy(logits_fn(x), label)
 
         def margin_fn(x):
             return losses.margin(logits_fn(x), label)
+
+        def accuracy_fn(x):
+            return 1.0 * mixture.correct(logits_fn(x), label)
 
         if name == "carlini_wagner":
             return attacks.carlini_wagner(
@@ -141,7 +157,7 @@ def ours(problem: Problem, name: str) -> Side:
                 learning_rate=LEARNING_RATE,
                 initial_const=INITIAL_CONST,
             )[0]
-        settings = {"num_steps": problem.num_steps}
+        settings = {"num_steps": problem.num_steps, "accuracy_fn": accuracy_fn}
         if name == "pgd":
             settings |= {"step_size": STEP * problem.epsilon}
         return getattr(attacks, name)(key, loss_fn, x, threat, **settings)[0]

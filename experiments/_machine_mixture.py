@@ -171,7 +171,7 @@ def _judge(setting: Setting):
         def logits_fn(x):
             return ensemble.apply(setting.model.apply, members, x)
 
-        def expected(loss_fn):
+        def expected(loss_fn, logits_fn=logits_fn):
             def loss(x) -> Array:
                 values = jax.vmap(loss_fn, in_axes=(0, None))(logits_fn(x), label)
                 return mixture.expected_loss(values, weights)
@@ -184,11 +184,19 @@ def _judge(setting: Setting):
         def paid(point):
             return mixture.expected_loss(wrong(point), weights)
 
-        cross_entropy, dlr = expected(losses.cross_entropy), expected(losses.dlr)
-        first, second = (
-            attacks.apgd(key, loss_fn, x, threat, num_steps=num_steps)[0]
-            for loss_fn in (cross_entropy, dlr)
-        )
+        def auto_pgd(loss_fn):
+            ask = attacks.once(logits_fn)
+            return attacks.apgd(
+                key,
+                expected(loss_fn, ask),
+                x,
+                threat,
+                num_steps=num_steps,
+                accuracy_fn=lambda x: mixture.accuracy(ask(x), label, weights),
+            )[0]
+
+        cross_entropy = expected(losses.cross_entropy)
+        first, second = auto_pgd(losses.cross_entropy), auto_pgd(losses.dlr)
         points = {
             "clean": x,
             "fgsm_curr": fgsm(setting.config)(key, cross_entropy, x, threat)[0],

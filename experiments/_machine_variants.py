@@ -90,7 +90,7 @@ def said(config: dict[str, Any]) -> str:
             f"{number} steps of eta itself (the paper does not say how many) and ends where it ends"
             if config.get("gradient_attacks", "boxed") == "printed"
             else f"FGSM clipped to [-1, 1] and IFGSM of {number} steps of {2.5 / number:.2g} eta, "
-            "its best point kept; the paper's FGSM has no clip, its IFGSM steps of eta"
+            "its point of highest loss kept; the paper's FGSM has no clip, its IFGSM steps of eta"
         )
         attacker = config.get("attacker", "strong")
         if "networks" in config:
@@ -105,6 +105,12 @@ def said(config: dict[str, Any]) -> str:
                 "attack networks as in the paper: they raise the cross-entropy, tanh of the output "
                 "as it is, dropout .5, not bound to [-1, 1]"
             )
+    if "apgd_steps" in config:
+        parts.append(
+            "AutoPGD keeps the point that fools most"
+            if "auto_pgd_keeps" in config
+            else "AutoPGD kept by loss: what fools on its path and has a lower loss is not counted"
+        )
     if "penalty" in config:
         parts.append(
             "Minimax and Maximin as algorithm 1 is printed: both gradients at the old point"

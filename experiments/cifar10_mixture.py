@@ -253,14 +253,19 @@ def draw_attacks(
     path: pathlib.Path,
     num_examples: int = 6,
 ):
-    """Draws test examples before and after PGD on the mixture's expected loss."""
+    """Draws test examples before and after PGD on the mixture's expected loss.
+
+    Of the points on its path the one that fools most is drawn.
+    """
     images = data.to_float(jnp.asarray(dataset.test.images[:num_examples]))
     labels = jnp.asarray(dataset.test.labels[:num_examples])
     logits_fn = members(game, state)
 
     def attack(key, x, label):
+        ask = attacks.once(logits_fn)
+
         def loss_fn(x):
-            each = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits_fn(x), label)
+            each = jax.vmap(losses.cross_entropy, in_axes=(0, None))(ask(x), label)
             return mixture.expected_loss(each, state.weights)
 
         num_steps = config.test_steps
@@ -271,6 +276,7 @@ def draw_attacks(
             game.threat,
             num_steps=num_steps,
             step_size=step_size(config, num_steps),
+            accuracy_fn=lambda x: mixture.accuracy(ask(x), label, state.weights),
         )[0]
 
     keys = jax.random.split(jax.random.key(config.seed), len(labels))

@@ -15,6 +15,7 @@ import pytest
 
 from experiments import (
     _machine,
+    _machine_mixture,
     _machine_score,
     _machine_training,
     attack_network,
@@ -231,6 +232,51 @@ def test_scores_are_errors_on_the_points_that_each_attack_made(finished):
             _machine_score.score(setting, "lwa", variables, eta)
         with pytest.raises(ValueError, match="attack_network holds a run with .*args: "):
             _machine_score.attack_network(setting, "lwa", variables, eta)
+
+
+AT_THE_END = 0.78, jnp.array([0.0, 0.01, -20.0])  # from there on logits that are just wrong
+
+
+def on_a_line(setting, logits_fn):
+    """The setting with grey images and `(variables, first pixel) -> [3]` as its model."""
+    model = models.Model(lambda key: {}, lambda variables, x: logits_fn(variables, x[0, 0, 0]))
+    images, labels = jnp.full((40, 8, 8, 1), 0.5), jnp.zeros(40, jnp.int32)
+    dataset = dataclasses.replace(setting.dataset, test=data.Split(images, labels))
+    return setting._replace(model=model, dataset=dataset)
+
+
+def test_an_error_on_auto_pgd_s_path_counts_where_the_loss_is_higher_elsewhere(tmp_path):
+    """Cross-entropy leads past its summit to the end, which is wrong; DLR leads away from it."""
+
+    def logits_fn(variables, pixel):
+        end, wrong = AT_THE_END
+        before = jnp.stack([0.0 * pixel, 0.0 * pixel - 0.1, 1.8 * pixel - 2.0])
+        return jnp.where(pixel > end, wrong, before)
+
+    setting = on_a_line(setting_in(tmp_path), logits_fn)
+    assert np.all(_machine_score.errors(setting, {}, 0.6)["auto_pgd"])
+
+
+def test_on_a_mixture_too_auto_pgd_keeps_what_fools_most_members(tmp_path):
+    """The first member's losses lead to the end, where they fall and the second errs as well."""
+
+    def logits_fn(is_second, pixel):
+        end, wrong = AT_THE_END
+        first = jnp.stack([0.0 * pixel, 5.0 + 20.0 * pixel, -5.0 + 0.0 * pixel])
+        before = jnp.where(is_second, jnp.array([0.0, -0.5, -5.0]), first)
+        return jnp.where(pixel > end, wrong, before)
+
+    setting = on_a_line(setting_in(tmp_path), logits_fn)
+    wrong = _machine_mixture._attacked(
+        setting,
+        jnp.array([False, True]),
+        np.array([0.6, 0.4]),
+        setting.network.init(jax.random.key(1)),
+        eta=0.6,
+        split=setting.dataset.test,
+    )
+    np.testing.assert_array_equal(wrong["clean"], [[True, False]] * 40)
+    assert np.all(wrong["auto_pgd"])
 
 
 def test_an_attack_on_another_classifier_is_made_with_that_one(finished):

@@ -67,6 +67,10 @@ def test_a_committed_run_says_which_variants_made_it():
     assert "FGSM may leave [-1, 1]" in said(new) and "as in the paper" in said(new)
     assert "both gradients at the old point" in said(new)
     assert said({**old, "order": "alternating"}) == said(old)
+    old["apgd_steps"] = 20
+    assert "AutoPGD kept by loss" in said(old)
+    new = said({**old, "auto_pgd_keeps": "lowest accuracy"})
+    assert "AutoPGD keeps the point that fools most" in new and "kept by loss" not in new
     page = machine_table.table()
     assert page.count("min step at the new v") == 3  # two runs, and the table of the further ones
 
