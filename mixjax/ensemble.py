@@ -3,6 +3,9 @@
 This module alone knows where that axis lies. On one device all members are there; with
 `axis_name` each device of that mesh axis holds `L / size` of them, and `apply` still returns the
 logits of all `L` on every device: what stands above never notices.
+
+A member whose gradient in the input is NaN leaves that of the others as it is: it counts as 0. So a
+member that answers NaN, even one of weight 0, for 0 * NaN is NaN, hides nothing from an attack.
 """
 
 import functools
@@ -50,10 +53,12 @@ def apply(
       the local variables, are those of the whole ensemble on every device. `shard_map` needs
       `check_vma=False`: its checker has no notion of these derivatives and refuses them.
     """
-    if axis_name is None:
-        return jax.vmap(apply_fn, in_axes=(0, None))(variables, x)
-    logits = jax.vmap(apply_fn, in_axes=(0, None))(variables, _share(axis_name, x))
-    return _collect(axis_name, logits)
+    x = jnp.asarray(x) if axis_name is None else _share(axis_name, jnp.asarray(x))
+    num_members = jax.tree.leaves(variables)[0].shape[0]
+    # Each member has its own copy of the input, for its gradient must be seen before it is added.
+    copies = _known_gradient(jnp.broadcast_to(x[None], (num_members, *x.shape)))
+    logits = jax.vmap(apply_fn)(variables, copies)
+    return logits if axis_name is None else _collect(axis_name, logits)
 
 
 def expectation(
@@ -79,14 +84,18 @@ def expectation(
 
     Returns:
       `[]` weighted sum, to be differentiated in `members`, `weights` and `x` by reverse mode, to
-      any order. With `axis_name` as for `apply`.
+      any order. With `axis_name` as for `apply`. A member that answers NaN is left out, as by
+      `mixture.expected_loss`; where no member of weight answers, it is NaN.
     """
+    has_weight = jnp.any(weights != 0)
     if axis_name is None:
-        return _one_by_one(fn)(members, weights, x)
-    first, num_local = _local_range(members, axis_name)
-    weights, x = _share(axis_name, (weights, x))
-    weights = jax.lax.dynamic_slice_in_dim(weights, first, num_local)
-    return _sum(axis_name, _one_by_one(fn)(members, weights, x))
+        total, num_answers = _one_by_one(fn)(members, weights, x)
+    else:
+        first, num_local = _local_range(members, axis_name)
+        weights, x = _share(axis_name, (weights, x))
+        weights = jax.lax.dynamic_slice_in_dim(weights, first, num_local)
+        total, num_answers = _sum(axis_name, _one_by_one(fn)(members, weights, x))
+    return jnp.where(has_weight & (num_answers == 0), jnp.nan, total)
 
 
 def update(
@@ -146,13 +155,39 @@ def _local_range(members, axis_name):
     return (0 if axis_name is None else jax.lax.axis_index(axis_name) * num_local), num_local
 
 
+def _known_gradient(x):
+    """`x`, whose gradient is 0 where it would be NaN.
+
+    As the solution of `y = x`, because there the way back can be another function than the way
+    there, whatever is done to both: batches, forward mode, any order.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+
+    def back(_, gradient):
+        return jnp.where(jnp.isnan(gradient), jnp.zeros_like(gradient), gradient)
+
+    return jax.lax.custom_linear_solve(lambda y: y, x, lambda _, x: x, back)
+
+
 def _one_by_one(fn):
-    """`(members, weights, x) -> sum_k weights_k fn(member_k, x)`, gradients taken on the way."""
+    """`sum_k weights_k fn(member_k, x)` of those that answer, and how many do that have weight.
+
+    A function of `(members, weights, x)`; gradients are taken on the way.
+    """
+
+    def of_known_gradient(member, x):
+        return fn(member, jax.tree.map(_known_gradient, x))
+
+    def sum_of_answers(values, weights):
+        answers = ~jnp.isnan(values)
+        total = jnp.sum(weights.astype(values.dtype) * jnp.where(answers, values, 0.0))
+        return total, jnp.sum(answers & (weights != 0)).astype(values.dtype)
 
     @jax.custom_vjp
     def total(members, weights, x):
-        values = jax.lax.map(lambda member: fn(member, x), members)
-        return jnp.sum(weights.astype(values.dtype) * values)
+        values = jax.lax.map(lambda member: of_known_gradient(member, x), members)
+        return sum_of_answers(values, weights)
 
     def forward(members, weights, x):
         in_members = any(leaf.perturbed for leaf in jax.tree.leaves(members))
@@ -161,20 +196,21 @@ def _one_by_one(fn):
         def step(gradient, element):
             member, weight = element
             if in_members:
-                value, pull_back = jax.vjp(fn, member, x)
+                value, pull_back = jax.vjp(of_known_gradient, member, x)
                 in_member, in_x = pull_back(weight.astype(value.dtype))
             else:
-                value, pull_back = jax.vjp(lambda x: fn(member, x), x)
+                value, pull_back = jax.vjp(lambda x: of_known_gradient(member, x), x)
                 in_member, (in_x,) = None, pull_back(weight.astype(value.dtype))
             return jax.tree.map(jnp.add, gradient, in_x), (value, in_member)
 
         zeros = jax.tree.map(jnp.zeros_like, x)
         in_x, (values, in_members) = jax.lax.scan(step, zeros, (members, weights))
-        total = jnp.sum(weights.astype(values.dtype) * values)
-        return total, (in_members, values.astype(weights.dtype), in_x)
+        in_weights = jnp.where(jnp.isnan(values), 0.0, values).astype(weights.dtype)
+        return sum_of_answers(values, weights), (in_members, in_weights, in_x)
 
-    def backward(gradients, cotangent):
+    def backward(gradients, cotangents):
         # In the type of each: under 64-bit JAX the weights may have another one than the losses.
+        cotangent, _ = cotangents  # a number of members has no derivative
         return jax.tree.map(lambda leaf: cotangent.astype(leaf.dtype) * leaf, gradients)
 
     total.defvjp(forward, backward, symbolic_zeros=True)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixjax import attacks, losses, mixture, threats
+from mixjax import attacks, ensemble, losses, mixture, threats
 
 WEIGHTS = np.array([0.6, 0.4], np.float32)
 WHOLE = np.ones(1, np.float32)
@@ -97,6 +97,34 @@ def test_a_member_that_answers_nan_does_not_hide_the_other(attack, weights, key)
     x_adv, _ = attack(key, logits_fn, jnp.array(weights), x, 0, threats.linf(0.4))
     assert np.all(np.isfinite(x_adv))
     assert mixture.accuracy(logits_fn(x_adv), 0, jnp.array(weights)) == 0
+
+
+def root_of_minus_one(x, broken):
+    """NaN, and so is its gradient, 0 times which is NaN too; 1 where nothing is broken."""
+    return jnp.sqrt(1.0 - broken * (2.0 + jnp.sum(x**2)))
+
+
+def root_of_zero(x, broken):
+    """0, whose gradient is infinity less infinity; 1 where nothing is broken."""
+    return jnp.sqrt(1.0 - broken + broken * (jnp.sum(x) - jnp.sum(x)))
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd, apgd_targeted, arc, lattice_climber])
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.0, 1.0)])
+@pytest.mark.parametrize("shift", [root_of_minus_one, root_of_zero])
+def test_a_gradient_of_nan_does_not_hide_that_of_the_other_member(attack, weights, shift, key):
+    """The first member has no gradient, the second errs from .3 away on: found as if alone."""
+
+    def member(broken, x):
+        return masked(x)[0] + shift(x, broken)
+
+    def logits_fn(x):
+        return ensemble.apply(member, jnp.array([1.0, 0.0]), x)
+
+    x = jnp.full((2, 2, 1), 0.2)
+    x_adv, _ = attack(key, logits_fn, jnp.array(weights), x, 0, threats.linf(0.4))
+    assert np.all(np.isfinite(x_adv))
+    assert not mixture.correct(masked(x_adv)[0], 0)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -231,6 +231,99 @@ def test_however_many_members_their_network_is_traced_once(num_members, key):
         chex.assert_shape(apply_all(variables, jnp.full(5, value)), (num_members, NUM_CLASSES))
 
 
+# A member without a gradient: `sqrt(-1)` is NaN, and so is `0 * NaN` on the way back.
+
+
+def with_a_broken_member(apply_fn, variables):
+    """The first member's logits are NaN, and so is their gradient, even times 0."""
+    num_members = jax.tree.leaves(variables)[0].shape[0]
+    shift = jnp.zeros(num_members).at[0].set(-100.0)
+
+    def broken(member, x):
+        variables, shift = member
+        # The root of 1 for the others.
+        return apply_fn(variables, x) * jnp.sqrt(1.0 + shift * (1.0 + jnp.sum(x**2)))
+
+    return broken, (variables, shift)
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_a_member_without_a_gradient_leaves_that_of_the_others(make):
+    """In `apply`, of first and second order, compiled and under `vmap`."""
+    model, variables, x = members_and_input(make)
+    apply_fn, members = with_a_broken_member(model.apply, variables)
+
+    def score(logits_of_others):
+        return jnp.sum(jnp.sin(logits_of_others) * jnp.arange(1.0, 1 + NUM_CLASSES)[None])
+
+    def together(x):
+        logits = ensemble.apply(apply_fn, members, x)
+        return score(logits[1:]) + 0.0 * jnp.sum(jnp.nan_to_num(logits[0]))
+
+    def alone(x):
+        others = jax.tree.map(lambda leaf: leaf[1:], variables)
+        return score(looped_apply(model.apply, others, x))
+
+    assert np.all(np.isnan(ensemble.apply(apply_fn, members, x)[0]))
+
+    def derivatives(fn):
+        def penalty(x):
+            return jnp.sum(jax.grad(fn)(x) ** 2)
+
+        return jax.jit(jax.vmap(lambda x: (fn(x), jax.grad(fn)(x), jax.grad(penalty)(x))))(x[None])
+
+    assert_close(derivatives(together), derivatives(alone))
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.2, 0.3, 0.5), (0.4, 0.1, 0.2, 0.3)])
+def test_a_member_without_a_gradient_is_left_out_of_an_expectation(weights):
+    _, variables, x = members_and_input(small_net)
+    broken, members = with_a_broken_member(small_net()[0].apply, variables)
+
+    def score(member, x):
+        return jnp.sum(jnp.sin(broken(member, x)) * jnp.array([1.0, 2.0, 4.0]))
+
+    def derivatives(fn, members, weights):
+        gradient = jax.grad(fn, argnums=3)
+
+        def penalty(x):
+            return jnp.sum(gradient(score, members, weights, x) ** 2)
+
+        return (
+            fn(score, members, weights, x),
+            gradient(score, members, weights, x),
+            jax.grad(penalty)(x),
+        )
+
+    weights = jnp.array(weights)
+    got = derivatives(ensemble.expectation, members, weights)
+    others = jax.tree.map(lambda leaf: leaf[1:], (members, weights))
+    assert_close(got, derivatives(ensemble.expectation, *others))
+    in_weights = jax.grad(ensemble.expectation, argnums=2)(score, members, weights, x)
+    assert in_weights[0] == 0 and np.all(np.isfinite(in_weights))
+
+
+def test_an_expectation_of_which_no_member_of_weight_answers_is_no_number():
+    _, variables, x = members_and_input(small_net)
+    broken, members = with_a_broken_member(small_net()[0].apply, variables)
+    weights = jnp.array([1.0, 0.0, 0.0, 0.0])
+    value = ensemble.expectation(lambda m, x: jnp.sum(broken(m, x)), members, weights, x)
+    assert np.isnan(value)
+
+
+def test_the_members_are_differentiated_in_forward_mode_too():
+    model, variables, x = members_and_input(small_net)
+    tangent = jnp.arange(5.0)
+
+    def derivative(apply_all):
+        def scalar(x):
+            return jnp.sum(jnp.sin(apply_all(model.apply, variables, x)))
+
+        return jax.jvp(jax.grad(scalar), (x,), (tangent,))
+
+    assert_close(derivative(ensemble.apply), derivative(looped_apply))
+
+
 # Members spread over devices: `[L, ...]` leaves in, the same numbers out.
 
 
