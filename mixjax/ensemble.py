@@ -94,7 +94,8 @@ def expectation(
         first, num_local = _local_range(members, axis_name)
         weights, x = _share(axis_name, (weights, x))
         weights = jax.lax.dynamic_slice_in_dim(weights, first, num_local)
-        total, num_answers = _sum(axis_name, _one_by_one(fn)(members, weights, x))
+        total, num_answers = _one_by_one(fn)(members, weights, x)
+        total, num_answers = _sum(axis_name, total), _sum(axis_name, num_answers)
     return jnp.where(has_weight & (num_answers == 0), jnp.nan, total)
 
 

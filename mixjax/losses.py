@@ -14,9 +14,8 @@ answers NaN errs: no more can be gained from it, and it decides nothing.
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from mixjax import _check, mixture
+from mixjax import _check, _softmax, mixture
 from mixjax.typing import Array
 
 _SMALLEST_SPREAD = 1e-12  # of logits that differ; far below the spacing of float32 around 1
@@ -30,7 +29,7 @@ def cross_entropy(logits: Array, label: Array) -> Array:
       ValueError: if the logits are not `[C]` or the label is not one of their classes.
     """
     logits = _of_one(logits, label)
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
+    return -_softmax.log_softmax(logits)[label]
 
 
 def trades(clean_logits: Array, logits: Array) -> Array:
@@ -50,7 +49,7 @@ def trades(clean_logits: Array, logits: Array) -> Array:
       Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019.
     """
     _check.logits("C", clean_logits=clean_logits, logits=logits)
-    log_p, log_q = (jax.nn.log_softmax(_wide(z)) for z in (clean_logits, logits))
+    log_p, log_q = (_softmax.log_softmax(_wide(z)) for z in (clean_logits, logits))
     p = jnp.exp(log_p)
     # A class that x excludes costs nothing, whatever x' says of it: 0 log 0 is 0.
     return jnp.sum(p * jnp.where(p == 0, 0.0, log_p - log_q))
@@ -131,7 +130,7 @@ def mean_probability_margin(logits: Array, label: Array, weights: Array) -> Arra
     """
     _check.shape((len(logits),), weights=weights)
     logits = jnp.minimum(logits, jnp.finfo(logits.dtype).max)  # infinite ones are certain
-    answers = ~jnp.any(jnp.isnan(jax.nn.log_softmax(logits)), axis=-1)
+    answers = ~jnp.any(jnp.isnan(_softmax.log_softmax(logits)), axis=-1)
     weights = jnp.where(answers, weights, 0.0)
     logits = jnp.where(answers[:, None], logits, 0.0)
     lead = margin(mixture.log_probs(logits, weights), label)
@@ -198,10 +197,11 @@ def _of_one(logits, label):
     """Checked logits of one member on one example, in float32 at least."""
     _check.logits("C", logits=logits)
     _check.label(logits.shape[-1], label=label)
-    return _wide(jnp.asarray(logits))
+    return _wide(logits)
 
 
 def _wide(logits):
+    logits = jnp.asarray(logits)
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 

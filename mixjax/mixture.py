@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check
+from mixjax import _check, _softmax
 from mixjax.typing import Array, Key
 
 
@@ -94,7 +94,7 @@ def log_probs(logits: Array, weights: Array) -> Array:
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     # Finite from here on where a member does not count: a gradient of 0 * NaN would be NaN.
     counts = (jnp.isfinite(jnp.max(logits, axis=-1)) & (weights > 0))[:, None]
-    log_p = jax.nn.log_softmax(jnp.where(counts, logits, 0.0), axis=-1)
+    log_p = _softmax.log_softmax(jnp.where(counts, logits, 0.0))
     log_p = jnp.where(counts, log_p, -jnp.inf)
     highest = jax.lax.stop_gradient(jnp.max(log_p, axis=0))
     highest = jnp.where(highest == -jnp.inf, 0.0, highest)
@@ -119,6 +119,7 @@ def predict(key: Key, logits: Array, weights: Array) -> Array:
         not `[L, C]`.
     """
     _check_members(logits, weights)
+    logits, weights = jnp.asarray(logits), jnp.asarray(weights)
     member = jax.random.choice(key, logits.shape[0], p=weights)
     return jnp.argmax(logits[member])
 

@@ -191,6 +191,7 @@ def run(attack, make, dtype):
     radius=st.sampled_from([0.1, 0.0, 1e-4, 0.5, 3.0]),
     bounds=st.sampled_from([(0.0, 1.0), (-1.0, 1.0), (-2.0, 8.0)]),
 )
+@hypothesis.example(seed=0, scale=1e12, radius=0.1, bounds=(0.0, 1.0))  # was an infinite loss
 def test_points_are_finite_within_ball_and_bounds_and_no_worse(
     attack, make, dtype, seed, scale, radius, bounds
 ):

@@ -371,3 +371,20 @@ def test_half_precision_logits_have_a_finite_loss():
 def test_logits_of_all_members_and_labels_that_are_none_are_refused(loss, args, message):
     with pytest.raises(ValueError, match=message):
         loss(*args)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.cross_entropy,
+        losses.margin,
+        losses.dlr,
+        losses.zero_one,
+        lambda logits, label: losses.targeted_dlr(logits, 0, label),
+    ],
+)
+def test_logits_of_numpy_meet_traced_labels(loss):
+    want = [loss(jnp.asarray(LOGITS), label) for label in LABELS]
+    np.testing.assert_allclose(jax.vmap(lambda k: loss(LOGITS, k))(np.arange(4)), want, rtol=1e-6)
+    got = jax.vmap(loss, in_axes=(None, 0))(LOGITS, np.arange(4))
+    np.testing.assert_allclose(got, want, rtol=1e-6)

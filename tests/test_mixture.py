@@ -229,3 +229,14 @@ def test_three_weights_for_two_members_are_refused():
         mixture.accuracy(np.zeros(4), 0, np.ones(1))
     with pytest.raises(ValueError, match=r"label must lie in \[0, 3\], got 4"):
         mixture.accuracy(logits, 4, np.array([0.5, 0.5]))
+
+
+def test_logits_of_numpy_meet_traced_labels_weights_and_keys(key):
+    logits = np.float32([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0]])
+    weights = np.float32([0.25, 0.75])
+    accuracies = jax.vmap(mixture.accuracy, in_axes=(None, 0, None))(logits, np.arange(3), weights)
+    np.testing.assert_allclose(accuracies, [0.25, 0.75, 0.0])
+    correct = jax.vmap(lambda label: mixture.correct(logits[0], label))(np.arange(3))
+    np.testing.assert_array_equal(correct, [True, False, False])
+    answers = jax.vmap(lambda key: mixture.predict(key, logits, weights))(jax.random.split(key, 50))
+    assert set(np.asarray(answers).tolist()) == {0, 1}

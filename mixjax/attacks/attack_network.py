@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixjax import _check
+from mixjax import _check, _softmax
 from mixjax.attacks._steps import AttackInfo
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LossFn, PyTree
@@ -268,8 +268,8 @@ def log_error(logits: Array, label: Array) -> Array:
     already. The cross-entropy is the other way round: a network raises it without end on a few
     examples and learns nothing from the rest.
     """
-    others = jnp.where(jnp.arange(logits.shape[-1]) == label, -jnp.inf, jax.nn.log_softmax(logits))
-    return jax.nn.logsumexp(others)
+    is_label = jnp.arange(logits.shape[-1]) == label
+    return _softmax.logsumexp(jnp.where(is_label, -jnp.inf, _softmax.log_softmax(logits)))
 
 
 class AttackTraining(NamedTuple):
