@@ -6,6 +6,7 @@ but never ends in an exception of a reader's own.
 
 import hashlib
 
+import chex
 import numpy as np
 import pytest
 
@@ -72,7 +73,7 @@ def test_a_header_that_asks_for_less_than_there_is(tmp_path):
 
 def test_a_batch_of_an_evaluation_is_as_it_was_or_made_again(tmp_path):
     path, batch = tmp_path / "b.npz", np.arange(4)
-    found = Outcomes(np.eye(4, 3) > 0, np.array([True, False, True, True])), 1.5
+    found = Outcomes(np.eye(4, 3) > 0, np.array([1, 0, 1, 1]) > 0, np.eye(4, 3, 1) > 0), 1.5
     turns._write(path, batch, found)
     made_again = 0
     for damaged in flips(path.read_bytes()):
@@ -80,8 +81,7 @@ def test_a_batch_of_an_evaluation_is_as_it_was_or_made_again(tmp_path):
         read = turns._read(path, batch)
         made_again += read is None
         if read is not None:
-            np.testing.assert_array_equal(read[0].members, found[0].members)
-            np.testing.assert_array_equal(read[0].averaged, found[0].averaged)
+            chex.assert_trees_all_equal(read[0], found[0])
             assert read[1] == found[1]
     assert NUM_FLIPS / 3 < made_again < NUM_FLIPS
 

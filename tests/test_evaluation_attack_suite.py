@@ -279,3 +279,89 @@ def test_too_few_runs_for_the_members_are_refused(key, network):
     attack = evaluation.attack_suite(threats.linf(0.1), BUDGET._replace(num_member_runs=1))[1]
     with pytest.raises(ValueError, match="num_member_runs must be at least .* members 2, got 1"):
         jax.eval_shape(attack.run, key, jnp.int32(0), network, WEIGHTS, jnp.ones(SIZE), 0)
+
+
+def test_the_attacks_on_a_mixture_know_nothing_of_a_member_of_weight_zero(key):
+    """It answers NaN: noted, attacked alone, and in no gradient, turn or draw of the others."""
+    images, labels = np.full((2, 1), 0.5, np.float32), np.zeros(2, np.int32)
+    seen = []
+
+    def logits_fn(x):
+        logits = jnp.stack([jnp.append(x + k, 0.0) for k in range(3)])
+        return jnp.where((jnp.arange(3) == 1)[:, None], jnp.nan, logits)
+
+    def run(key, run, logits_fn, weights, x, label):
+        logits = logits_fn(x)
+        seen.append((logits.shape, weights.shape))
+        return jnp.where(jnp.any(jnp.isnan(logits)), x, x - weights[-1] * logits[0, 0])
+
+    def within(radius):
+        return (evaluation.Attack(("tell",), 1, run),)
+
+    mixed = (key, logits_fn, [0.25, 0.0, 0.75], images, labels)
+    found = evaluation.evaluate_suite(*mixed, within(0.2), num_complete=2)
+    assert {*seen} == {((2, 2), (2,)), ((1, 2), (1,))}
+    assert found.mixture.outcomes.members[0].tolist() == [[True, False, True]] * 2
+    assert len(found.members) == 3 and np.all(found.members[1].outcomes.is_nan[:, 0])
+    seen.clear()
+    curves = evaluation.security_curves(*mixed, within, [0.2], names=("tell",))
+    assert {*seen} == {((2, 2), (2,))}
+    np.testing.assert_allclose(curves.points["tell"], 0.5 - 0.75 * 0.5)
+
+
+def test_the_black_box_takes_an_answer_of_nan_for_an_error(key):
+    """Both members are right at first; only above .6 the second answers NaN: that is found."""
+
+    def logits_fn(x):
+        second = jnp.where(x[0] > 0.6, jnp.nan, 1.0 + 0.0 * x[0])
+        first = 1.0 - 0.5 * x[0]
+        return jnp.stack([jnp.stack([each, 0.0 * each]) for each in (first, second)])
+
+    square = evaluation.attack_suite(threats.linf(0.2), BUDGET)[-1]
+    x = jnp.full(SIZE, 0.5)
+    point = jax.jit(lambda key: square.run(key, 0, logits_fn, WEIGHTS, x, jnp.int32(0)))(key)
+    assert point[0] > 0.6
+    assert mixture.accuracy(logits_fn(point), 0, WEIGHTS) == pytest.approx(0.3)
+
+
+def test_within_bounds_per_feature_the_quick_suite_finds_the_optimum_of_a_linear_table(key):
+    """Years and shares; of one member the optimum is the step that a ball and a box leave."""
+    low, high = np.float32([18.0, 0.0, -1.0]), np.float32([90.0, 1.0, 1.0])
+    slopes, offset = np.float32([[0.2, -3.0, 1.0]]), np.float32([-9.0])
+    bounds = (low, high)
+    generator = np.random.default_rng(5)
+    images = generator.uniform(low, high, (24, 3)).astype(np.float32)
+    images[:6, 1], images[6:12, 0] = 1.0, 18.0  # on their bounds
+
+    def logits_fn(x):
+        score = jnp.asarray(slopes) @ x + offset
+        return jnp.stack([score, 0.0 * score], axis=1)
+
+    scores = images @ slopes[0] + offset
+    labels = (scores < 0).astype(np.int32)
+    sign = np.where(labels == 0, -1.0, 1.0)[:, None]
+    epsilon = 4.0
+    change = np.stack(
+        [
+            steepest_in_a_box(s * slopes[0], low - x, high - x, epsilon)
+            for s, x in zip(sign, images, strict=True)
+        ]
+    )
+    lowest = sign[:, 0] * (scores + change @ slopes[0])
+    clear = np.abs(lowest) > 0.02
+    robust = lowest < 0
+    assert clear.sum() > 18 and 4 < robust.sum() < 20
+    suite = evaluation.attack_suite(threats.l2(epsilon), evaluation.QUICK, bounds=bounds)
+    found = evaluation.evaluate_suite(key, logits_fn, [1.0], images, labels, suite)
+    worst = evaluation.worst_case(found.mixture.outcomes, [1.0])
+    np.testing.assert_array_equal(worst[clear], robust[clear])
+
+
+def steepest_in_a_box(slope, low, high, epsilon):
+    """The step of highest `slope @ step` within an l2 ball and a box: `clip(t slope)`, bisected."""
+    short, long = 0.0, 1e6
+    for _ in range(200):
+        middle = (short + long) / 2
+        step = np.clip(middle * slope, low, high)
+        short, long = (middle, long) if np.linalg.norm(step) <= epsilon else (short, middle)
+    return np.clip(short * slope, low, high)

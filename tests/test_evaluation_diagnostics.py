@@ -213,7 +213,7 @@ def record(fooled, is_complete=None):
         members[:count, run] = False
     complete = np.ones(100, bool) if is_complete is None else is_complete
     counts = np.zeros(len(SUITE_NAMES))
-    outcomes = evaluation.Outcomes(members, members[..., 0])
+    outcomes = evaluation.Outcomes(members, members[..., 0], ~members)
     return evaluation.Record(outcomes, complete, counts, counts, counts, counts)
 
 

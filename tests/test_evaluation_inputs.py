@@ -254,3 +254,17 @@ def test_within_a_radius_of_0_the_suite_finds_the_clean_accuracy(key, norm):
     found = evaluation.evaluate_mixture(*arguments, batch_size=2)
     expected = np.array([1.0, 0.25])[:, None].repeat(found.averaged.shape[1], axis=1)
     np.testing.assert_allclose(evaluation.expected_accuracy(found, WEIGHTS), expected)
+
+
+def test_from_a_black_pixel_an_image_of_bytes_is_attacked_upwards_alone(key):
+    """Pixels below 0 are no images: the logit x0 + .05 at x0 = 0 stays positive within .1."""
+
+    def above(x):
+        return jnp.array([[x[0, 0, 0] + 0.05, 0.0]])
+
+    images = np.zeros((2, 2, 2, 1), np.uint8)
+    images[1] = 20  # 20 / 255 - .1 + .05 > 0 as well
+    labels = np.array([0, 1])
+    attacks = evaluation.attack_suite(threats.linf(0.1), BUDGET)[:2]  # PGD and AutoPGD
+    found = evaluation.evaluate_suite(key, above, [1.0], images, labels, attacks)
+    assert evaluation.worst_case(found.mixture.outcomes, [1.0]).tolist() == [1.0, 0.0]

@@ -20,7 +20,9 @@ def table(num_examples=60, num_members=3):
     chance = np.array([0.95, 0.7, 0.8, 0.6, 0.85, 0.9])[:, None]
     members = generator.random((num_examples, 6, num_members)) < chance
     averaged = generator.random((num_examples, 6)) < chance[:, 0]
-    return evaluation.Outcomes(members, averaged)
+    return evaluation.Outcomes(
+        members, averaged, ~members & (generator.random(members.shape) < 0.1)
+    )
 
 
 def alone(right):
@@ -59,6 +61,8 @@ def test_every_figure_equals_a_loop_over_examples_points_and_members():
     for member in range(3):
         right = outcomes.members[:, :, member]
         assert found["members"][member] == alone(right)
+        count = sum(outcomes.is_nan[n, point, member] for n in range(60) for point in range(6))
+        assert found["num_nan_answers"][member] == count > 0
     assert found["averaged"] == alone(outcomes.averaged)
 
 
@@ -85,7 +89,7 @@ def test_the_sandwich_holds_for_each_example_whatever_the_table():
 
 
 def test_nobody_is_right_with_a_probability_above_one():
-    right = evaluation.Outcomes(np.ones((5, 2, 3), bool), np.ones((5, 2), bool))
+    right = evaluation.Outcomes(*(np.ones(shape, bool) for shape in ((5, 2, 3), (5, 2), (5, 2, 3))))
     weights = np.array([0.33334, 0.33334, 0.33334], np.float32)
     assert evaluation.worst_case(right, weights).max() <= 1.0
     assert evaluation.worst_case(right, weights) == pytest.approx(1.0, abs=1e-12)

@@ -222,6 +222,29 @@ def test_members_of_weight_zero_do_not_keep_an_example_alive(key):
     assert report["robust_accuracy"] == {"worst": 0.0} and report["sandwich"]["lower"] == 0.0
 
 
+def test_answers_of_nan_are_counted_for_their_member_and_are_its_errors(key, tmp_path):
+    """The second member answers NaN wherever it would be wrong; its own suite stops there."""
+
+    def logits_fn(x):
+        logits = clean_logits(x)
+        is_nan = (logits[:, :1] < 0) & (jnp.arange(3) == 1)[:, None]
+        return jnp.where(is_nan, jnp.nan, logits)
+
+    table, images, labels, attacks = game()
+    for _ in range(2):  # attacked, and read from the folder
+        found = evaluation.evaluate_suite(
+            key, logits_fn, WEIGHTS, images, labels, attacks, num_complete=4, folder=tmp_path
+        )
+        report = evaluation.suite_report(found, WEIGHTS, attacks)
+        worst = (right(table) @ WEIGHTS).min(axis=1).mean()
+        assert report["robust_accuracy"]["worst"] == pytest.approx(worst)
+        wrong = ~right(table)[:, 1:, 1]
+        lost = (right(table) @ WEIGHTS < 1e-9).cumsum(axis=1) > 0
+        met = ~lost[:, :-1] | found.mixture.is_complete[:, None]
+        number = (wrong & met).sum() + wrong.any(axis=1).sum()
+        assert report["num_nan_answers"] == [0, number, 0] and number > 10
+
+
 def test_results_depend_neither_on_the_batch_size_nor_on_the_devices(key):
     """The runs use their key, so that one that hung on the batch would show."""
 

@@ -325,3 +325,15 @@ def test_the_report_shows_every_number_of_the_result_and_the_figures_that_are_th
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["curves.png", "report.md"]
     with pytest.raises(ValueError, match="at least one result"):
         reporting.write_report(tmp_path, {})
+
+
+def test_the_report_names_the_members_that_answered_nan(tmp_path):
+    usual = {**RESULT, "num_nan_answers": [0, 0]}
+    broken = {**RESULT, "num_nan_answers": [0, 7]}
+    path = reporting.write_report(tmp_path, {"single": usual, "mixture": broken})
+    lines = [line for line in path.read_text().splitlines() if "NaN" in line]
+    assert len(lines) == 1
+    assert "of the mixture that answered NaN" in lines[0] and "member 2 at 7 of" in lines[0]
+    for result in (usual, RESULT):  # of older versions
+        text = reporting.write_report(tmp_path, {"mixture": result}).read_text()
+        assert "NaN" not in text

@@ -33,10 +33,12 @@ class Outcomes(NamedTuple):
     Attributes:
       members: `[N, R + 1, L]` whether each member is right.
       averaged: `[N, R + 1]` whether the class of highest mean probability is right.
+      is_nan: `[N, R + 1, L]` whether each member answers NaN, which is never right.
     """
 
     members: Array | np.ndarray
     averaged: Array | np.ndarray
+    is_nan: Array | np.ndarray
 
 
 class Validation(NamedTuple):
@@ -122,7 +124,7 @@ def evaluate_run(
       place: static number of the attack in its suite.
 
     Returns:
-      `Outcomes` of `[B, L]` and `[B]`.
+      `Outcomes` of `[B, L]`, `[B]` and `[B, L]`.
 
     Raises:
       ValueError: as `evaluate_batch`.
@@ -199,4 +201,8 @@ def _after_run(key, place, attack, run, logits_fn, weights, x, label):
 def _answers(logits_fn, weights, point, label):
     logits = logits_fn(point)
     mean_log_probs = mixture.log_probs(logits, weights)
-    return Outcomes(mixture.correct(logits, label), mixture.correct(mean_log_probs, label))
+    return Outcomes(
+        mixture.correct(logits, label),
+        mixture.correct(mean_log_probs, label),
+        jnp.any(jnp.isnan(logits), axis=-1),
+    )

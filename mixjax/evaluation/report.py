@@ -67,7 +67,9 @@ def report(outcomes: Outcomes, weights: Any, attacks: Sequence[Attack]) -> dict[
       of them do not make it a lower bound of the truth, see `suite_report` for one; `members` and
       `averaged` (the ensemble that answers with the class of highest mean probability):
       `clean_accuracy`, and `robust_accuracy` over all points with its `error_bar` and `interval`;
-      `num_attack_runs`, the same for every `L`; `attacks`: each one's `num_runs` and `num_steps`.
+      `num_nan_answers`: for each member, at how many of all points scored it answered NaN, which
+      is an error of its own and no success of an attack; `num_attack_runs`, the same for every `L`;
+      `attacks`: each one's `num_runs` and `num_steps`.
 
     Raises:
       ValueError: if `attacks` or `weights` do not fit `outcomes`, or an attack is named `worst`
@@ -98,6 +100,7 @@ def report(outcomes: Outcomes, weights: Any, attacks: Sequence[Attack]) -> dict[
         "sandwich": {"lower": float(lower.mean()), "upper": scores["worst"]["accuracy"]},
         "members": [alone(correct) for correct in members],
         "averaged": alone(np.asarray(outcomes.averaged)),
+        "num_nan_answers": nan_answers(outcomes),
         "num_attack_runs": len(runs),
         "attacks": {
             name: {"num_runs": int((names == name).sum()), "num_steps": num_steps}
@@ -129,6 +132,11 @@ def alone(correct: Any) -> dict[str, Any]:
         "robust_accuracy": robust.pop("accuracy"),
         **robust,
     }
+
+
+def nan_answers(outcomes: Outcomes) -> list[int]:
+    """For each member the number of points at which it answers NaN."""
+    return np.sum(outcomes.is_nan, axis=(0, 1)).tolist()
 
 
 def _weigh(correct, weights):

@@ -13,7 +13,7 @@ from mixjax.evaluation.batches import as_pytree, check_evaluation, over_batches
 from mixjax.evaluation.budget import BASELINE, EXPECTED_LOSS, MEMBER_AWARE
 from mixjax.evaluation.inputs import bounds_of, example_keys, to_float
 from mixjax.evaluation.report import score
-from mixjax.evaluation.suite import Attack
+from mixjax.evaluation.suite import Attack, of_members_that_count
 from mixjax.typing import Array, Key, LogitsFn
 
 CURVES = (BASELINE, EXPECTED_LOSS, *MEMBER_AWARE)
@@ -75,7 +75,11 @@ def security_curves(
     weights, images, labels = check_evaluation(
         logits_fn, weights, images, labels, batch_size, bounds
     )
-    attack = transform(functools.partial(_attacked, names=names, attacks_within=attacks_within))
+
+    def counting(radius):
+        return [of_members_that_count(attack, weights) for attack in attacks_within(radius)]
+
+    attack = transform(functools.partial(_attacked, names=names, attacks_within=counting))
     found = [
         over_batches(
             functools.partial(attack, (key, np.float32(radius)), logits_fn, weights),

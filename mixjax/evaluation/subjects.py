@@ -15,7 +15,7 @@ from mixjax.evaluation.batches import as_pytree, check_evaluation
 from mixjax.evaluation.inputs import bounds_of
 from mixjax.evaluation.outcomes import evaluate_run
 from mixjax.evaluation.passes import trace
-from mixjax.evaluation.suite import Attack
+from mixjax.evaluation.suite import Attack, of_members_that_count
 from mixjax.evaluation.turns import CLEAN, Record, Stage, attack_in_turn
 from mixjax.typing import Key, LogitsFn
 
@@ -60,7 +60,8 @@ def evaluate_suite(
       logits_fn: `x -> [L, C]`, the members' logits on one input; members may come from anywhere.
         What it closes over is compiled in as constants: give large variables as
         `jax.tree_util.Partial(function, variables)`, then they are arguments.
-      weights: `[L]` probabilities of the members.
+      weights: `[L]` probabilities of the members; the attacks on the mixture know nothing of
+        members of weight 0, which are attacked alone as the others.
       images: `[N, ...]` inputs, floats within the bounds of the attacks, [0, 1] if these say
         nothing else, or uint8, which is scaled to [0, 1].
       labels: `[N]` integer classes.
@@ -100,16 +101,22 @@ def evaluate_suite(
         member_fns = [jax.tree_util.Partial(_member, logits_fn, row) for row in rows]
     if len(member_fns) != num_members:
         raise ValueError(f"member_fns must be {num_members} functions, got {len(member_fns)}")
-    stages = [
-        Stage(
-            attack,
-            transform(functools.partial(evaluate_run, attack=attack, place=place)),
-            functools.cache(functools.partial(trace, attack)),
-        )
-        for place, attack in enumerate((CLEAN, *attacks))
-    ]
 
-    def under_attack(name, logits_fn, weights, num_complete):
+    def stages_of(attacks):
+        return [
+            Stage(
+                attack,
+                transform(functools.partial(evaluate_run, attack=attack, place=place)),
+                functools.cache(functools.partial(trace, attack)),
+            )
+            for place, attack in enumerate((CLEAN, *attacks))
+        ]
+
+    stages = of_mixture = stages_of(attacks)
+    if not np.all(weights > 0):
+        of_mixture = stages_of([of_members_that_count(attack, weights) for attack in attacks])
+
+    def under_attack(name, logits_fn, weights, num_complete, stages=stages):
         return attack_in_turn(
             key,
             as_pytree(logits_fn),
@@ -124,7 +131,7 @@ def evaluate_suite(
         )
 
     with _alone(folder):
-        together = under_attack("mixture", logits_fn, weights, num_complete)
+        together = under_attack("mixture", logits_fn, weights, num_complete, of_mixture)
         if num_members == 1:
             return Evaluation(together, (together,), together)
         certain = jnp.ones(1, jnp.float32)

@@ -7,10 +7,11 @@ their number belongs to the suite and not to the mixture, and is the same for ev
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mixjax import _check, losses, mixture
 from mixjax.attacks import once, pgd
@@ -93,6 +94,21 @@ def pgd_attacks(
 
     names = ("pgd_expected_loss",) * share + ("pgd_mean_probability",) * share
     return (Attack(names + ("pgd_members",) * num_member_runs, num_steps, run, bounds),)
+
+
+def of_members_that_count(attack: Attack, weights: Any) -> Attack:
+    """The attack on a mixture without its members of weight 0; `weights` `[L]` must be known.
+
+    What these answer cannot matter then: it reaches no order of turns, no direction and no draw.
+    """
+    rows = np.flatnonzero(np.asarray(weights) > 0)
+    if len(rows) == len(weights):
+        return attack
+
+    def run(key, run, logits_fn, weights, x, label):
+        return attack.run(key, run, lambda x: logits_fn(x)[rows], weights[rows], x, label)
+
+    return attack._replace(run=run)
 
 
 def expected_accuracy_of(logits_fn: LogitsFn, weights: Array, label: Array) -> AccuracyFn:

@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from mixjax.evaluation.budget import BASELINE, EXPECTED_DLR, EXPECTED_LOSS
-from mixjax.evaluation.report import alone, expected_accuracy, figures, score, worst_case
+from mixjax.evaluation.report import (
+    alone,
+    expected_accuracy,
+    figures,
+    nan_answers,
+    score,
+    worst_case,
+)
 from mixjax.evaluation.subjects import Evaluation
 from mixjax.evaluation.suite import Attack
 from mixjax.evaluation.turns import Record
@@ -26,7 +33,8 @@ def suite_report(evaluation: Evaluation, weights: Any, attacks: Sequence[Attack]
     Returns:
       The entries of `report`, and: in `attacks`, for each line, `num_examples` too, of one run and
       example `num_gradients` and `num_answers`, passes through single networks, and the `seconds`
-      of all its runs; `members` and `averaged`, each under its own suite; `sandwich.lower` is a
+      of all its runs; `members` and `averaged`, each under its own suite, whose points count for
+      `num_nan_answers` too; `sandwich.lower` is a
       lower bound here, as far as the attacks are strong, because each member met the whole budget:
       it counts as robust if it is right at all points, those of its own suite and those of the
       mixture's (`interval.lower_bound`); `reported_by`: on the complete examples the accuracies
@@ -84,6 +92,7 @@ def suite_report(evaluation: Evaluation, weights: Any, attacks: Sequence[Attack]
         "sandwich": {"lower": lower["accuracy"], "upper": scores["worst"]["accuracy"]},
         "members": [alone(each.outcomes.members[:, :, 0]) for each in evaluation.members],
         "averaged": alone(evaluation.averaged.outcomes.members[:, :, 0]),
+        "num_nan_answers": _nan_answers(evaluation),
         "num_attack_runs": len(names),
         "attacks": {
             name: {
@@ -116,6 +125,15 @@ def lower_bound(evaluation: Evaluation, weights: Any) -> np.ndarray:
     together = evaluation.mixture.outcomes.members.all(axis=1)
     robust = (together & np.stack(alone, axis=1))[:, None]
     return worst_case(evaluation.mixture.outcomes._replace(members=robust), weights)
+
+
+def _nan_answers(evaluation):
+    """Of each member at all points scored: the mixture's, and those of its own suite."""
+    together = nan_answers(evaluation.mixture.outcomes)
+    if len(evaluation.members) == 1:  # the same points
+        return together
+    alone = [nan_answers(each.outcomes)[0] for each in evaluation.members]
+    return np.add(together, alone).tolist()
 
 
 def _cost(records):

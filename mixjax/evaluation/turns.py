@@ -28,7 +28,7 @@ from mixjax.evaluation.suite import Attack
 from mixjax.threats import Threat
 from mixjax.typing import Array, Key, LogitsFn
 
-_STORED = "rows", "members", "averaged", "seconds"
+_STORED = "rows", *Outcomes._fields, "seconds"
 
 CLEAN = Attack(("clean",), 0, lambda key, run, logits_fn, weights, x, label: x)
 
@@ -38,7 +38,7 @@ class Record(NamedTuple):
 
     Attributes:
       outcomes: answers at `R + 1` points, the clean one first; where a run was left out because
-        the example was lost, nobody is right.
+        the example was lost, nobody is right, nor answers NaN.
       is_complete: `[N]` whether the example met every run, lost or not.
       num_attacked: `[R]` number of examples that met each run.
       num_answers: `[R]` forward passes through single networks of one run on one example.
@@ -130,8 +130,10 @@ def attack_in_turn(
     is_complete[np.linspace(0, num_examples - 1, min(num_complete, num_examples)).astype(int)] = (
         True
     )
-    members = np.zeros((num_examples, len(runs), len(weights)), bool)
-    averaged = np.zeros((num_examples, len(runs)), bool)
+    of_members = (num_examples, len(runs), len(weights))
+    outcomes = Outcomes(
+        np.zeros(of_members, bool), np.zeros(of_members[:2], bool), np.zeros(of_members, bool)
+    )
     num_attacked, seconds = np.zeros(len(runs), int), np.zeros(len(runs))
     counts = np.asarray(weights) > 0
     is_lost = np.zeros(num_examples, bool)
@@ -147,14 +149,15 @@ def attack_in_turn(
             if found is None:
                 found = _timed(evaluate, images, labels, batch, batch_size)
                 _write(path, batch, found)
-            (members[batch, place], averaged[batch, place]), duration = found
+            answers, duration = found
+            for whole, part in zip(outcomes, answers, strict=True):
+                whole[batch, place] = part
             seconds[place] += duration
             progress(place * num_examples + start + len(batch), len(runs) * num_examples)
         progress((place + 1) * num_examples, len(runs) * num_examples)
-        is_lost |= ~members[:, place, counts].any(axis=1)
+        is_lost |= ~outcomes.members[:, place, counts].any(axis=1)
 
     answers, gradients = np.array([passes for _, passes, _, _ in runs[1:]], int).reshape(-1, 2).T
-    outcomes = Outcomes(members, averaged)
     return Record(outcomes, is_complete, num_attacked[1:], answers, gradients, seconds[1:])
 
 
@@ -168,15 +171,15 @@ def _timed(evaluate, images, labels, batch, batch_size):
     start = time.monotonic()
     padded = np.minimum(np.arange(batch_size), len(batch) - 1)
     rows = batch[padded].astype(np.int32)
-    members, averaged = jax.device_get(evaluate(images[rows], labels[rows], rows))
-    return Outcomes(members[: len(batch)], averaged[: len(batch)]), time.monotonic() - start
+    found = jax.device_get(evaluate(images[rows], labels[rows], rows))
+    return Outcomes(*(each[: len(batch)] for each in found)), time.monotonic() - start
 
 
 def _write(path, batch, found):
     if path is not None:
-        (members, averaged), duration = found
+        outcomes, duration = found
         buffer = io.BytesIO()
-        np.savez(buffer, **dict(zip(_STORED, (batch, members, averaged, duration), strict=True)))
+        np.savez(buffer, **dict(zip(_STORED, (batch, *outcomes, duration), strict=True)))
         _files.write(path, buffer.getvalue())
 
 
@@ -186,12 +189,12 @@ def _read(path, batch):
         return None
     try:
         stored = _files.read_arrays(path)
-        rows, members, averaged, seconds = (stored[name] for name in _STORED)
+        rows, *outcomes, seconds = (stored[name] for name in _STORED)
     except (ValueError, KeyError):
         return None
     if not np.array_equal(rows, batch):
         return None
-    return Outcomes(members, averaged), float(seconds)
+    return Outcomes(*outcomes), float(seconds)
 
 
 def _shape_of_run_key(key):

@@ -67,6 +67,7 @@ def write_report(run_dir, results, title="Report", evaluations=None):
     run_dir = pathlib.Path(run_dir)
     parts = [f"# {title}\n", results_table(list(results.values()), list(results))]
     parts += [difference_line(name, result) for name, result in results.items()]
+    parts += [nan_line(name, result) for name, result in results.items()]
     parts += [_MEANING]
     parts += ["## Attacks\n", attack_table(results)]
     for name, result in results.items():
@@ -87,6 +88,7 @@ def _suite_section(budget, evaluations):
     parts = [f"## Attack suite: {budget}\n", _SUITE]
     parts += [results_table(list(evaluations.values()), list(evaluations))]
     parts += [difference_line(name, result) for name, result in evaluations.items()]
+    parts += [nan_line(name, result) for name, result in evaluations.items()]
     parts += [f"### What each attacker would report: {budget}\n", reported_table(evaluations)]
     parts += [_SUITE_TABLE]
     for name, evaluation in evaluations.items():
@@ -108,6 +110,20 @@ def difference_line(name, result):
     return (
         f"Robust accuracy of the {name} minus that of the single classifier, on the same examples: "
         f"{100 * versus['difference']:+.1f} ± {100 * versus['error_bar']:.1f} %{interval}.\n"
+    )
+
+
+def nan_line(name, result):
+    """Which members answered NaN, and at how many points, if any did."""
+    counts = [
+        f"{k} at {count}" for k, count in enumerate(result.get("num_nan_answers", ()), 1) if count
+    ]
+    if not counts:
+        return ""
+    return (
+        f"Members of the {name} that answered NaN, counted as their errors: member "
+        f"{', member '.join(counts)} of the points scored. That is a fault of the member and no "
+        "success of an attack.\n"
     )
 
 
