@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from mixjax import defenses, losses, models, threats
+from mixjax import defenses, losses, models, parallel, threats
 
 D, C, B, L = 6, 3, 8, 3  # inputs, classes, batch, members
 SHAPE = (2, 3, 1)
@@ -390,7 +390,8 @@ def test_dropout_reaches_every_trainer(trainer, key):
     assert np.all(np.abs(np.array(seen) - np.log(3)) > 1e-4)
 
 
-def test_random_keys_and_counters_are_the_newest_on_every_side(key):
+@pytest.mark.parametrize("axis", [None, parallel.DATA_AXIS])
+def test_random_keys_and_counters_are_the_newest_on_every_side(axis, key):
     """What NNX modules with dropout keep among their statistics: no mean of them makes sense."""
 
     def init(key):
@@ -424,16 +425,19 @@ def test_random_keys_and_counters_are_the_newest_on_every_side(key):
             average_decay=0.5,
             data_axis=axis,
         )
-        step = defense.step
-        if axis is not None:
-            step = jax.vmap(step, in_axes=(None, 0, 0), out_axes=(None, None), axis_name=axis)
-        images, labels = batches(1)
-        images, labels = images[0], labels[0]
-        if axis is not None:
-            images, labels = images.reshape(2, 4, *SHAPE), labels.reshape(2, 4)
-        return defense.init(key), jax.jit(step)(defense.init(key), images, labels)[0]
 
-    old, new = run(None)
+        def step(state, batch):
+            return defense.step(state, *parallel.local_share(batch, axis))
+
+        batch = tuple(part[0] for part in batches(1))
+        if axis is None:
+            return defense.init(key), jax.jit(step)(defense.init(key), batch)[0]
+        mesh = parallel.mesh(devices=jax.devices("cpu")[:2])
+        spec = parallel.state_spec(defense.init(key), ())
+        state, batch = (parallel.place(each, mesh) for each in (defense.init(key), batch))
+        return defense.init(key), parallel.shard_step(step, mesh, spec)(state, batch)[0]
+
+    old, new = run(axis)
     stream = jax.vmap(lambda key: jax.random.fold_in(key, 1))(
         old.variables["batch_stats"]["stream"]
     )
