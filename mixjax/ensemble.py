@@ -10,6 +10,7 @@ member that answers NaN, even one of weight 0, for 0 * NaN is NaN, hides nothing
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,7 @@ def expectation(
         weights, x = _share(axis_name, (weights, x))
         weights = jax.lax.dynamic_slice_in_dim(weights, first, num_local)
         total, num_answers = _one_by_one(fn)(members, weights, x)
-        total, num_answers = _sum(axis_name, total), _sum(axis_name, num_answers)
+        total, num_answers = (cast(Array, _sum(axis_name, n)) for n in (total, num_answers))
     return jnp.where(has_weight & (num_answers == 0), jnp.nan, total)
 
 

@@ -51,11 +51,15 @@ def linf(epsilon: float | Array) -> Threat:
       ValueError: if `epsilon` is negative or not finite.
     """
     _check.non_negative(epsilon=epsilon)
+
+    def project(delta):
+        return optax.projections.projection_box(delta, -epsilon, epsilon).astype(delta.dtype)
+
     return Threat(
         epsilon=epsilon,
         sample=lambda key, shape: jax.random.uniform(key, shape, minval=-1.0) * epsilon,
         steepest=jnp.sign,
-        project=lambda delta: optax.projections.projection_box(delta, -epsilon, epsilon),
+        project=project,
         norm=lambda delta: jnp.max(jnp.abs(delta)),
         dual_norm=lambda gradient: jnp.sum(jnp.abs(_wide(gradient))),
     )

@@ -347,9 +347,20 @@ def test_every_restart_of_every_target_has_a_start_of_its_own(key):
     np.testing.assert_array_equal(info.num_zero_gradients, 6)
 
 
+def test_a_masked_class_is_no_target_and_the_likeliest_come_again_in_its_place():
+    logits = jnp.array([0.0, -jnp.inf, 3.0, 1.0, jnp.nan])
+    np.testing.assert_array_equal(attacks.likeliest_wrong(logits, 0, 4), [2, 3, 2, 3])
+    np.testing.assert_array_equal(attacks.likeliest_wrong(logits, 2, 1), [3])
+    labels = jnp.array([2, 3])
+    batch = jax.vmap(lambda label: attacks.likeliest_wrong(logits, label, 3))(labels)
+    np.testing.assert_array_equal(batch, [[3, 0, 3], [2, 0, 2]])
+    none = jnp.array([0.0, -jnp.inf, -jnp.inf])
+    np.testing.assert_array_equal(np.sort(attacks.likeliest_wrong(none, 0, 2)), [1, 2])
+
+
 def test_the_likeliest_wrong_classes_come_best_first_without_the_label():
     logits = jnp.array([0.3, 2.0, -jnp.inf, 1.2])
-    np.testing.assert_array_equal(attacks.likeliest_wrong(logits, 1, 3), [3, 0, 2])
+    np.testing.assert_array_equal(attacks.likeliest_wrong(logits, 1, 3), [3, 0, 3])
     np.testing.assert_array_equal(attacks.likeliest_wrong(logits, 0, 2), [1, 3])
     np.testing.assert_array_equal(attacks.likeliest_wrong(logits, 2, 1), [1])
     labels = jnp.array([0, 1])

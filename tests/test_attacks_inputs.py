@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixjax import attacks, ensemble, losses, mixture, threats
+from mixjax import attacks, ensemble, losses, mixture, models, threats
 
 WEIGHTS = np.array([0.6, 0.4], np.float32)
 WHOLE = np.ones(1, np.float32)
@@ -83,6 +83,37 @@ def test_a_masked_class_hides_no_error(attack, key):
     x_adv, info = attack(key, masked, WHOLE, x, 0, threats.linf(0.4))
     chex.assert_tree_all_finite((x_adv, info))
     assert not mixture.correct(masked(x_adv)[0], 0)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_masked_class_hides_no_error_of_a_class_that_is_right_from_a_mean_of_one_half_on(
+    attack, key
+):
+    """At .8 everywhere; class 1 is the label, and errors begin .3 below."""
+
+    def logits_fn(x):
+        ahead = jnp.mean(x) - 0.5
+        return jnp.stack([0.0 * ahead, ahead, -1.0 + 0.0 * ahead, -jnp.inf + 0.0 * ahead])[None]
+
+    # As `targets` holds the classes 1 to 3 the label is the first, the others in their order.
+    def from_label(x):
+        return logits_fn(x)[:, jnp.array([1, 0, 2, 3])]
+
+    x = jnp.full((2, 2, 1), 0.8)
+    assert mixture.correct(from_label(x)[0], 0)
+    x_adv, _ = attack(key, from_label, WHOLE, x, 0, threats.linf(0.4))
+    assert not mixture.correct(from_label(x_adv)[0], 0)
+    x_adv, _ = attack(key, from_label, WHOLE, x, 0, threats.linf(0.25))
+    assert mixture.correct(from_label(x_adv)[0], 0)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("make", [threats.linf, threats.l2])
+def test_in_a_ball_of_radius_zero_there_is_the_input_alone(attack, make, key):
+    x = jnp.full((2, 2, 1), 0.2)
+    x_adv, info = attack(key, masked, WHOLE, x, 0, make(0.0))
+    chex.assert_tree_all_finite(info)
+    np.testing.assert_array_equal(x_adv, x)
 
 
 @pytest.mark.parametrize("attack", [pgd, apgd, arc, lattice_climber])
@@ -194,6 +225,97 @@ def test_inputs_of_half_precision_are_attacked_and_come_back_so(attack, dtype, k
     x = jnp.full((2, 2, 1), 0.25, dtype)
     x_adv, _ = attack(key, masked, WHOLE, x, 0, threats.l2(0.75))
     assert x_adv.dtype == dtype and not mixture.correct(masked(x_adv)[0], 0)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("make", [threats.linf, threats.l2])
+def test_a_traced_radius_of_single_precision_leaves_an_input_its_type(attack, make, key):
+    x = jnp.full((2, 2, 1), 0.25, jnp.bfloat16)
+    x_adv, _ = jax.eval_shape(
+        lambda radius: attack(key, masked, WHOLE, x, 0, make(radius)), jnp.float32(0.75)
+    )
+    assert x_adv.dtype == jnp.bfloat16
+    delta = jax.eval_shape(lambda radius: make(radius).project(x), jnp.float32(0.75))
+    assert delta.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("move", [attacks.follow, attacks.squash])
+def test_bounds_of_single_precision_leave_a_moved_input_its_type(move):
+    x = jnp.full((2, 2, 1), 0.25, jnp.bfloat16)
+    moved = move(x, jnp.ones(x.shape), threats.linf(0.1), bounds=(jnp.zeros(()), jnp.ones(())))
+    assert moved.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(moved), 0.35, atol=3e-2)
+
+
+@pytest.mark.parametrize("move", [attacks.follow, attacks.squash])
+@pytest.mark.parametrize(
+    ("x", "threat", "message"),
+    [
+        (
+            np.full(3, 200, np.uint8),
+            threats.linf(0.1),
+            "x must hold floating-point numbers, got ui",
+        ),
+        (np.full(3, 1.5), threats.linf(0.1), r"x must lie in \[0, 1\], got values from 1.5 to 1.5"),
+        (np.full(3, 0.5), 0.1, "threat must be a Threat"),
+    ],
+)
+def test_a_network_s_move_refuses_an_input_that_is_none(move, x, threat, message):
+    with pytest.raises(ValueError, match=message):
+        move(x, np.ones(3, np.float32), threat)
+
+
+def test_an_attack_network_refuses_integers(key):
+    network = models.attack_network(3, input_shape=(2,), hidden=(4,))
+    variables = network.init(key)
+    with pytest.raises(ValueError, match="x must hold floating-point numbers, got uint8"):
+        network.apply(variables, np.full(2, 200, np.uint8), 1)
+
+
+def linear(x):
+    """Two members that differ, three classes, all right at .2 and wrong above."""
+    total = jnp.sum(x)
+    return jnp.stack([jnp.stack([1.0 - total, total - 1.0, 0.2 * total - 1.0]) * k for k in (1, 2)])
+
+
+def three_classes(attack):
+    def targeted(key, logits_fn, weights, x, label, threat):
+        def loss_fn(x, target):
+            def towards(logits, label):
+                return losses.targeted_dlr(logits, label, target)
+
+            return members_loss(towards, logits_fn(x), label, weights)
+
+        targets = attacks.likeliest_wrong(logits_fn(x)[0], label, 2)
+        return attacks.apgd_targeted(key, loss_fn, x, targets, threat, num_steps=9)
+
+    return targeted if attack is apgd_targeted else attack
+
+
+def carlini_wagner(key, logits_fn, weights, x, label, threat):
+    return attacks.carlini_wagner(
+        lambda x: losses.mean_probability_margin(logits_fn(x), label, weights),
+        x,
+        num_steps=5,
+        num_binary_search_steps=2,
+    )
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS, carlini_wagner])
+def test_what_refuses_nan_and_infinity_refuses_nothing_of_healthy_members(attack):
+    """Under `jax.debug_nans`, `jax.debug_infs` and `jax.enable_checks`, with other keys."""
+    attack = three_classes(attack)
+    xs = jnp.linspace(0.1, 0.2, 8).reshape(2, 2, 2, 1)
+    keys = jax.random.split(jax.random.key(0, impl="rbg"), 2)
+
+    def one(key, x):
+        return attack(key, linear, WEIGHTS, x, 0, threats.linf(0.3))[0]
+
+    with jax.debug_nans(True), jax.debug_infs(True), jax.enable_checks(True):
+        attacked = jax.jit(jax.vmap(one))(keys, xs)
+        chex.assert_tree_all_finite(attacked)
+    for x in attacked:
+        assert mixture.accuracy(linear(x), 0, WEIGHTS) == 0
 
 
 @pytest.mark.parametrize("attack", [pgd, apgd, arc, lattice_climber])

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import _check, _softmax
-from mixjax.attacks._steps import AttackInfo
+from mixjax.attacks._steps import AttackInfo, as_input
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LossFn, PyTree
 
@@ -61,14 +61,15 @@ def follow(
       The `[...]` attacked input, within `bounds` and within the threat up to rounding.
 
     Raises:
-      ValueError: if `gain` is not positive, `bounds` are no interval or the direction does not
-        have the shape of `x`.
+      ValueError: if `gain` is not positive, `x` is not of floating point or not inside `bounds`,
+        the threat is none or of several radii, or the direction does not have the shape of `x`. The
+        values of traced inputs, as those under `jax.vmap` are, are not known and not checked.
     """
     _check.positive(gain=gain)
-    _check.increasing(bounds=bounds)
+    x, bounds = as_input(x, threat, bounds)
     _check.shape(jnp.shape(x), direction=direction)
     moved = _moved(x, gain * _direction(direction), threat)
-    clipped = jnp.clip(moved, *bounds)
+    clipped = jnp.clip(moved, *bounds).astype(x.dtype)
     return moved + jax.lax.stop_gradient(clipped - moved) if straight_through else clipped
 
 
@@ -87,22 +88,20 @@ def squash(x: Array, output: Array, threat: Threat, *, bounds: Bounds = (0.0, 1.
       is its own.
 
     Raises:
-      ValueError: if `bounds` are no interval or the output does not have the shape of `x`.
+      ValueError: as `follow`.
 
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 4.1.
     """
-    _check.increasing(bounds=bounds)
+    x, bounds = as_input(x, threat, bounds)
     _check.shape(jnp.shape(x), output=output)
-    return jnp.clip(_moved(x, _wide(output), threat), *bounds)
+    return jnp.clip(_moved(x, _wide(output), threat), *bounds).astype(x.dtype)
 
 
 def _moved(x, steps, threat):
     """`x + P(epsilon tanh(steps))`, of the input's own type whatever those of the others."""
-    delta = threat.project(threat.epsilon * jnp.tanh(steps))
-    dtype = jnp.result_type(x)
-    return x + (delta.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else delta)
+    return x + threat.project(threat.epsilon * jnp.tanh(steps)).astype(x.dtype)
 
 
 def _direction(h):
@@ -143,7 +142,7 @@ def attack_network(
       move: what is made of the output. The default is `follow` with a gain of 4, for a network
         that was trained with 2 and has nothing to learn any more; `squash` for one that was
         trained with it.
-      bounds: lowest and highest value of an input.
+      bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
       The `[...]` attacked input, within `bounds` and the threat, and an `AttackInfo`.
@@ -155,6 +154,7 @@ def attack_network(
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 4.1.
     """
+    as_input(x, threat, bounds, loss_fn=loss_fn)
     x_adv = move(x, direction_fn(x, label), threat, bounds=bounds)
     return x_adv, AttackInfo(loss_fn(x_adv), loss_fn(x), jnp.zeros((), jnp.int32))
 
@@ -180,7 +180,7 @@ def attack_network_over_labels(
       threat: the allowed perturbations, in the units of `x`.
       num_classes: number of labels `C`.
       move: as in `attack_network`.
-      bounds: lowest and highest value of an input.
+      bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
       The `[...]` attacked input, within `bounds` and the threat, and an `AttackInfo`.
@@ -189,6 +189,7 @@ def attack_network_over_labels(
       ValueError: as `follow`, or if `num_classes` is below 1.
     """
     _check.at_least(1, num_classes=num_classes)
+    as_input(x, threat, bounds, loss_fn=loss_fn)
 
     def attack(label):
         return move(x, direction_fn(x, label), threat, bounds=bounds)
@@ -220,7 +221,7 @@ def attack_batch(
       labels: `[B]` their labels.
       threat: the allowed perturbations, in the units of the images.
       move: what is made of the output, `follow` or `squash`.
-      bounds: lowest and highest value of an input.
+      bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
       The `[B, ...]` attacked inputs and the variables, as the network's `apply` does in training.
@@ -308,7 +309,7 @@ def attack_network_training(
         best `log_error` of the classifier's logits.
       threat: the allowed perturbations, in the units of the images.
       move: what is made of the output, `follow` or `squash`.
-      bounds: lowest and highest value of an input.
+      bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
       The `AttackTraining`; `classifier` is any pytree that `loss_fn` knows, `images` are

@@ -153,7 +153,8 @@ def likeliest_wrong(logits: Array, label: Array, num_targets: int) -> Array:
       num_targets: number of classes, at most C - 1, static.
 
     Returns:
-      `[num_targets]` classes.
+      `[num_targets]` classes. One of logit -inf is never answered, and a run towards it is wasted:
+      in its place, and in that of NaN, the others come again from the likeliest on.
 
     Raises:
       ValueError: if there are not that many other classes.
@@ -163,8 +164,13 @@ def likeliest_wrong(logits: Array, label: Array, num_targets: int) -> Array:
         raise ValueError(
             f"num_targets must be below the number of classes {logits.shape[-1]}, got {num_targets}"
         )
+    logits = jnp.asarray(logits)
     is_label = jnp.arange(logits.shape[-1]) == label
-    return jnp.lexsort((-logits, is_label))[:num_targets]
+    is_answer = ~is_label & (logits > -jnp.inf)
+    classes = jnp.lexsort((-logits, ~is_answer, is_label))
+    # The shape is static: runs that would be wasted start the likeliest again, from other points.
+    num_answers = jnp.sum(is_answer)
+    return classes[jnp.arange(num_targets) % jnp.where(num_answers > 0, num_answers, num_targets)]
 
 
 class _Climb(NamedTuple):

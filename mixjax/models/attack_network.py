@@ -45,7 +45,7 @@ def attack_network(
 
     Raises:
       ValueError: if a size is below 1, `dropout` not in [0, 1) or `label_scale` not positive; by
-        `apply` if a shape does not fit.
+        `apply` if a shape does not fit or `x` is not of floating point.
 
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
@@ -87,7 +87,7 @@ def convolutional_attack_network(
       The `Model`, called as that of `attack_network`.
 
     Raises:
-      ValueError: if a size is below 1; by `apply` if a shape does not fit.
+      ValueError: if a size is below 1; by `apply` as by that of `attack_network`.
 
     References:
       Ronneberger et al., U-Net: convolutional networks for biomedical image segmentation, 2015.
@@ -104,6 +104,7 @@ def _labelled(inner, num_classes, input_shape, flatten, label_scale) -> Model:
     input_shape = tuple(input_shape)
 
     def apply(variables, x, label, *, train=False, key=None):
+        _check.floating(x=x)
         leading = x.shape[: max(x.ndim - len(input_shape), 0)]
         _check.shape((*leading, *input_shape), x=x)
         _check.shape(leading, label=label)
