@@ -1,0 +1,106 @@
+"""The same accuracies in 64-bit JAX, from images of half precision and with JAX's own checks on."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mixjax import evaluation, threats
+
+SLOPES = np.float32([[2.0, -1.0, 0.5, 0.0], [0.0, 1.0, 1.0, -2.0]])
+WEIGHTS = [0.25, 0.75]
+BUDGET = evaluation.Budget(1, 1, 2, 8, 1, 4, 1, 20)
+THREAT = threats.l2(0.125)
+
+
+def logits_fn(x):
+    """Member k scores class 0 by `SLOPES[k] . (x - 1/2)` and class 1 by 0."""
+    scores = jnp.sum(SLOPES * (x - 0.5)[None], axis=1)
+    return jnp.stack([scores, jnp.zeros_like(scores)], axis=1)
+
+
+def examples():
+    """Inputs that bfloat16 holds exactly, no member's margin near 0 nor near what THREAT takes."""
+    images = np.random.default_rng(0).integers(20, 108, (400, 4)).astype(np.float32) / 128
+    margins = (images - 0.5) @ SLOPES.T
+    left = np.abs(margins) - THREAT.epsilon * np.linalg.norm(SLOPES, axis=1)
+    clear = (np.abs(margins) > 0.05).all(axis=1) & (np.abs(left) > 0.05).all(axis=1)
+    images = images[clear][:6]
+    return images, (margins[clear][:6].sum(axis=1) < 0).astype(np.int32)
+
+
+def of_mixture(images, labels):
+    pgd = evaluation.pgd_attacks(THREAT, num_runs=6, num_steps=8, step_size=0.05)
+    found = evaluation.evaluate_mixture(
+        jax.random.key(0), logits_fn, WEIGHTS, images, labels, pgd, batch_size=6
+    )
+    return evaluation.worst_case(found, WEIGHTS)
+
+
+def of_suite(images, labels):
+    auto_pgd = evaluation.attack_suite(THREAT, BUDGET)[1]
+    found = evaluation.evaluate_suite(
+        jax.random.key(0), logits_fn, WEIGHTS, images, labels, (auto_pgd,)
+    )
+    each = [evaluation.worst_case(found.mixture.outcomes, WEIGHTS)]
+    return [*each, evaluation.lower_bound(found, WEIGHTS), *found.averaged.outcomes.averaged.T]
+
+
+def of_findings(images, labels):
+    found = evaluation.diagnose(logits_fn, WEIGHTS, images, labels, THREAT, num_steps=8)
+    return [finding.value for finding in found]
+
+
+def of_curves(images, labels):
+    found = evaluation.security_curves(
+        jax.random.key(0),
+        logits_fn,
+        WEIGHTS,
+        images,
+        labels,
+        lambda radius: evaluation.attack_suite(threats.l2(radius), BUDGET),
+        [THREAT.epsilon],
+        names=("arc",),
+    )
+    return [*found.accuracies.values()]
+
+
+def of_validation(images, labels):
+    validate = functools.partial(evaluation.validate, threat=THREAT, num_steps=8, step_size=0.05)
+    return evaluation.over_batches(
+        functools.partial(jax.jit(validate), jax.random.key(0), logits_fn_, jnp.float32(WEIGHTS)),
+        images,
+        labels,
+        batch_size=6,
+    )
+
+
+logits_fn_ = jax.tree_util.Partial(logits_fn)
+EVALUATIONS = (of_mixture, of_suite, of_findings, of_curves, of_validation)
+
+
+@functools.cache
+def usual(evaluate):
+    return evaluate(*examples())
+
+
+@contextlib.contextmanager
+def all_checks():
+    with jax.debug_infs(True), jax.debug_nans(True), jax.enable_checks(True):
+        yield
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+@pytest.mark.parametrize("mode", ["64 bit", "checks", "half precision"])
+def test_the_answers_are_those_of_every_other_mode(evaluate, mode):
+    expected, (images, labels) = usual(evaluate), examples()
+    context = {"64 bit": functools.partial(jax.enable_x64, True), "checks": all_checks}
+    if mode == "half precision":
+        images = images.astype(ml_dtypes.bfloat16)
+    with context.get(mode, contextlib.nullcontext)():
+        found = evaluate(images, labels)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), found, expected)
