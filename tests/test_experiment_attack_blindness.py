@@ -78,11 +78,12 @@ def test_attacks_on_one_loss_of_all_members_report_far_more_than_there_is(finish
     for name in ("linear, steep", "linear, opposed"):
         result = results[name]
         for attack in attack_blindness.BLIND[:2]:
-            assert result["robust_accuracy"][attack] > result["optimum"]["accuracy"] + 0.2
+            assert result["robust_accuracy"][attack] > result["optimum"]["accuracy"] + 0.1
 
 
 def test_a_run_leaves_checked_results_a_figure_and_a_report(finished):
     assert {path.name for path in finished.iterdir()} == {
+        ".lock",
         "config.json",
         "result.json",
         "blindness.png",

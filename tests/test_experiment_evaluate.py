@@ -80,7 +80,7 @@ def test_an_evaluation_leaves_its_numbers_and_a_section_of_the_report(evaluated)
         assert result["num_attack_runs"] == 1 + 4 + 1 + 2
         assert result["sandwich"]["lower"] <= result["robust_accuracy"]["worst"] + 1e-9
         assert result["budget"] == {"name": "quick", **BUDGET._asdict()}
-        assert len(result["diagnostics"]) == 6
+        assert len(result["diagnostics"]) == 8
         assert result["config"] == json.loads((folder / "config.json").read_text())
     mixture, single = numbers(evaluated), numbers(evaluated / "single")
     difference = mixture["robust_accuracy"]["worst"] - single["robust_accuracy"]["worst"]

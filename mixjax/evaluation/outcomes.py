@@ -200,9 +200,10 @@ def _after_run(key, place, attack, run, logits_fn, weights, x, label):
 
 def _answers(logits_fn, weights, point, label):
     logits = logits_fn(point)
+    is_nan = jnp.any(jnp.isnan(logits), axis=-1)
+    # The attacks leave such members out of the mean; whoever averages has NaN for an answer.
+    averages = ~jnp.any(is_nan & (weights > 0))
     mean_log_probs = mixture.log_probs(logits, weights)
     return Outcomes(
-        mixture.correct(logits, label),
-        mixture.correct(mean_log_probs, label),
-        jnp.any(jnp.isnan(logits), axis=-1),
+        mixture.correct(logits, label), averages & mixture.correct(mean_log_probs, label), is_nan
     )
