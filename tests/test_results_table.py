@@ -1,5 +1,7 @@
 """Runs that differ in their seed alone share a row with an interval over the seeds."""
 
+import json
+
 import pytest
 
 from benchmarks import results_table
@@ -73,3 +75,17 @@ def test_a_table_says_of_each_training_in_what_it_is_not_algorithm_2():
         "| uniform | one member | PGD-10, step 0.0078 | uniform, T_theta = 100 | 30 "
         "| fixed weights |",
     ]
+
+
+def test_results_of_attacks_that_kept_the_highest_loss_have_a_dagger(tmp_path, monkeypatch):
+    source = results_table.RESULTS / "digits_boosted_pair.json"
+    result = json.loads(source.read_text())
+    bars = result["error_bar"]
+    results = {"old": result, "new": {**result, "interval": dict.fromkeys(bars, [0.0, 1.0])}}
+    results["old"].pop("interval", None)
+    for name, each in results.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(each))
+    monkeypatch.setattr(results_table, "RESULTS", tmp_path)
+    table = results_table.table()
+    assert "| old † |" in table
+    assert "| new |" in table
