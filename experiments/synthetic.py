@@ -1,6 +1,6 @@
 """A mixture of linear classifiers against the best one of them, solved exactly.
 
-    python -m experiments.synthetic      # 40 seconds on 2 CPU cores
+    python -m experiments.synthetic      # a minute on 2 CPU cores
 
 Figure 2 of Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021. Three
 Gaussians in the plane, ten random half-planes, an attacker who picks the worst of 1000 points drawn
