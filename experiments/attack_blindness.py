@@ -8,8 +8,7 @@ boosted adversarial training: the first member adversarially, the second natural
 attacked for the first. Each is attacked through its averaged logits, through its expected loss,
 and by attacks that know which members there are. Every attack returns the point of lowest exact
 expected accuracy that it has visited, so that what a blind one leaves is due to where its loss
-leads, and not to which of its points was kept: AutoPGD on the expected cross-entropy of the pair
-(5 runs of 100 steps) leaves 62 % at the points of highest loss and 46 % at these.
+leads, and not to which of its points was kept.
 
 Pinot et al., Randomization matters, 2020, algorithm 1. Dbouk and Shanbhag, Adversarial
 vulnerability of randomized ensembles, 2022, on why ascent fails here.
