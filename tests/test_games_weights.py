@@ -288,6 +288,12 @@ def test_a_projection_from_any_distance_is_on_the_simplex(direction, distance):
     assert_on_simplex(found)
 
 
+@pytest.mark.parametrize("height", [1e3, -1e3])
+def test_the_projection_depends_on_differences_alone(height):
+    found = _tables.project(jnp.array([height, height - 0.5]))
+    np.testing.assert_allclose(found, [0.75, 0.25], rtol=1e-6)
+
+
 def test_what_an_example_costs_in_any_case_moves_no_weights():
     """The same steps with and without 1e6 on one example, and risks higher by its mean."""
     losses = np.float32(np.random.default_rng(5).integers(64, size=(4, 3, 3)) / 64)
