@@ -54,7 +54,7 @@ from mixjax import (
 )
 
 PROGRAM = "benchmarks.attack_peers"
-SUITE_MEMBERS, NORMS = (1, 2, 4), ("linf", "l2")
+SUITE_MEMBERS, NORMS = (1, 2, 4), tuple(threats.BY_NAME)
 BUDGETS = {"quick": evaluation.QUICK, "standard": evaluation.STANDARD}
 VERSIONS = ("torch", "torchattacks", "adv-lib", "foolbox", "eagerpy")
 
@@ -256,7 +256,7 @@ def suite_cost() -> list[dict[str, Any]]:
         variables = ensemble.init(model.init, jax.random.key(0), num_members)
         logits_fn = functools.partial(ensemble.apply, model.apply, variables)
         weights = jnp.full(num_members, 1 / num_members)
-        suite = evaluation.attack_suite(getattr(threats, norm)(1.0), BUDGETS[budget])
+        suite = evaluation.attack_suite(threats.BY_NAME[norm](1.0), BUDGETS[budget])
         costs = [evaluation.count_passes(each, logits_fn, weights, x) for each in suite]
         runs = [len(each.names) for each in suite]
         row = {"budget": budget, "norm": norm, "members": num_members, "runs": sum(runs)}

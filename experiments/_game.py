@@ -27,7 +27,7 @@ class Config:
     members: int = flag(2, "number of classifiers L in the mixture")
     single: bool = flag(False, "first train one classifier at the same cost, to compare with")
     # The game.
-    norm: str = flag("linf", "norm of the perturbations", options=("linf", "l2"))
+    norm: str = flag("linf", "norm of the perturbations", options=tuple(threats.BY_NAME))
     epsilon: float = flag(8 / 255, "radius of the perturbations, also as a fraction: 8/255")
     ramp: float = flag(0.0, "part of the training over which the radius grows from 0, below 1")
     loss: str = flag("at", "adversarial training or TRADES", options=("at", "trades"))
@@ -159,7 +159,7 @@ def build(config: Config, dataset: data.Dataset, data_axis=None, member_axis=Non
     steps_per_epoch = len(dataset.train.labels) // config.batch_size
     num_steps = num_epochs * steps_per_epoch
 
-    ball = getattr(threats, config.norm)
+    ball = threats.BY_NAME[config.norm]
 
     def growing(step):
         return ball(config.epsilon * jnp.minimum(1.0, (step + 1) / (config.ramp * num_steps)))

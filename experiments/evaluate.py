@@ -148,7 +148,7 @@ def evaluate(
     ]
     num_examples = settings.num_examples or each.config.test_examples
     images, labels = (part[:num_examples] for part in dataset.test)
-    threat, limit = getattr(threats, each.config.norm), BUDGETS[budget]
+    threat, limit = threats.BY_NAME[each.config.norm], BUDGETS[budget]
     suite = evaluation.attack_suite(game.threat, limit)
     mixture = (members(game, state), state.weights, images, labels)
     key = jax.random.fold_in(jax.random.key(each.config.seed), 4)

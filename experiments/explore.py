@@ -90,7 +90,7 @@ def write_page(budget: evaluation.Budget, settings: Settings) -> pathlib.Path:
         state.weights,
         data.to_float(jnp.asarray(images)),
         jnp.asarray(labels),
-        getattr(threats, run.config.norm),
+        threats.BY_NAME[run.config.norm],
         run.config.epsilon,
         budget,
         settings,

@@ -2,48 +2,123 @@
 
 A `Threat` is all that an attack needs to know of a norm: where to start, which way is steepest
 and how to come back. Radii are in the units of the input, [0, 1] for images.
+
+Its radius is an array like any other, which may be traced, vmapped and differentiated; its
+geometry is static. A norm of one's own is a `Geometry` of five functions:
+`Threat(0.1, Geometry("l1", sample, steepest, project, norm, dual_norm))`.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
 from mixjax import _check
-from mixjax.typing import Array
+from mixjax.typing import Array, Key
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 _HUGE = 1e37  # its inverse is still a normal number: a division may be a product with the inverse
 
 
-class Threat(NamedTuple):
-    """A ball of perturbations around one input.
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """A norm, as functions; equal where all of them are the same.
+
+    Functions of a module, unlike closures, can be pickled.
+
+    Attributes:
+      name: what the norm is called; an attack that knows a norm knows it by this name.
+      sample: `(key, shape, epsilon) -> [*shape]`, uniform in the ball of radius `epsilon`.
+      steepest: `gradient -> direction` of norm 1 along which a linear loss grows fastest.
+      project: `(delta, epsilon) -> delta`, the nearest point of the ball.
+      norm: `delta -> []`.
+      dual_norm: `gradient -> []`, what one step of length 1 along `steepest` gains.
+    """
+
+    name: str
+    sample: Callable[[Key, Sequence[int], float | Array], Array]
+    steepest: Callable[[Array], Array]
+    project: Callable[[Array, float | Array], Array]
+    norm: Callable[[Array], Array]
+    dual_norm: Callable[[Array], Array]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["epsilon"], meta_fields=["geometry"]
+)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Threat:
+    """A ball of perturbations around one input; a pytree whose only leaf is its radius.
+
+    Directions and projections have the dtype of what they are of, l2 and dual norms float32 at
+    least. Threats of equal geometry and radius are equal; one of a traced radius equals itself
+    alone and cannot be hashed.
 
     Attributes:
       epsilon: radius of the ball.
-      sample: `(key, shape) -> [*shape]`, uniform in the ball.
-      steepest: `gradient -> direction` of norm 1 along which a linear loss grows fastest.
-      project: `delta -> delta`, the nearest point of the ball.
-      norm: `delta -> []`, the threat's norm.
-      dual_norm: `gradient -> []`, what one step of length 1 along `steepest` gains.
-
-    Directions and projections have the dtype of what they are of, l2 and dual norms float32 at
-    least.
+      geometry: the norm, static.
     """
 
     epsilon: float | Array
-    sample: Callable[..., Array]
-    steepest: Callable[[Array], Array]
-    project: Callable[[Array], Array]
-    norm: Callable[[Array], Array]
-    dual_norm: Callable[[Array], Array]
+    geometry: Geometry
+
+    @property
+    def name(self) -> str:
+        """What the norm is called: "linf", "l2" or that of a norm of one's own."""
+        return self.geometry.name
+
+    def sample(self, key: Key, shape: Sequence[int]) -> Array:
+        """A perturbation `[*shape]`, uniform in the ball."""
+        return self.geometry.sample(key, shape, self.epsilon)
+
+    def steepest(self, gradient: Array) -> Array:
+        """The direction of norm 1 along which a linear loss grows fastest."""
+        return self.geometry.steepest(gradient)
+
+    def project(self, delta: Array) -> Array:
+        """The nearest point of the ball."""
+        return self.geometry.project(delta, self.epsilon)
+
+    def norm(self, delta: Array) -> Array:
+        """The threat's norm of a perturbation, `[]`."""
+        return self.geometry.norm(delta)
+
+    def dual_norm(self, gradient: Array) -> Array:
+        """What one step of length 1 along `steepest` gains, `[]`."""
+        return self.geometry.dual_norm(gradient)
+
+    def __eq__(self, other) -> bool:
+        if not isinstance(other, Threat):
+            return NotImplemented
+        radii = self.epsilon, other.epsilon
+        known = not any(isinstance(radius, Tracer) for radius in radii)
+        same = np.array_equal(*radii) if known else radii[0] is radii[1]
+        return same and self.geometry == other.geometry
+
+    def __hash__(self):
+        radius = np.asarray(self.epsilon)  # a traced one is a `TypeError`, as of all unhashables
+        return hash((self.geometry, radius.shape, *radius.ravel().tolist()))
+
+    def __repr__(self):
+        radius = self.epsilon
+        if np.ndim(radius) == 0 and hasattr(radius, "__float__") and not isinstance(radius, Tracer):
+            radius = f"{float(radius):g}"
+        return f"{self.name}(epsilon={radius})"
 
 
 def linf(epsilon: float | Array) -> Threat:
     """Every coordinate moves by at most `epsilon`.
 
+    >>> from mixjax import threats
+    >>> threat = threats.linf(0.5)
+    >>> threat, threat.project(jnp.array([3.0, -4.0, 0.25]))
+    (linf(epsilon=0.5), Array([ 0.5 , -0.5 ,  0.25], dtype=float32))
+
     Args:
       epsilon: radius, at least 0, in the units of the input.
 
@@ -51,23 +126,17 @@ def linf(epsilon: float | Array) -> Threat:
       ValueError: if `epsilon` is negative or not finite.
     """
     _check.non_negative(epsilon=epsilon)
-
-    def project(delta):
-        return optax.projections.projection_box(delta, -epsilon, epsilon).astype(delta.dtype)
-
-    return Threat(
-        epsilon=epsilon,
-        sample=lambda key, shape: jax.random.uniform(key, shape, minval=-1.0) * epsilon,
-        steepest=jnp.sign,
-        project=project,
-        norm=lambda delta: jnp.max(jnp.abs(delta)),
-        dual_norm=lambda gradient: jnp.sum(jnp.abs(_wide(gradient))),
-    )
+    return Threat(epsilon, _BOX)
 
 
 def l2(epsilon: float | Array) -> Threat:
     """The Euclidean norm of the whole perturbation is at most `epsilon`.
 
+    >>> from mixjax import threats
+    >>> threat = threats.l2(2.5)
+    >>> threat, threat.project(jnp.array([3.0, -4.0]))
+    (l2(epsilon=2.5), Array([ 1.5, -2. ], dtype=float32))
+
     Args:
       epsilon: radius, at least 0, in the units of the input.
 
@@ -75,18 +144,42 @@ def l2(epsilon: float | Array) -> Threat:
       ValueError: if `epsilon` is negative or not finite.
     """
     _check.non_negative(epsilon=epsilon)
+    return Threat(epsilon, _EUCLIDEAN)
 
-    def sample(key, shape):
-        direction_key, radius_key = jax.random.split(key)
-        direction = _unit(jax.random.normal(direction_key, shape))
-        dimension = max(direction.size, 1)
-        return direction * epsilon * jax.random.uniform(radius_key) ** (1.0 / dimension)
 
-    def project(delta):
-        share = jnp.minimum(1.0, epsilon / jnp.maximum(_l2_norm(delta), _TINY))
-        return (delta * share).astype(delta.dtype)
+BY_NAME = {"linf": linf, "l2": l2}  # what makes a threat, by the name that the threat has
 
-    return Threat(epsilon, sample, _unit, project, _l2_norm, _l2_norm)
+
+def _sample_in_box(key, shape, epsilon):
+    return jax.random.uniform(key, shape, minval=-1.0) * epsilon
+
+
+def _project_on_box(delta, epsilon):
+    return optax.projections.projection_box(delta, -epsilon, epsilon).astype(delta.dtype)
+
+
+def _sign(x):
+    return jnp.sign(x)
+
+
+def _largest(delta):
+    return jnp.max(jnp.abs(delta))
+
+
+def _sum_of_sizes(gradient):
+    return jnp.sum(jnp.abs(_wide(gradient)))
+
+
+def _sample_in_ball(key, shape, epsilon):
+    direction_key, radius_key = jax.random.split(key)
+    direction = _unit(jax.random.normal(direction_key, shape))
+    dimension = max(direction.size, 1)
+    return direction * epsilon * jax.random.uniform(radius_key) ** (1.0 / dimension)
+
+
+def _project_on_ball(delta, epsilon):
+    share = jnp.minimum(1.0, epsilon / jnp.maximum(_l2_norm(delta), _TINY))
+    return (delta * share).astype(delta.dtype)
 
 
 def _unit(x):
@@ -110,3 +203,7 @@ def _scale(x):
 def _wide(x):
     """In float32 at least: a half-precision square overflows at 256, and `_TINY` is 0 there."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+_BOX = Geometry("linf", _sample_in_box, _sign, _project_on_box, _largest, _sum_of_sizes)
+_EUCLIDEAN = Geometry("l2", _sample_in_ball, _unit, _project_on_ball, _l2_norm, _l2_norm)

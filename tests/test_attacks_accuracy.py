@@ -1,5 +1,6 @@
 """Which visited point an attack returns: that of lowest accuracy, then that of highest loss."""
 
+import dataclasses
 import re
 
 import chex
@@ -14,7 +15,8 @@ WIDE = (-10.0, 10.0)
 
 
 def from_x(threat):
-    return threat._replace(sample=lambda key, shape: jnp.zeros(shape))
+    geometry = dataclasses.replace(threat.geometry, sample=lambda key, shape, _: jnp.zeros(shape))
+    return dataclasses.replace(threat, geometry=geometry)
 
 
 def pgd(key, loss_fn, x, threat, **settings):

@@ -532,7 +532,7 @@ class Variants(chex.TestCase):
     @chex.all_variants
     @parameterized.parameters("linf", "l2")
     def test_compiled_or_not_on_any_device_pgd_finds_the_highest_point_of_a_batch(self, name):
-        make = getattr(threats, name)
+        make = threats.BY_NAME[name]
 
         def attack(keys, xs):
             settings = dict(num_steps=20, step_size=0.1, bounds=WIDE)

@@ -50,7 +50,7 @@ class Variants(chex.TestCase):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_trades_starts_a_thousandth_away_in_each_coordinate(norm, key):
     """`x + .001 * randn`, whatever the norm; a ball of radius .001 would be 28 times as small."""
-    threat = getattr(threats, norm)(0.5)
+    threat = threats.BY_NAME[norm](0.5)
     start = defenses.trades_start(threat)
     moves = np.asarray(start.sample(key, (28, 28, 1)))
     np.testing.assert_allclose(moves.std(), 1e-3, rtol=0.1)

@@ -16,6 +16,7 @@ import mixjax
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIBRARY = sorted((ROOT / "mixjax").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+FOLDERS = ("mixjax", "experiments", "benchmarks", "tests")
 PYTHONS = ("3.11", "3.12")  # the oldest, and the first with the newest JAX
 
 # Imports and calls that the library leaves to its caller, by the attribute's last name.
@@ -59,6 +60,17 @@ def jit_uses(source):
         for node in ast.walk(ast.parse(source))
         if (isinstance(node, ast.Attribute) and node.attr in ("jit", "pmap"))
         or (isinstance(node, ast.Name) and node.id in ("jit", "pmap"))
+    ]
+
+
+def things_by_name(source):
+    """Lines of `source` that ask `threats` for what a string says: `getattr(threats, name)`."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("getattr", "hasattr", "vars")
+        and ast.unparse(node.args[0]).split(".")[-1] == "threats"
     ]
 
 
@@ -143,6 +155,15 @@ def test_the_library_does_not_print_warn_log_or_pickle(path):
 @pytest.mark.parametrize("path", LIBRARY, ids=relative)
 def test_the_caller_compiles(path):
     assert relative(path) in MAY_COMPILE or jit_uses(path.read_text()) == []
+
+
+def test_a_threat_is_made_by_a_function_or_found_in_the_table_of_names():
+    paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    found = {relative(path): things_by_name(path.read_text()) for path in paths}
+    assert not {path: lines for path, lines in found.items() if lines}
+    assert things_by_name("x = 1\ngetattr(threats, name)(0.1)") == [2]
+    assert things_by_name("getattr(mixjax.threats, 'l2')") == [1]
+    assert things_by_name("threats.BY_NAME['l2'](0.1)\ngetattr(config, 'threats')") == []
 
 
 @pytest.mark.parametrize("path", TESTS, ids=relative)

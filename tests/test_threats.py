@@ -1,5 +1,8 @@
 """Balls of perturbations: where they begin, end and rise fastest."""
 
+import dataclasses
+import pickle
+
 import chex
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -10,7 +13,7 @@ import pytest
 from absl.testing import parameterized
 from hypothesis import strategies as st
 
-from mixjax import threats
+from mixjax import attacks, threats
 
 BOTH = [threats.linf, threats.l2]
 SHAPE = (2, 3)
@@ -145,11 +148,102 @@ def test_the_radius_may_be_traced(make):
     np.testing.assert_allclose(norms, [0.5, 1.0, slow_norm(make, delta)], rtol=1e-6)
 
 
+@pytest.mark.parametrize("make", BOTH)
+def test_the_radius_is_the_only_leaf_and_may_be_an_argument(make):
+    delta = jnp.array([3.0, -4.0])
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def moved(threat):
+        return threat.project(delta)
+
+    assert jax.tree.leaves(make(0.5)) == [0.5]
+    for epsilon in (0.5, 1.5):
+        np.testing.assert_allclose(
+            slow_norm(make, moved(make(jnp.float32(epsilon)))), epsilon, rtol=1e-6
+        )
+
+
+def test_a_program_for_one_norm_is_not_that_for_another():
+    project = jax.jit(lambda threat: threat.project(jnp.array([3.0, -4.0])))
+    np.testing.assert_allclose(project(threats.linf(1.0)), [1.0, -1.0], rtol=1e-6)
+    np.testing.assert_allclose(project(threats.l2(1.0)), [0.6, -0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_one_ball_for_each_radius_is_mapped_over(make):
+    delta = jnp.array([3.0, -4.0])
+    projected = jax.vmap(lambda threat: threat.project(delta))(make(jnp.array([0.5, 1.0])))
+    norms = [slow_norm(make, each) for each in projected]
+    np.testing.assert_allclose(norms, [0.5, 1.0], rtol=1e-6)
+    slope = jax.grad(lambda threat: threat.project(delta).sum())(make(0.5))
+    np.testing.assert_allclose(slope.epsilon, make(1.0).project(delta).sum(), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_equal_threats_are_equal_have_one_hash_and_survive_pickling(make):
+    other = threats.l2 if make is threats.linf else threats.linf
+    for epsilon in (0.25, np.float32(0.25), jnp.float32(0.25), jnp.array([0.25, 0.5])):
+        threat, again = make(epsilon), make(np.asarray(epsilon))
+        assert threat == again and hash(threat) == hash(again)
+        assert threat != other(epsilon) and threat != make(0.3) and threat != 0.25
+        found = pickle.loads(pickle.dumps(threat))
+        assert found == threat and hash(found) == hash(threat)
+
+
+def test_a_traced_radius_equals_itself_alone_and_has_no_hash():
+    def seen(first, second):
+        threat = threats.linf(first)
+        assert threat == threats.linf(first) and threat != threats.linf(second)
+        assert "float32[]" in repr(threat)
+        with pytest.raises(TypeError):
+            hash(threat)
+        return first
+
+    jax.jit(seen)(0.1, 0.1)
+
+
+@pytest.mark.parametrize("leaf", [None, object(), jax.ShapeDtypeStruct((), np.float32)])
+def test_whatever_stands_for_the_radius_passes_through_unchecked(leaf):
+    """As where a transformation asks for the structure alone."""
+    threat = jax.tree.unflatten(jax.tree.structure(threats.l2(0.5)), [leaf])
+    assert threat.epsilon is leaf and threat.name == "l2" and repr(threat).startswith("l2(")
+
+
+@pytest.mark.parametrize("name", threats.BY_NAME)
+def test_a_threat_says_its_name_and_radius(name):
+    make = threats.BY_NAME[name]
+    assert make(0.1).name == name
+    for epsilon in (0.031, np.float32(0.031), jnp.float32(0.031)):
+        assert str(make(epsilon)) == repr(make(epsilon)) == f"{name}(epsilon=0.031)"
+    assert repr(make(np.array([0.5, 1.0]))) == f"{name}(epsilon=[0.5 1. ])"
+
+
+def test_a_norm_of_ones_own_attacks_like_any_other(key):
+    """The first coordinate may move twice as far as the second."""
+    reach = jnp.array([2.0, 1.0])
+    box = threats.linf(1.0).geometry
+    uneven = threats.Geometry(
+        "uneven",
+        sample=lambda key, shape, epsilon: reach * box.sample(key, shape, epsilon),
+        steepest=lambda gradient: reach * jnp.sign(gradient),
+        project=lambda delta, epsilon: jnp.clip(delta, -epsilon * reach, epsilon * reach),
+        norm=lambda delta: jnp.max(jnp.abs(delta) / reach),
+        dual_norm=lambda gradient: jnp.sum(jnp.abs(gradient) * reach),
+    )
+    threat, x = threats.Threat(0.1, uneven), jnp.array([0.5, 0.5])
+    assert threat == dataclasses.replace(threat) != threats.Threat(0.1, box)
+    climb = jax.jit(
+        lambda threat: attacks.apgd(key, lambda x: x[0] - x[1], x, threat, num_steps=10)[0]
+    )
+    np.testing.assert_allclose(climb(threat), [0.7, 0.4], rtol=1e-5)
+
+
 class Variants(chex.TestCase):
     @chex.all_variants
     @parameterized.parameters("linf", "l2")
     def test_compiled_or_not_on_any_device_the_ball_is_the_same(self, name):
-        make = getattr(threats, name)
+        make = threats.BY_NAME[name]
         delta = np.array([[0.1, -2.0, 0.3], [0.0, 0.5, -0.2]], np.float32)
 
         def everything(key, delta, epsilon):

@@ -31,9 +31,10 @@ def square(
     """Random search over squares of pixels: a change stays where it raises the score.
 
     In a box (l-inf) every query sets the perturbation of one random square to `+-epsilon`, one
-    sign for each channel, starting from vertical stripes. In any other ball (l2) it moves the norm
-    of a second square, and whatever norm is unused, into the first, as a pair of bumps of opposite
-    signs, starting from tiles of such bumps. The squares shrink as the queries go on.
+    sign for each channel, starting from vertical stripes. In any other ball, l2 or
+    of a norm that treats all coordinates alike, it moves the norm of a second square, and whatever
+    norm is unused, into the first, as a pair of bumps of opposite signs, starting from tiles of
+    such bumps. The squares shrink as the queries go on.
 
     No derivative is taken: a check on attacks that follow gradients, for instance on the exact
     expected error of a mixture, which has none, or on minus its expected margin.
@@ -71,7 +72,7 @@ def square(
     image = jnp.reshape(x, x.shape if x.ndim == 3 else (1, x.size, 1))
     low, high = (jnp.reshape(bound, image.shape) if jnp.ndim(bound) else bound for bound in bounds)
     start, change, smallest = _stripes, _recolor, 1
-    if not _is_box(threat):
+    if threat.name != "linf":
         start, change, smallest = _tiles, _regroup, 3
     sides = _sides(image.shape, num_queries - 1, first_share, smallest)
 
@@ -99,12 +100,6 @@ def square(
     (_, best), _ = jax.lax.scan(query, (first, first), (keys, sides))
     info = AttackInfo(best.loss, first.loss, jnp.zeros((), jnp.int32), best.accuracy)
     return jnp.reshape(best.point, x.shape), info
-
-
-def _is_box(threat):
-    """Whether every coordinate may move by epsilon, whatever the others do."""
-    with jax.ensure_compile_time_eval():
-        return bool(threat.norm(jnp.ones(2)) <= 1.0)
 
 
 def _sides(shape, num_changes, first_share, smallest):

@@ -4,6 +4,7 @@ Both are functions of one member's logits on one example; a mixture takes their 
 members, and a single classifier is the mixture of one.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -87,4 +88,16 @@ def trades_start(threat: Threat, *, deviation: float = 1e-3) -> Threat:
       Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019.
     """
     _check.positive(deviation=deviation)
-    return threat._replace(sample=lambda key, shape: deviation * jax.random.normal(key, shape))
+    geometry = dataclasses.replace(threat.geometry, sample=_Noise(deviation))
+    return dataclasses.replace(threat, geometry=geometry)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noise:
+    """Equal and of equal hash for equal deviations: what is static in a program is to be known."""
+
+    deviation: float
+
+    def __call__(self, key, shape, epsilon):
+        del epsilon
+        return self.deviation * jax.random.normal(key, shape)

@@ -215,7 +215,7 @@ def _numbers(functions):
 
     def note(name, value):
         if isinstance(value, Threat):
-            value = {"norm": value.sample.__qualname__.split(".")[0], "epsilon": value.epsilon}
+            value = {"norm": value.name, "epsilon": value.epsilon}
         elif hasattr(value, "_asdict"):
             value = value._asdict()
         if isinstance(value, dict):
