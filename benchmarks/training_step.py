@@ -33,9 +33,8 @@ def ours(flags, problem: setting.Problem, convolution: str):
     defense = defenses.mixture(
         setting.build_model(flags, convolution),
         optax.chain(
-            optax.add_decayed_weights(WEIGHT_DECAY), optax.trace(MOMENTUM), optax.scale(-1.0)
+            optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
         ),
-        optax.constant_schedule(LEARNING_RATE),
         setting.threat(),
         setting.pgd(problem.num_steps),
         num_members=len(problem.weights),

@@ -184,8 +184,7 @@ def build(config: Config, dataset: data.Dataset, data_axis=None, member_axis=Non
     learning_rate = schedule(config, num_steps)
     defense = defenses.mixture(
         model,
-        optimizer(config),
-        learning_rate,
+        optimizer(config, learning_rate),
         growing if config.ramp else ball(config.epsilon),
         attack,
         num_members=config.members,
@@ -222,12 +221,15 @@ def schedule(config: Config, num_steps: int):
     )
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
-    """The optimiser at learning rate 1."""
+def optimizer(
+    config: Config, learning_rate: optax.Schedule
+) -> optax.GradientTransformationExtraArgs:
+    """The optimiser of each member, its learning rate that of the step of the game."""
     decay = optax.add_decayed_weights(config.weight_decay)
+    rate = optax.scale(-1.0), defenses.scale_by_step(learning_rate)
     if config.optimizer == "adam":
-        return optax.chain(optax.scale_by_adam(), decay, optax.scale(-1.0))
-    return optax.chain(decay, optax.trace(config.momentum), optax.scale(-1.0))
+        return optax.chain(optax.scale_by_adam(), decay, *rate)
+    return optax.chain(decay, optax.trace(config.momentum), *rate)
 
 
 def recorded(config: Config) -> dict:

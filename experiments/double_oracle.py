@@ -29,7 +29,7 @@ from experiments import _toy
 from experiments._config import flag
 from mixjax import _check, games, reporting
 from mixjax.data import toy
-from mixjax.games import Growth
+from mixjax.games import Equilibrium, Growth
 
 PROGRAM = "experiments.double_oracle"
 
@@ -96,26 +96,26 @@ def experiment(config: Config, folder: pathlib.Path):
     shares = check(config)
     finite = finite_game(config)
     first, grown, boosted = compare(finite, config, shares)
-    share = min(boosted, key=lambda share: boosted[share].upper)
+    share = min(boosted, key=lambda share: boosted[share][0].upper)
     best = boosted[share]
     reporting.plot_bounds(
         folder / "figure.png",
-        {"double oracle": bounds(grown), f"boosting, share {share:g}": bounds(best)},
+        {"double oracle": bounds(grown[1]), f"boosting, share {share:g}": bounds(best[1])},
         alone=finite.risk([1.0], [first]),
         tolerance=config.tolerance,
     )
     write_csv(folder, grown, boosted)
-    found = games.solve(finite.losses[:, :, sorted(set(best.members))])
+    found = games.solve(finite.losses[:, :, sorted(set(best[1].members))])
     result = {
-        "double_oracle": summary_of(grown, finite, config),
+        "double_oracle": summary_of(*grown, finite, config),
         "boosting": {
-            f"{share:g}": summary_of(growth, finite, config) for share, growth in boosted.items()
+            f"{share:g}": summary_of(*growth, finite, config) for share, growth in boosted.items()
         },
         "best_share": share,
-        "advantage_over_boosting": best.upper - grown.upper,
+        "advantage_over_boosting": best[0].upper - grown[0].upper,
         "best_weights_for_boosting_s_members": found.value,
         "best_single_member": finite.risk([1.0], [first]),
-        "rounds": len(grown.rounds),
+        "rounds": len(grown[1].rounds),
         "each_kind_alone": each_kind_alone(finite, config, shares),
     }
     return result, summary_lines(result)
@@ -134,7 +134,9 @@ def compare(finite: Finite, config: Config, shares):
     )
     grown = grow(num_rounds=config.rounds, tolerance=config.tolerance)
     boosted = {
-        share: grow(num_rounds=len(grown.rounds), tolerance=-1.0, strategies=games.boosting(share))
+        share: grow(
+            num_rounds=len(grown[1].rounds), tolerance=-1.0, strategies=games.boosting(share)
+        )
         for share in shares
     }
     return first, grown, boosted
@@ -149,14 +151,14 @@ def each_kind_alone(finite: Finite, config: Config, shares) -> dict:
     found = {}
     for name, losses in kinds.items():
         if losses.shape[2]:
-            _, grown, boosted = compare(Finite(losses), config, shares)
-            best = min(growth.upper for growth in boosted.values())
+            _, (equilibrium, growth), boosted = compare(Finite(losses), config, shares)
+            best = min(found.upper for found, _ in boosted.values())
             found[name] = {
                 "members": losses.shape[2],
-                "upper": grown.upper,
-                "lower": grown.lower,
-                "rounds": len(grown.rounds),
-                "advantage_over_boosting": best - grown.upper,
+                "upper": equilibrium.upper,
+                "lower": equilibrium.lower,
+                "rounds": len(growth.rounds),
+                "advantage_over_boosting": best - equilibrium.upper,
             }
     return found
 
@@ -250,28 +252,28 @@ def bounds(growth: Growth) -> dict:
     return {name: [getattr(each, name) for each in growth.rounds] for name in names}
 
 
-def summary_of(growth: Growth, finite: Finite, config: Config) -> dict:
+def summary_of(found: Equilibrium, growth: Growth, finite: Finite, config: Config) -> dict:
     """Bounds, the true risk of the weights, and how many members of each kind play."""
-    played = {member for member, w in zip(growth.members, growth.weights, strict=True) if w > 1e-6}
+    played = {member for member, w in zip(growth.members, found.weights, strict=True) if w > 1e-6}
     return {
-        "upper": growth.upper,
-        "lower": growth.lower,
-        "gap": growth.upper - growth.lower,
-        "risk_under_all_candidates": finite.risk(growth.weights, growth.members),
+        "upper": found.upper,
+        "lower": found.lower,
+        "gap": found.gap,
+        "risk_under_all_candidates": finite.risk(found.weights, growth.members),
         "rounds": len(growth.rounds),
         "half_planes_played": sum(member < config.half_planes for member in played),
         "networks_played": sum(member >= config.half_planes for member in played),
     }
 
 
-def write_csv(folder: pathlib.Path, grown: Growth, boosted: dict[float, Growth]):
+def write_csv(folder: pathlib.Path, grown, boosted):
     """`rounds.csv`: one row for each round; share 0 is double oracle."""
     rows = [
         (share, index, *each)
-        for share, growth in {0.0: grown, **boosted}.items()
+        for share, (_, growth) in {0.0: grown, **boosted}.items()
         for index, each in enumerate(growth.rounds, 1)
     ]
-    names = ("share", "round", *grown.rounds[0]._fields)
+    names = ("share", "round", *grown[1].rounds[0]._fields)
     _toy.write_csv(folder / "rounds.csv", dict(zip(names, np.array(rows).T, strict=True)))
 
 

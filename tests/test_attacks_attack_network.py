@@ -319,7 +319,6 @@ def test_a_mixture_trains_against_it(trained):
     defense = defenses.mixture(
         CLASSIFIER,
         optax.sgd(0.5),
-        lambda step: 1.0,
         threats.linf(0.2),
         attack,
         num_members=2,

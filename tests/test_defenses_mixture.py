@@ -64,10 +64,12 @@ def ascend(key, loss_fn, x, threat):
 
 def make(num_members=L, attack=ascend, **settings):
     optimizer = optax.chain(
-        optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(1.0, momentum=MOMENTUM)
+        optax.add_decayed_weights(WEIGHT_DECAY),
+        optax.sgd(1.0, momentum=MOMENTUM),
+        defenses.scale_by_step(learning_rate),
     )
     settings = {"num_members": num_members, "num_model_steps": 1, **settings}
-    return defenses.mixture(MODEL, optimizer, learning_rate, growing_threat, attack, **settings)
+    return defenses.mixture(MODEL, optimizer, growing_threat, attack, **settings)
 
 
 def batches(num_steps, size=B):
@@ -287,6 +289,21 @@ def test_one_member_is_plain_adversarial_training(objective):
         chex.assert_trees_all_close(found, variables, atol=1e-6)
 
 
+def test_a_schedule_of_optax_counts_the_updates_of_the_member_that_has_it():
+    """A rate that is 0 after the first update: each of three members moves once, in its turn."""
+    optimizer = optax.sgd(lambda count: jnp.where(count == 0, 0.5, 0.0))
+    defense = defenses.mixture(MODEL, optimizer, growing_threat, ascend, num_members=L)
+    state, step = defense.init(jax.random.key(1)), jax.jit(defense.step)
+    num_moves, num_updates = np.zeros(L, int), 12
+    for images, labels in zip(*batches(num_updates), strict=True):
+        old, (state, _) = state, step(state, images, labels)
+        before, after = (each.variables["params"]["kernel"] for each in (old, state))
+        num_moves += np.any(np.asarray(before != after), axis=(1, 2))
+    counts = np.asarray(jax.tree.leaves(state.opt_state)[0])
+    assert counts.sum() == num_updates and counts.min() >= 2
+    np.testing.assert_array_equal(num_moves, 1)
+
+
 def test_each_example_and_each_step_has_a_key_of_its_own():
     """A batch of one image again and again: what varies in its statistics is the keys."""
     seen = []
@@ -325,7 +342,6 @@ def draws(update, objective=None):
     defense = defenses.mixture(
         NOISY,
         optax.sgd(0.0),
-        lambda step: 1.0,
         threats.linf(0.1),
         lambda key, loss_fn, x, threat: (x, ()),
         num_members=L,
@@ -417,7 +433,6 @@ def test_random_keys_and_counters_are_the_newest_on_every_side(axis, key):
         defense = defenses.mixture(
             models.Model(init, apply),
             optax.sgd(0.1),
-            lambda step: 1.0,
             threats.linf(0.1),
             lambda key, loss_fn, x, threat: (x, ()),
             num_members=2,
@@ -465,7 +480,6 @@ def test_networks_of_nnx_with_dropout_can_be_trained(key):
     defense = defenses.mixture(
         models.from_nnx(lambda rngs: Network(rngs=rngs), SHAPE),
         optax.sgd(0.1),
-        lambda step: 1.0,
         threats.linf(0.1),
         ascend,
         num_members=2,

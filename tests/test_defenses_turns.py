@@ -21,7 +21,7 @@ def stay(key, loss_fn, x, threat):
     return x, ()
 
 
-def swap(key, weights, losses_fn, attack_fn, sample_fn, axis_name):
+def swap(key, losses_fn, attack_fn, sample_fn, weights, axis_name):
     """Stands in for a weight step: cheap, and the weights move each time."""
     del key, losses_fn, attack_fn, sample_fn, axis_name
     return jnp.roll(weights, 1), jnp.ones(())
@@ -30,8 +30,8 @@ def swap(key, weights, losses_fn, attack_fn, sample_fn, axis_name):
 def make(attack=stay, **settings):
     settings = {"num_members": L, "num_model_steps": 1, **settings}
     model, threat = models.linear(3, input_shape=SHAPE), threats.linf(0.1)
-    optimizer = optax.sgd(1.0, momentum=0.9)
-    return defenses.mixture(model, optimizer, lambda step: 0.1, threat, attack, **settings)
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    return defenses.mixture(model, optimizer, threat, attack, **settings)
 
 
 def batch():

@@ -31,7 +31,7 @@ def best_response(key, weights):
 def test_oracle_is_projected_subgradient_descent_on_the_attacks_it_asks_for(key):
     def found_by(iterate):
         weigh = defenses.oracle(num_steps=5, loss_bound=2.0, iterate=iterate)
-        return jax.jit(lambda w: weigh(key, w, losses_fn, best_response, None))(WEIGHTS)
+        return jax.jit(lambda w: weigh(key, losses_fn, best_response, None, w))(WEIGHTS)
 
     weights, visited = np.float64(WEIGHTS), []
     for _ in range(5):
@@ -52,7 +52,7 @@ def test_oracle_is_projected_subgradient_descent_on_the_attacks_it_asks_for(key)
 
 def test_one_step_of_the_oracle_moves_the_weights(key):
     """`T_lambda = 1`: the paper's weights are those after the step, and not frozen for good."""
-    found, risk = defenses.oracle(num_steps=1)(key, WEIGHTS, losses_fn, best_response, None)
+    found, risk = defenses.oracle(num_steps=1)(key, losses_fn, best_response, None, WEIGHTS)
     means = TABLE.mean(1)
     worst = means[np.argmax(means @ WEIGHTS)]
     moved = WEIGHTS - 2 / np.sqrt(3) * worst
@@ -75,10 +75,10 @@ def test_the_defaults_of_the_relaxation_reach_the_least_risk(key, row, best):
     found, _ = jax.jit(
         lambda weights: weigh(
             key,
-            weights,
             lambda point: table[point],
             lambda key, weights: 0,
             lambda key: 1 + jax.random.randint(key, (), 0, len(row) - 1),
+            weights,
         )
     )(jnp.array([0.9, 0.1]))
     risk = games.adversarial_risk(found, jnp.swapaxes(table, 0, 1))
@@ -93,7 +93,7 @@ def test_oracle_attacks_with_another_key_each_time(key):
     def coin(key, weights):
         return jax.random.uniform(key) + 0.0 * weights.sum()
 
-    _, risk = weigh(key, jnp.ones(1), lambda point: jnp.full((2, 1), point), coin, None)
+    _, risk = weigh(key, lambda point: jnp.full((2, 1), point), coin, None, jnp.ones(1))
     assert risk < 0.2  # the least of 64 uniform draws
 
 
@@ -106,7 +106,7 @@ def test_entropic_is_the_entropic_algorithm_on_samples_and_the_attack(key):
         return 1
 
     weigh = defenses.entropic(num_steps=6, temperature=0.2, num_samples=3, loss_bound=1.0)
-    found, risk = weigh(key, WEIGHTS, losses_fn, attack_fn, lambda key: jnp.int32(2))
+    found, risk = weigh(key, losses_fn, attack_fn, lambda key: jnp.int32(2), WEIGHTS)
     candidates = jnp.asarray(np.swapaxes(TABLE[[1, 2, 2, 2]], 0, 1))
     expected, risks = games.entropic(candidates, 0.2, num_steps=6, weights=jnp.asarray(WEIGHTS))
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -120,10 +120,10 @@ def test_entropic_draws_each_sample_anew_and_needs_none(key):
         weigh = defenses.entropic(num_steps=1, temperature=100.0, num_samples=num_samples)
         return weigh(
             key,
-            jnp.ones(1),
             lambda point: jnp.full((1, 1), point),
             lambda key, weights: 0.5,
             jax.random.uniform,
+            jnp.ones(1),
         )[1]
 
     assert abs(risk_of(0) - 0.5) < 1e-3
@@ -143,10 +143,10 @@ def test_examples_may_be_spread_over_devices(key, weigh):
     def weights_and_risk(table, axis_name=None):
         return weighing(
             key,
-            jnp.asarray(WEIGHTS),
             lambda point: table[point],
             lambda key, weights: 1,
             lambda key: 2,
+            jnp.asarray(WEIGHTS),
             axis_name,
         )
 

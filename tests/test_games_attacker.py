@@ -94,7 +94,7 @@ def test_the_score_is_the_mean_over_the_draws_of_any_classifier(shape):
         assert points.shape == (2, 1)
         return jnp.abs(points.reshape((2,) + (1,) * len(shape)) - slopes[None])
 
-    found = games.score(attacker, losses_fn)
+    found = games.score(losses_fn, attacker)
     want = np.zeros(shape)
     for n in range(2):
         for m in range(3):
@@ -112,8 +112,8 @@ def test_score_and_losses_under_are_two_routes_to_one_number():
 
     attacker = games.Attacker(np.float32(points), attack)
     whole = games.losses_under(attack, losses_fn(attacker.points))
-    np.testing.assert_allclose(games.score(attacker, losses_fn), whole, rtol=1e-5)
-    np.testing.assert_allclose(jax.jit(lambda a: games.score(a, losses_fn))(attacker), whole, 1e-5)
+    np.testing.assert_allclose(games.score(losses_fn, attacker), whole, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda a: games.score(losses_fn, a))(attacker), whole, 1e-5)
 
 
 def test_an_attacker_comes_back_from_its_file_as_it_was(tmp_path):
@@ -170,11 +170,11 @@ def test_tables_work_in_jit_and_vmap():
         (lambda: games.losses_under(some_attack(), -table()), "losses must lie in .* got values"),
         (lambda: games.losses_under(some_attack(), table()[..., :0]), "losses must have 3 axes"),
         (
-            lambda: games.score(line_attacker(), lambda points: points[:1]),
+            lambda: games.score(lambda points: points[:1], line_attacker()),
             r"losses must have shape \[2, 1\], got \[1, 1\]",
         ),
         (
-            lambda: games.score(line_attacker(), lambda points: points * np.nan),
+            lambda: games.score(lambda points: points * np.nan, line_attacker()),
             "the mean losses must lie in .* nan",
         ),
         (

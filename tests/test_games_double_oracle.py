@@ -50,8 +50,8 @@ def random_game(seed, shape=(4, 5, 6)):
 def test_exact_answers_of_both_lead_to_the_equilibrium_of_the_whole_game(seed):
     whole = Whole(random_game(seed))
     value = games.solve(whole.losses).value
-    grown = whole.grow()
-    np.testing.assert_allclose([grown.upper, grown.lower], value, atol=1e-6)
+    found, grown = whole.grow()
+    np.testing.assert_allclose([found.upper, found.lower], value, atol=1e-6)
     for early, late in zip(grown.rounds, grown.rounds[1:], strict=False):
         assert early.lower <= late.lower + 1e-12 and late.upper <= early.upper + 1e-12
     for one in grown.rounds:
@@ -67,18 +67,18 @@ def test_what_an_example_costs_in_any_case_does_not_end_the_game_early_or_late()
         whole.losses_fn = lambda member, points, whole=whole: whole.losses[
             whole.examples, points, member
         ]
-        grown = whole.grow(tolerance=1e-9)
+        found, grown = whole.grow(tolerance=1e-9)
         rounds.append(grown.rounds)
-        np.testing.assert_allclose(grown.upper, grown.lower, rtol=1e-15, atol=1e-9)
+        np.testing.assert_allclose(found.upper, found.lower, rtol=1e-15, atol=1e-9)
     assert len(rounds[0]) == len(rounds[1]) < 60
     np.testing.assert_allclose([one.upper for one in rounds[1]], 2.0**34 + 0.5, atol=0.5)
 
 
 def test_without_a_defender_the_game_is_that_of_the_given_members():
     whole = Whole(random_game(1))
-    grown = whole.grow((4, 1, 2), defender=None)
+    found, grown = whole.grow((4, 1, 2), defender=None)
     want = games.solve(whole.losses[..., [4, 1, 2]])
-    np.testing.assert_allclose([grown.upper, grown.lower], want.value, atol=1e-6)
+    np.testing.assert_allclose([found.upper, found.lower], want.value, atol=1e-6)
     assert grown.members == (4, 1, 2)
     # Every pair once: three members at each point.
     assert whole.num_scored == 3 * len(grown.points)
@@ -87,29 +87,29 @@ def test_without_a_defender_the_game_is_that_of_the_given_members():
 
 def test_the_strategies_returned_have_the_bounds_returned():
     whole = Whole(random_game(2, (20, 8, 12)))
-    grown = whole.grow(num_rounds=4)
-    assert grown.upper - grown.lower > 0.01  # stopped on the way
-    assert grown.losses.shape == (20, 5, 5) and len(grown.weights) == len(grown.members) == 5
-    gap = games.duality_gap(grown.weights, grown.attack, grown.losses)
-    np.testing.assert_allclose(grown.upper - grown.lower, gap, atol=1e-12)
-    np.testing.assert_allclose((grown.losses @ grown.weights).max(axis=1).mean(), grown.upper)
+    found, grown = whole.grow(num_rounds=4)
+    assert found.upper - found.lower > 0.01  # stopped on the way
+    assert grown.losses.shape == (20, 5, 5) and len(found.weights) == len(grown.members) == 5
+    gap = games.duality_gap(found.weights, found.attack, grown.losses)
+    np.testing.assert_allclose(found.upper - found.lower, gap, atol=1e-12)
+    np.testing.assert_allclose((grown.losses @ found.weights).max(axis=1).mean(), found.upper)
     for m, points in enumerate(grown.points):
         for k, member in enumerate(grown.members):
             want = whole.losses[whole.examples, points, member]
             np.testing.assert_allclose(grown.losses[:, m, k], want, rtol=1e-6)
     last = grown.rounds[-1]
     assert (last.num_members, last.num_candidates) == (5, 5)
-    assert (last.upper, last.lower) == (grown.upper, grown.lower)
+    assert (last.upper, last.lower) == (found.upper, found.lower)
 
 
 def test_the_motivating_example_grows_from_one_classifier_and_the_examples():
     whole = Whole(MEUNIER)
     whole.start = np.ones(4, int)  # nothing moves
-    grown = whole.grow()
+    found, grown = whole.grow()
     first = grown.rounds[0]
     assert (first.risk, first.response) == (1.0, 0.25)  # f2 does not care for attacks on f1
-    np.testing.assert_allclose([grown.upper, grown.lower], 3 / 4, atol=1e-12)
-    mass = [grown.weights[np.array(grown.members) == k].sum() for k in (0, 1)]
+    np.testing.assert_allclose([found.upper, found.lower], 3 / 4, atol=1e-12)
+    mass = [found.weights[np.array(grown.members) == k].sum() for k in (0, 1)]
     np.testing.assert_allclose(mass, 1 / 2, atol=1e-12)
 
 
@@ -118,7 +118,7 @@ def test_a_late_discovery_corrects_the_bound_of_earlier_weights():
     whole = Whole(random_game(3))
     awake = whole.attacker
     whole.attacker = lambda weights, members, index: awake(weights, members, index) * (index > 0)
-    grown = whole.grow(num_rounds=3, defender=None, members=(0, 1, 2), tolerance=-1.0)
+    found, grown = whole.grow(num_rounds=3, defender=None, members=(0, 1, 2), tolerance=-1.0)
     value = games.solve(whole.losses[..., :3]).value
     assert grown.rounds[0].upper < value - 0.05
     assert grown.rounds[1].upper > grown.rounds[0].upper + 0.05
@@ -130,7 +130,7 @@ def test_a_new_member_corrects_the_bound_of_earlier_attacks():
     whole = Whole(random_game(4))
     awake = whole.defender
     whole.defender = lambda attack, points, index: awake(attack, points, index) if index else 0
-    grown = whole.grow(num_rounds=2, tolerance=-1.0)
+    found, grown = whole.grow(num_rounds=2, tolerance=-1.0)
     assert grown.rounds[1].lower < grown.rounds[0].lower - 0.05
     worse_members = whole.losses[..., [0]]
     assert grown.rounds[0].lower <= worse_members.max(axis=1).mean() + 1e-12
@@ -139,25 +139,25 @@ def test_a_new_member_corrects_the_bound_of_earlier_attacks():
 def test_the_weights_returned_are_the_best_of_all_rounds_not_the_last():
     """A defender who mixes in the first round and then plays one member alone."""
     plans = iter([np.ones(3) / 3, *3 * [np.eye(3)[0]]])
-    grown = Whole(random_game(6)).grow(
+    found, grown = Whole(random_game(6)).grow(
         (0, 1, 2),
         defender=None,
         strategies=lambda losses: (next(plans), games.solve(losses).attack),
         num_rounds=3,
         tolerance=-1.0,
     )
-    assert grown.rounds[-1].risk > grown.upper + 0.05
-    np.testing.assert_allclose(grown.weights, 1 / 3)
-    np.testing.assert_allclose((grown.losses @ grown.weights).max(axis=1).mean(), grown.upper)
+    assert grown.rounds[-1].risk > found.upper + 0.05
+    np.testing.assert_allclose(found.weights, 1 / 3)
+    np.testing.assert_allclose((grown.losses @ found.weights).max(axis=1).mean(), found.upper)
 
 
 def test_it_ends_within_the_tolerance_and_not_before():
-    exact = Whole(random_game(5, (20, 8, 12))).grow()
-    loose = Whole(random_game(5, (20, 8, 12))).grow(tolerance=0.05)
+    _, exact = Whole(random_game(5, (20, 8, 12))).grow()
+    _, loose = Whole(random_game(5, (20, 8, 12))).grow(tolerance=0.05)
     gaps = [one.upper - one.lower for one in exact.rounds]
     assert len(loose.rounds) == 1 + next(i for i, gap in enumerate(gaps) if gap <= 0.05)
     assert 1 < len(loose.rounds) < len(exact.rounds)
-    assert len(Whole(random_game(5)).grow(num_rounds=9, tolerance=-1.0).rounds) == 9
+    assert len(Whole(random_game(5)).grow(num_rounds=9, tolerance=-1.0)[1].rounds) == 9
 
 
 def test_points_and_members_are_whatever_the_functions_make_of_them():
@@ -171,11 +171,13 @@ def test_points_and_members_are_whatever_the_functions_make_of_them():
         return {"images": jnp.clip(images - 0.15, 0, 1)}
 
     members = [{"threshold": jnp.float32(t)} for t in (0.5, 0.2)]
-    grown = games.double_oracle(losses_fn, attacker, members, [{"images": images}], num_rounds=3)
+    found, grown = games.double_oracle(
+        losses_fn, attacker, members, [{"images": images}], num_rounds=3
+    )
     np.testing.assert_array_equal(grown.losses[:, 0], [[1, 1], [1, 0], [0, 0], [0, 0], [0, 0]])
     np.testing.assert_array_equal(grown.losses[:, 1], [[1, 1], [1, 1], [1, 0], [0, 0], [0, 0]])
-    np.testing.assert_allclose([grown.upper, grown.lower], 0.4)
-    np.testing.assert_allclose(grown.weights, [0, 1])
+    np.testing.assert_allclose([found.upper, found.lower], 0.4)
+    np.testing.assert_allclose(found.weights, [0, 1])
 
 
 def test_a_defender_may_train_each_new_member_against_the_attack(key):
@@ -214,13 +216,15 @@ def test_a_defender_may_train_each_new_member_against_the_attack(key):
         return trained[-1][1]
 
     members = [jnp.array([1.0, 0.0])]
-    grown = games.double_oracle(losses_fn, attacker, members, [x], num_rounds=5, defender=defender)
+    found, grown = games.double_oracle(
+        losses_fn, attacker, members, [x], num_rounds=5, defender=defender
+    )
     assert len(trained) == len(grown.rounds) == len(grown.members) - 1
     np.testing.assert_array_equal(grown.members[-1], trained[-1][1])
     alone = grown.losses[:, :, 0].max(axis=1).mean()
-    assert grown.upper < alone - 0.1  # what was trained is of use
+    assert found.upper < alone - 0.1  # what was trained is of use
     # Lines answer right on two of the three at best, whatever is done; one class always loses.
-    assert 1 / 3 - 1e-9 <= grown.lower <= grown.upper
+    assert 1 / 3 - 1e-9 <= found.lower <= found.upper
 
 
 # Boosted adversarial training.
@@ -237,7 +241,7 @@ def test_boosting_gives_each_new_member_its_share():
 
 def test_boosting_trains_each_member_against_the_last_answer_to_the_mixture():
     whole = Whole(random_game(6, (10, 6, 8)))
-    grown = whole.grow(strategies=games.boosting(0.3), num_rounds=3, tolerance=-1.0)
+    found, grown = whole.grow(strategies=games.boosting(0.3), num_rounds=3, tolerance=-1.0)
     members, weights, points = [0], np.ones(1), [whole.start]
     for _ in range(3):  # the algorithm as the paper writes it
         attacked = (whole.losses[..., members] @ weights).argmax(axis=1)
@@ -254,9 +258,9 @@ def test_an_equilibrium_of_the_members_of_boosting_is_never_worse():
     for seed in range(3):
         whole = Whole(random_game(seed, (15, 6, 8)))
         setting = {"num_rounds": 8, "tolerance": -1.0}
-        boosted = whole.grow(strategies=games.boosting(0.2), **setting)
-        assert games.solve(boosted.losses).value <= boosted.upper + 1e-9
-        assert whole.grow(**setting).upper < boosted.upper - 0.005  # at an equal budget
+        boosted, grown = whole.grow(strategies=games.boosting(0.2), **setting)
+        assert games.solve(grown.losses).value <= boosted.upper + 1e-9
+        assert whole.grow(**setting)[0].upper < boosted.upper - 0.005  # at an equal budget
 
 
 # What is refused.

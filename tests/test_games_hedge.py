@@ -88,32 +88,56 @@ def slow_regret_matching(losses, num_steps, best_response=False):
     return plays
 
 
-def assert_average(found, plays, shares, losses):
-    """Strategies and bounds are those of the averages of the slow plays."""
-    for num_steps in range(1, len(plays) + 1):
-        share = np.float64(shares[:num_steps]) / sum(shares[:num_steps])
-        weights = sum(s * play[0] for s, play in zip(share, plays, strict=False))
-        attack = sum(s * play[1] for s, play in zip(share, plays, strict=False))
+def assert_average(solver, plays, share, losses, **setting):
+    """Strategies and bounds are those of the averages of the slow plays, after any number."""
+    for num_steps in (1, 2, 7, 25):
+        found = compiled(solver, num_steps=num_steps, **setting)(losses)
+        shares = np.array([share(t) for t in range(num_steps)])
+        shares /= shares.sum()
+        weights = sum(s * play[0] for s, play in zip(shares, plays, strict=False))
+        attack = sum(s * play[1] for s, play in zip(shares, plays, strict=False))
         paid = np.einsum("nm,nml->l", attack, np.float64(losses)) / len(losses)
-        np.testing.assert_allclose(found.upper[num_steps - 1], risk(weights, losses), atol=1e-5)
-        np.testing.assert_allclose(found.lower[num_steps - 1], paid.min(), atol=1e-5)
-    np.testing.assert_allclose(found.weights, weights, atol=1e-4)
-    np.testing.assert_allclose(found.attack, attack, atol=1e-4)
+        np.testing.assert_allclose(found.upper, risk(weights, losses), atol=1e-5)
+        np.testing.assert_allclose(found.lower, paid.min(), atol=1e-5)
+        np.testing.assert_allclose(found.weights, weights, atol=1e-4)
+        np.testing.assert_allclose(found.attack, attack, atol=1e-4)
 
 
 @pytest.mark.parametrize("rate", [None, 2.5])
 def test_hedge_takes_the_steps_of_optimistic_multiplicative_weights(rate):
-    losses = 4 * table()
-    found = compiled("hedge", num_steps=25, loss_bound=4.0, step_size=rate)(losses)
-    assert_average(found, slow_hedge(losses, 25, rate or 1 / 4), [1] * 25, losses)
+    losses, setting = 4 * table(), {"loss_bound": 4.0, "step_size": rate}
+    plays = slow_hedge(losses, 25, rate or 1 / 4)
+    assert_average("hedge", plays, lambda t: 1.0, losses, **setting)
 
 
 @pytest.mark.parametrize("best_response", [False, True])
 def test_regret_matching_takes_its_steps_and_weighs_the_late_ones_more(best_response):
-    losses = table(1)
-    found = compiled("regret_matching", num_steps=25, best_response=best_response)(losses)
+    losses, setting = table(1), {"best_response": best_response}
     plays = slow_regret_matching(losses, 25, best_response)
-    assert_average(found, plays, range(1, 26), losses)
+    assert_average("regret_matching", plays, lambda t: t + 1.0, losses, **setting)
+
+
+def test_every_solver_returns_one_type_whose_value_and_gap_are_its_bounds():
+    losses = table()
+    found = {
+        "solve": games.solve(losses),
+        "hedge": games.hedge(losses, num_steps=4),
+        "regret matching": games.regret_matching(losses, num_steps=4),
+        "double oracle": games.double_oracle(
+            lambda member, points: losses[np.arange(6), points, member],
+            lambda weights, members, index: (losses[..., list(members)] @ weights).argmax(axis=1),
+            [0, 1, 2],
+            [np.zeros(6, int)],
+            num_rounds=9,
+        )[0],
+    }
+    value = games.solve(losses).value
+    for each in found.values():
+        assert type(each) is games.Equilibrium
+        weights, attack, upper, lower = each
+        assert each.value == upper and each.gap == upper - lower
+        assert lower - 1e-6 <= value <= upper + 1e-6
+    assert found["solve"].gap < 1e-9 < 1e-3 < found["hedge"].gap
 
 
 def test_exact_answers_pay_where_there_are_many_examples():
@@ -121,7 +145,7 @@ def test_exact_answers_pay_where_there_are_many_examples():
     gaps = []
     for best_response in (False, True):
         found = compiled("regret_matching", num_steps=64, best_response=best_response)(losses)
-        gaps.append(float(found.upper[-1] - found.lower[-1]))
+        gaps.append(float(found.gap))
     assert gaps[1] < gaps[0] / 2
 
 
@@ -133,7 +157,7 @@ def test_hedge_comes_as_close_as_it_promises(losses, bound, num_steps):
     gap = games.duality_gap(*(np.asarray(x) for x in (found.weights, found.attack, losses * bound)))
     promise = bound * (math.log(5) + math.log(4) + 0.5) / num_steps
     assert -1e-6 * bound <= gap <= promise + 1e-6 * bound
-    np.testing.assert_allclose(found.upper[-1] - found.lower[-1], gap, atol=1e-5 * bound)
+    np.testing.assert_allclose(found.gap, gap, atol=1e-5 * bound)
 
 
 @given(tables(), BOUNDS, st.sampled_from([1, 7, 60, 200]), st.booleans())
@@ -145,7 +169,7 @@ def test_regret_matching_comes_as_close_as_it_promises(losses, bound, num_steps,
     attacker = 0 if best_response else math.sqrt(4)
     promise = 2 * bound * (math.sqrt(5) + attacker) / math.sqrt(num_steps)
     assert -1e-6 * bound <= gap <= promise
-    np.testing.assert_allclose(found.upper[-1] - found.lower[-1], gap, atol=1e-5 * bound)
+    np.testing.assert_allclose(found.gap, gap, atol=1e-5 * bound)
     if num_steps == 200 and not best_response:
         assert gap <= 0.02 * bound  # what it does in fact
 
@@ -228,8 +252,8 @@ def test_both_averages_near_the_equilibrium_of_an_asymmetric_game(solver, settin
     found = compiled(solver, **setting)(np.float32([[[1.0, 0.0], [0.0, 0.5]]]))
     np.testing.assert_allclose(found.weights, [1 / 3, 2 / 3], atol=0.02)
     np.testing.assert_allclose(found.attack, [[1 / 3, 2 / 3]], atol=0.02)
-    assert found.lower[-1] <= 1 / 3 + 1e-6 and found.upper[-1] >= 1 / 3 - 1e-6
-    assert found.upper[-1] - found.lower[-1] < 0.01
+    assert found.lower <= 1 / 3 + 1e-6 and found.upper >= 1 / 3 - 1e-6
+    assert found.gap < 0.01
 
 
 @pytest.mark.parametrize(("solver", "setting"), SOLVERS)
@@ -243,7 +267,7 @@ def test_what_an_example_costs_in_any_case_moves_no_average(solver, setting, sur
     losses = np.float32([np.full((2, 2), sure), [[1.0, 0.0], [0.0, 3.0]]])
     found = compiled(solver, **setting)(losses, **bound)
     chex.assert_tree_all_finite(found)
-    np.testing.assert_allclose(found.upper[-1], sure / 2, rtol=1e-6)
+    np.testing.assert_allclose(found.upper, sure / 2, rtol=1e-6)
     if sure == 1e9:
         np.testing.assert_allclose(found.weights, [0.75, 0.25], atol=0.05)
         np.testing.assert_allclose(found.attack[1], [0.75, 0.25], atol=0.05)
@@ -254,7 +278,7 @@ def test_what_an_example_costs_in_any_case_moves_no_average(solver, setting, sur
 def test_one_candidate_or_one_member_leaves_a_choice_to_the_other_only(solver, setting, shape):
     losses = table(2, shape)
     found = compiled(solver, **setting)(losses)
-    np.testing.assert_allclose(found.upper[-1], games.solve(losses).value, atol=0.01)
+    np.testing.assert_allclose(found.upper, games.solve(losses).value, atol=0.01)
     np.testing.assert_allclose(np.sum(found.weights), 1.0, atol=1e-5)
     np.testing.assert_allclose(np.sum(found.attack, axis=1), 1.0, atol=1e-5)
 

@@ -52,8 +52,11 @@ def tiny(data_axis):
 def make(case, data_axis=None, member_axis=None, model=tiny):
     return defenses.mixture(
         model(data_axis),
-        optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(1.0, momentum=0.9)),
-        lambda step: 0.2 / (1.0 + step),
+        optax.chain(
+            optax.add_decayed_weights(1e-2),
+            optax.sgd(1.0, momentum=0.9),
+            defenses.scale_by_step(lambda step: 0.2 / (1.0 + step)),
+        ),
         threats.linf(0.1),
         functools.partial(attacks.pgd, num_steps=2, step_size=0.07),
         num_members=NUM_MEMBERS,

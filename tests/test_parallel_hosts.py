@@ -20,8 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def defense(data_axis=None, member_axis=None):
     return defenses.mixture(
         models.linear(3, input_shape=(2, 3, 1)),
-        optax.sgd(1.0, momentum=0.9),
-        lambda step: 0.2,
+        optax.sgd(0.2, momentum=0.9),
         threats.linf(0.1),
         functools.partial(attacks.pgd, num_steps=1, step_size=0.07),
         num_members=2,

@@ -9,7 +9,7 @@ from mixjax.defenses.adversarial import (
 from mixjax.defenses.cat_and_mouse import cat_and_mouse
 from mixjax.defenses.classifier import ClassifierInfo, ClassifierState
 from mixjax.defenses.minimax import against_network
-from mixjax.defenses.mixture import Defense, MixtureInfo, MixtureState, mixture
+from mixjax.defenses.mixture import Defense, MixtureInfo, MixtureState, mixture, scale_by_step
 from mixjax.defenses.sensitivity import learning_with_adversary, sensitivity
 from mixjax.defenses.several_attacks import against_several
 from mixjax.defenses.weighing import Weighing, entropic, oracle
@@ -30,6 +30,7 @@ __all__ = [
     "learning_with_adversary",
     "mixture",
     "oracle",
+    "scale_by_step",
     "sensitivity",
     "trades",
     "trades_start",

@@ -72,7 +72,6 @@ class MixtureInfo(NamedTuple):
 def mixture(
     model: Model,
     optimizer: optax.GradientTransformation,
-    learning_rate: optax.Schedule,
     threat: Threat | Callable[[Array], Threat],
     attack: Callable[..., tuple[Array, Any]],
     *,
@@ -100,8 +99,8 @@ def mixture(
 
     Args:
       model: architecture of every member.
-      optimizer: gradient transformation at learning rate 1, momentum and weight decay included.
-      learning_rate: `step [] -> []`, factor of the optimiser's updates at that step, from 0.
+      optimizer: of each member's parameters, learning rate included. A schedule in it counts the
+        updates of the member; one of the steps of the game is `scale_by_step`.
       threat: ball of the attacker, or `step [] -> Threat` to let it grow.
       attack: `(key, loss_fn, x, threat) -> (x_adv, info)` on one example, as `attacks.pgd` with
         its numbers filled in.
@@ -138,6 +137,7 @@ def mixture(
     _check.one_of(UPDATES, update=update)
     _check.fraction(average_decay=average_decay)
     objective = adversarial_training() if objective is None else objective
+    optimizer = optax.with_extra_args_support(optimizer)
     period = num_model_steps * (num_members if update == "one" else 1) + 1
 
     def init(key):
@@ -197,8 +197,7 @@ def mixture(
         )
         statistics = {name: value for name, value in new.items() if name != "params"}
         loss, statistics, grads = _mean_over(data_axis, (loss, statistics, grads))
-        updates, opt_state = optimizer.update(grads, opt_state, variables["params"])
-        updates = jax.tree.map(lambda leaf: learning_rate(step) * leaf, updates)
+        updates, opt_state = optimizer.update(grads, opt_state, variables["params"], step=step)
         variables = {**statistics, "params": optax.apply_updates(variables["params"], updates)}
         decay = jnp.minimum(average_decay, (1.0 + step) / (10.0 + step))
         return (variables, opt_state, _moved(average, variables, decay)), loss
@@ -253,7 +252,7 @@ def mixture(
 
             return _one_by_one(sampled, numbers, images)
 
-        weights, risk = weighing(key, state.weights, losses_fn, attack_fn, sample_fn, data_axis)
+        weights, risk = weighing(key, losses_fn, attack_fn, sample_fn, state.weights, data_axis)
         state = state._replace(weights=weights.astype(state.weights.dtype))
         return state, info_of(state, risk=risk, is_weight_step=True)
 
@@ -275,6 +274,26 @@ def mixture(
         return state._replace(step=state.step + 1), info
 
     return Defense(init, step)
+
+
+def scale_by_step(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by `schedule(step)` at the step of the game, the same for all members.
+
+    A schedule of optax counts the updates of one member, which of several are drawn at random:
+    `optax.chain(optax.sgd(1.0), scale_by_step(schedule))` ends for all at once.
+
+    Args:
+      schedule: `step [] -> []`, of the steps that `mixture` has taken, weight steps included.
+
+    Returns:
+      The gradient transformation, without a state; `update` needs `step=`, which `mixture` gives.
+    """
+
+    def update(updates, state, params=None, *, step, **extra_args):
+        del params, extra_args
+        return jax.tree.map(lambda leaf: schedule(step) * leaf, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def apply_in_training(model: Model, variables: PyTree, x: Array, key: Key | None):

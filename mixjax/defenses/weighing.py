@@ -32,7 +32,7 @@ def oracle(*, num_steps: int, loss_bound: float = 1.0, iterate: str = "last") ->
       iterate: "last" or "best", as in `games.projected_subgradient`.
 
     Returns:
-      `(key, weights, losses_fn, attack_fn, sample_fn, axis_name) -> (weights [L], risk [])`: the
+      `(key, losses_fn, attack_fn, sample_fn, weights, axis_name) -> (weights [L], risk [])`: the
       weights, and the least risk found of those that were attacked, the given ones first; of the
       last weights themselves it would take another attack.
 
@@ -43,7 +43,7 @@ def oracle(*, num_steps: int, loss_bound: float = 1.0, iterate: str = "last") ->
     _check.positive(loss_bound=loss_bound)
     _check.one_of(games.ITERATES, iterate=iterate)
 
-    def weigh(key, weights, losses_fn, attack_fn, sample_fn, axis_name=None):
+    def weigh(key, losses_fn, attack_fn, sample_fn, weights, axis_name=None):
         del sample_fn
 
         def best_response(weights, index):
@@ -84,7 +84,7 @@ def entropic(
       loss_bound: largest value of the loss that `losses_fn` gives.
 
     Returns:
-      `(key, weights, losses_fn, attack_fn, sample_fn, axis_name) -> (weights [L], risk [])`: the
+      `(key, losses_fn, attack_fn, sample_fn, weights, axis_name) -> (weights [L], risk [])`: the
       weights after the last step and their entropic risk.
 
     Raises:
@@ -95,7 +95,7 @@ def entropic(
     _check.at_least(0, num_samples=num_samples)
     _check.positive(temperature=temperature, tolerance=tolerance, loss_bound=loss_bound)
 
-    def weigh(key, weights, losses_fn, attack_fn, sample_fn, axis_name=None):
+    def weigh(key, losses_fn, attack_fn, sample_fn, weights, axis_name=None):
         attack_key, sample_key = jax.random.split(key)
         candidates = losses_fn(attack_fn(attack_key, weights))[None]
         if num_samples:

@@ -2,7 +2,8 @@
 
 `losses [N, M, L]` hold the loss of each of `L` members on `N` examples at `M` candidate attacks;
 a strategy is `weights [L]` for the defender and `attack [N, M]`, probabilities for each example,
-for the attacker.
+for the attacker. `solve`, `hedge`, `regret_matching` and `double_oracle` return both players'
+strategies and what these guarantee as one `Equilibrium`.
 
 Beside them, two players whose strategies are parameters: any `f(u, v)` by gradient steps on both.
 """
@@ -20,7 +21,7 @@ from mixjax.games.attacker import (
 )
 from mixjax.games.double_oracle import Growth, Round, boosting, double_oracle
 from mixjax.games.equilibrium import Equilibrium, duality_gap, solve
-from mixjax.games.hedge import AveragedPlay, hedge, regret_matching
+from mixjax.games.hedge import hedge, regret_matching
 from mixjax.games.player_baselines import extragradient, simultaneous, unrolled
 from mixjax.games.players import alternating, maximin, minimax
 from mixjax.games.weights import (
@@ -35,7 +36,6 @@ from mixjax.games.weights import (
 __all__ = [
     "ITERATES",
     "Attacker",
-    "AveragedPlay",
     "Equilibrium",
     "Growth",
     "Method",

@@ -117,13 +117,13 @@ def draw(key: Key, attacker: Attacker) -> Array:
     return points[jnp.arange(len(points)), chosen]
 
 
-def score(attacker: Attacker, losses_fn: Callable[[Array], Array]) -> Array:
+def score(losses_fn: Callable[[Array], Array], attacker: Attacker) -> Array:
     """The exact mean loss under the attacker of any classifiers: nothing is drawn.
 
     Args:
-      attacker: points and probabilities.
       losses_fn: `points [N, ...] -> [N, ...]` losses at one point of each example, of one
         classifier or of many; called on one candidate at a time.
+      attacker: points and probabilities.
 
     Returns:
       `[...]` mean losses.

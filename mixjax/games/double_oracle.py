@@ -22,7 +22,7 @@ import numpy as np
 
 from mixjax import _check
 from mixjax.games import _tables
-from mixjax.games.equilibrium import solve
+from mixjax.games.equilibrium import Equilibrium, solve
 from mixjax.typing import PyTree
 
 Strategies = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -50,26 +50,18 @@ class Round(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """The grown game.
+    """The grown game, to which the strategies found belong.
 
     Attributes:
       members: the `L` members, in the order in which they came.
       points: the `M` candidate points of all examples, in the order in which they came.
       losses: `[N, M, L]` losses of the members at the points.
-      weights: `[L]` weights of least risk under all points, of those of any round.
-      attack: `[N, M]` attack under which the best member pays most, of those of any round.
-      upper: `[]` that risk.
-      lower: `[]` that loss; `upper - lower` is the duality gap of the two on the table.
       rounds: what each round found.
     """
 
     members: tuple
     points: tuple
     losses: np.ndarray
-    weights: np.ndarray
-    attack: np.ndarray
-    upper: float
-    lower: float
     rounds: tuple[Round, ...]
 
 
@@ -83,7 +75,7 @@ def double_oracle(
     tolerance: float = 1e-6,
     defender: Callable[[np.ndarray, tuple, int], Any] | None = None,
     strategies: Strategies | None = None,
-) -> Growth:
+) -> tuple[Equilibrium, Growth]:
     """Grows the game until its bounds meet.
 
     A round takes the weights from the table, adds the attacker's answer to them, takes the attack
@@ -107,7 +99,9 @@ def double_oracle(
         sought; an equilibrium if None, `boosting(...)` for boosted adversarial training.
 
     Returns:
-      The grown game.
+      The weights of least risk under all points and the attack under which the best member pays
+      most, of those of any round, with `upper` and `lower` that risk and that loss; and the grown
+      game.
 
     Raises:
       ValueError: if there are no members or no points, `num_rounds` is not positive, `tolerance` is
@@ -155,16 +149,13 @@ def double_oracle(
         weights = next_weights if defender is None else strategies(losses)[0]
     best_weights = tried_weights[int(np.argmin(risks))]
     best_attack = tried_attacks[int(np.argmax(responses))]
-    return Growth(
-        members,
-        points,
-        losses,
+    found = Equilibrium(
         np.pad(best_weights, (0, len(members) - len(best_weights))),
         np.pad(best_attack, ((0, 0), (0, len(points) - best_attack.shape[1]))),
         rounds[-1].upper,
         rounds[-1].lower,
-        tuple(rounds),
     )
+    return found, Growth(members, points, losses, tuple(rounds))
 
 
 def boosting(share: float) -> Strategies:

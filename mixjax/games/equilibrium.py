@@ -5,8 +5,9 @@ has a row for each candidate of each example, of which only a few matter. It is 
 that a best response ever picks, and its dual variables are the attacker's probabilities.
 """
 
+import math
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,22 +25,36 @@ _TOLERANCE = 1e-10  # of the best member's risk; the least that HiGHS accepts
 
 
 class Equilibrium(NamedTuple):
-    """Strategies of both players and what they guarantee, in double precision.
+    """Strategies of both players and what each guarantees: an equilibrium up to `gap`.
+
+    What every solver of this package returns. `solve` and `double_oracle` compute in NumPy's double
+    precision, the others as JAX does, also inside `jit` and `vmap`.
 
     Attributes:
       weights: `[L]` probabilities of the members.
       attack: `[N, M]` probabilities of the candidates, for each example.
-      value: `[]` adversarial risk of `weights`: no attack at the candidates does more.
-      gap: `[]` risk of `weights` less the mean loss of the best answer to `attack`, computed from
-        the two strategies alone and enlarged by all that rounding can have hidden: the game's
-        value lies in [`value - gap`, `value`], up to the last digit of `value`. What an example
-        costs in any case is no part of it, so that it may be far below that digit.
+      upper: `[]` adversarial risk of `weights`: no attack at the candidates does more.
+      lower: `[]` mean loss of the best answer to `attack`: no weights make less of it. The game's
+        value lies between the two, up to their last digit.
     """
 
-    weights: np.ndarray
-    attack: np.ndarray
-    value: float
-    gap: float
+    weights: Any
+    attack: Any
+    upper: Any
+    lower: Any
+
+    @property
+    def value(self):
+        """`[]`: what the weights guarantee, `upper`; the game's value is at most `gap` below it."""
+        return self.upper
+
+    @property
+    def gap(self):
+        """`[]`: what both players together could gain by deviating, 0 at an equilibrium alone.
+
+        Known up to the last digit of `upper`, below which `duality_gap` may see more.
+        """
+        return self.upper - self.lower
 
 
 def solve(losses) -> Equilibrium:
@@ -64,7 +79,8 @@ def solve(losses) -> Equilibrium:
       losses: `[N, M, L]` losses of the members at the candidates, finite and at least 0.
 
     Returns:
-      The equilibrium; `gap` says how good it is whatever the programs say.
+      The equilibrium. `gap` says how good it is whatever the programs say: it is computed from the
+      two strategies alone and enlarged by all that rounding can have hidden.
 
     Raises:
       ValueError: if `losses` is not `[N, M, L]` or holds what is negative or not finite.
@@ -91,7 +107,9 @@ def solve(losses) -> Equilibrium:
     gap = _tables.certified_gap(upper, lower, table)
     value = _tables.host_mean(sure) + float(np.ldexp(upper, exponent))
     value = min(value, sys.float_info.max)  # rounding could leave the numbers there are
-    return Equilibrium(shares * units, attack, value, float(np.ldexp(gap, exponent)))
+    return Equilibrium(
+        shares * units, attack, value, _at_least_below(value, float(np.ldexp(gap, exponent)))
+    )
 
 
 def duality_gap(weights, attack, losses) -> Array | float:
@@ -146,6 +164,12 @@ def _above_sure_gains(losses):
     table -= sure[:, None, None]
     table[is_beaten] = -(float(table.max()) or 1.0)
     return table, sure
+
+
+def _at_least_below(value, gap):
+    """The highest number of at least 0 that is at least `gap` below `value`."""
+    lower = max(value - gap, 0.0)
+    return lower if value - lower >= gap else math.nextafter(lower, 0.0)
 
 
 def _power_of_two(x):

@@ -2,35 +2,16 @@
 
 In each step each player moves towards what would have paid against the other so far: the defender
 with the members' losses `[L]`, the attacker with the candidates' losses `[M]` of each example by
-itself. What the averages guarantee is known exactly at every step, at no further pass over the
-table, since the average of losses is the loss of the average.
+itself. The strategies averaged over all steps are returned, with what they guarantee.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mixjax import _check
 from mixjax.games import _tables
+from mixjax.games.equilibrium import Equilibrium
 from mixjax.typing import Array
-
-
-class AveragedPlay(NamedTuple):
-    """Averaged strategies of both players, and what they guaranteed after each step.
-
-    Attributes:
-      weights: `[L]` probabilities of the members.
-      attack: `[N, M]` probabilities of the candidates, for each example.
-      upper: `[num_steps]` adversarial risks of the weights averaged so far.
-      lower: `[num_steps]` least mean losses of a member under the attack averaged so far; the
-        game's value lies between the two, and `upper - lower` is the duality gap.
-    """
-
-    weights: Array
-    attack: Array
-    upper: Array
-    lower: Array
 
 
 def hedge(
@@ -39,7 +20,7 @@ def hedge(
     num_steps: int,
     loss_bound: float = 1.0,
     step_size: float | Array | None = None,
-) -> AveragedPlay:
+) -> Equilibrium:
     """Entropic mirror descent of both: `weights = softmax(-step_size (sum_s g_s + g_last))`.
 
     `g` are the members' mean losses under the attack; the attacker does the same upwards. The
@@ -49,7 +30,7 @@ def hedge(
     faster, without the guarantee; `upper` and `lower` hold whatever the step.
 
     A step passes twice over the table, 45 ms on one CPU core for 50 000 examples, 64 candidates
-    and 8 members; five arrays `[N, M]` are kept beside it.
+    and 8 members; four arrays `[N, M]` are kept beside it.
 
     Args:
       losses: `[N, M, L]` losses of the members at the candidates, within [0, `loss_bound`].
@@ -58,7 +39,7 @@ def hedge(
       step_size: positive, in inverse units of the losses; `1 / loss_bound` if None.
 
     Returns:
-      The strategies averaged over the steps, the first move being uniform, with their bounds.
+      The strategies averaged over the steps, the first move being uniform, and their bounds.
 
     Raises:
       ValueError: if `losses` is not `[N, M, L]` or leaves its bounds, or a number is not positive.
@@ -82,13 +63,13 @@ def hedge(
         attack = jax.nn.softmax(rate * (sum_values + guess_values), axis=1)
         values, members = _tables.expected(losses, weights), _tables.mean_losses(attack, losses)
         state = (members, values), (sum_members + members, sum_values + values)
-        return state, (weights, attack, values, members)
+        return state, (weights, attack)
 
     still = _zeros(losses)
     return _average(step, (still, still), table, num_steps, lambda t: 1.0 / (t + 1.0))
 
 
-def regret_matching(losses: Array, *, num_steps: int, best_response: bool = False) -> AveragedPlay:
+def regret_matching(losses: Array, *, num_steps: int, best_response: bool = False) -> Equilibrium:
     """Regret matching+: probabilities in proportion to `regret <- max(regret + gain, 0)`.
 
     The gain of a choice is what it would have won over what was played. The attacker moves by the
@@ -102,8 +83,8 @@ def regret_matching(losses: Array, *, num_steps: int, best_response: bool = Fals
     tables of over about 100 examples, and the slower one on smaller tables.
 
     A step passes twice over the table, or once with `best_response`: 45 or 30 ms on one CPU core
-    for 50 000 examples, 64 candidates and 8 members. Four arrays `[N, M]` are kept beside it, or
-    two.
+    for 50 000 examples, 64 candidates and 8 members. Three arrays `[N, M]` are kept beside it, or
+    one.
 
     Args:
       losses: `[N, M, L]` losses of the members at the candidates, finite and at least 0.
@@ -111,7 +92,7 @@ def regret_matching(losses: Array, *, num_steps: int, best_response: bool = Fals
       best_response: whether the attacker answers the weights of the moment exactly; static.
 
     Returns:
-      The averaged strategies with their bounds.
+      The averaged strategies and their bounds.
 
     Raises:
       ValueError: if `losses` is not `[N, M, L]` or holds what is negative or not finite, or
@@ -142,7 +123,7 @@ def regret_matching(losses: Array, *, num_steps: int, best_response: bool = Fals
         values = _tables.expected(losses, weights)
         regret_values, attack, members = answer(regret_values, values)
         regret_members = jnp.maximum(regret_members + weights @ members - members, 0.0)
-        return (regret_members, regret_values), (weights, attack, values, members)
+        return (regret_members, regret_values), (weights, attack)
 
     return _average(step, _zeros(losses), table, num_steps, lambda t: 2.0 / (t + 2.0))
 
@@ -153,16 +134,17 @@ def _average(step, state, table, num_steps, share):
     def averaged_step(carry, t):
         state, average = carry
         state, play = step(state, t)
-        average = jax.tree.map(lambda old, new: old + share(t) * (new - old), average, play)
-        _, _, values, members = average
-        return (state, average), (jnp.mean(jnp.max(values, axis=1)), jnp.min(members))
+        return (
+            state,
+            jax.tree.map(lambda old, new: old + share(t) * (new - old), average, play),
+        ), None
 
     losses = table.losses
-    members, values = _zeros(losses)
-    start = state, (members, values, values, members)
     steps = jnp.arange(num_steps, dtype=losses.dtype)
-    (_, (weights, attack, _, _)), (upper, lower) = jax.lax.scan(averaged_step, start, steps)
-    return AveragedPlay(weights, attack, table.restored(upper), table.restored(lower))
+    (_, (weights, attack)), _ = jax.lax.scan(averaged_step, (state, _zeros(losses)), steps)
+    upper = _tables.mean(jnp.max(_tables.expected(losses, weights), axis=1))
+    lower = jnp.min(_tables.mean_losses(attack, losses))
+    return Equilibrium(weights, attack, table.restored(upper), table.restored(lower))
 
 
 def _zeros(losses):
