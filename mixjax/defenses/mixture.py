@@ -289,8 +289,10 @@ def scale_by_step(schedule: optax.Schedule) -> optax.GradientTransformationExtra
       The gradient transformation, without a state; `update` needs `step=`, which `mixture` gives.
     """
 
-    def update(updates, state, params=None, *, step, **extra_args):
+    def update(updates, state, params=None, *, step: Any = None, **extra_args):
         del params, extra_args
+        if step is None:
+            raise ValueError("step must be that of the game, as `mixture` gives it, got None")
         return jax.tree.map(lambda leaf: schedule(step) * leaf, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
