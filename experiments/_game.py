@@ -246,4 +246,4 @@ def members(game: Game, state: defenses.MixtureState):
 
 def step_size(config: Config, num_steps: int) -> float:
     """Length of one evaluation step: all together reach two and a half times across the ball."""
-    return 2.5 * config.epsilon / num_steps
+    return float(threats.linf(config.epsilon).step_size(num_steps))

@@ -166,7 +166,7 @@ def load(config: RunConfig) -> data.Dataset:
     dataset = data.load(
         config.dataset, config.data_dir or None, manual_dir=config.manual_dir or None
     )
-    prepare = standardize if config.dataset.startswith("cifar") else _to_float
+    prepare = standardize if config.dataset.startswith("cifar") else data.to_float
 
     def cut(split, number):
         return data.Split(prepare(split.images[:number]), split.labels[:number])
@@ -189,14 +189,10 @@ def standardize(images: np.ndarray) -> np.ndarray:
       The float32 images, 0 standing for the paper's -1.
     """
     axes = (1, 2, 3)
-    images = _to_float(images)
+    images = data.to_float(images)
     mean, std = images.mean(axes, keepdims=True), images.std(axes, keepdims=True)
     floor = 1 / np.sqrt(images[0].size)  # as in TensorFlow, for an image of one colour
     return (np.clip((images - mean) / np.maximum(std, floor), -2, 2) / 4 + 0.5).astype(np.float32)
-
-
-def _to_float(images):
-    return np.asarray(images, np.float32) / np.float32(255)
 
 
 def build(config: RunConfig, dataset: data.Dataset) -> tuple[models.Model, models.Model]:

@@ -28,6 +28,7 @@ from mixjax import (
     mixture,
     reporting,
 )
+from mixjax.batch import example_keys
 from mixjax.typing import Array, PyTree
 
 HEAD = ("clean", "fgsm_curr", "attack_network_curr", "auto_pgd", "arc", "worst")
@@ -140,10 +141,9 @@ def _attacker(setting: Setting):
     def expected(mixed, x, label):
         members, weights = mixed
         logits = ensemble.apply(setting.model.apply, members, x)
-        values = jax.vmap(raised, in_axes=(0, None))(logits, label)
         if raised is attacks.log_error:  # the log of the expected error
-            return jax.nn.logsumexp(values, b=weights)
-        return mixture.expected_loss(values, weights)
+            return jax.nn.logsumexp(jax.vmap(raised, in_axes=(0, None))(logits, label), b=weights)
+        return losses.expected(raised, logits, label, weights)
 
     def make(eta, members, weights):
         return network_training(setting, expected, eta, (members, weights))
@@ -173,8 +173,7 @@ def _judge(setting: Setting):
 
         def expected(loss_fn, logits_fn=logits_fn):
             def loss(x) -> Array:
-                values = jax.vmap(loss_fn, in_axes=(0, None))(logits_fn(x), label)
-                return mixture.expected_loss(values, weights)
+                return losses.expected(loss_fn, logits_fn(x), label, weights)
 
             return loss
 
@@ -206,13 +205,13 @@ def _judge(setting: Setting):
         }
         return {name: wrong(point) for name, point in points.items()}
 
-    def batch(members, weights, network, eta, key, images, labels, indices):
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+    def judge(members, weights, network, eta, key, images, labels, indices):
+        keys = example_keys(key, indices)
         return jax.vmap(one, in_axes=(None, None, None, None, 0, 0, 0))(
             members, weights, network, eta, keys, images, labels
         )
 
-    return jax.jit(batch)
+    return jax.jit(judge)
 
 
 def _solve(tables: list[dict[str, np.ndarray]]) -> games.Equilibrium:

@@ -22,6 +22,7 @@ from experiments._machine import Setting, attacker, ball, recorded, under_networ
 from experiments._machine_training import identity, train
 from experiments._machine_variants import fgsm, ifgsm
 from mixjax import attacks, evaluation, losses, mixture, reporting
+from mixjax.batch import example_keys
 from mixjax.typing import PyTree
 
 STRONG = 0.9  # error of an undefended classifier that an attack network must reach to judge others
@@ -160,7 +161,7 @@ def _judge(setting: Setting, curve: bool = False):
         return found | {"auto_pgd": jnp.any(jax.lax.map(with_loss, jnp.arange(2)))}
 
     def batch(variables, network, eta, key, images, labels, indices):
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+        keys = example_keys(key, indices)
         return jax.vmap(one, in_axes=(None, None, None, 0, 0, 0))(
             variables, network, eta, keys, images, labels
         )

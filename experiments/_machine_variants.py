@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from mixjax import attacks, losses
+from mixjax import attacks, losses, threats
 from mixjax.typing import Bounds
 
 Order = Literal["simultaneous", "alternating"]
@@ -75,7 +75,7 @@ def _ifgsm(kind, num_steps):
         )
         if kind == "printed":
             return run(step_size=threat.epsilon, iterate="last")
-        return run(step_size=2.5 * threat.epsilon / num_steps)
+        return run(step_size=threat.step_size(num_steps))
 
     return attack
 
@@ -85,12 +85,13 @@ def said(config: dict[str, Any]) -> str:
     parts = []
     if "ifgsm_steps" in config:
         number = config["ifgsm_steps"]
+        length = threats.REACH / number
         parts.append(
             "FGSM and IFGSM as in the paper's eqs. 1 and 2: FGSM may leave [-1, 1], IFGSM takes "
             f"{number} steps of eta itself (the paper does not say how many) and ends where it ends"
             if config.get("gradient_attacks", "boxed") == "printed"
-            else f"FGSM clipped to [-1, 1] and IFGSM of {number} steps of {2.5 / number:.2g} eta, "
-            "its point of highest loss kept; the paper's FGSM has no clip, its IFGSM steps of eta"
+            else f"FGSM clipped to [-1, 1] and IFGSM of {number} steps of {length:.2g} eta, its "
+            "point of highest loss kept; the paper's FGSM has no clip, its IFGSM steps of eta"
         )
         attacker = config.get("attacker", "strong")
         if "networks" in config:

@@ -189,8 +189,7 @@ def ascent(name: str, loss, threat: threats.Threat, config: Config) -> evaluatio
 
 def expected_loss(logits, label, weights):
     """`sum_k weights_k CE_k`."""
-    each = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits, label)
-    return mixture.expected_loss(each, weights)
+    return losses.expected(losses.cross_entropy, logits, label, weights)
 
 
 def loss_of_averaged_logits(logits, label, weights):

@@ -48,6 +48,7 @@ from mixjax import (
     parallel,
     reporting,
 )
+from mixjax.batch import example_keys
 
 PROGRAM = "python -m experiments.cifar10_mixture"
 
@@ -265,8 +266,7 @@ def draw_attacks(
         ask = attacks.once(logits_fn)
 
         def loss_fn(x):
-            each = jax.vmap(losses.cross_entropy, in_axes=(0, None))(ask(x), label)
-            return mixture.expected_loss(each, state.weights)
+            return losses.expected(losses.cross_entropy, ask(x), label, state.weights)
 
         num_steps = config.test_steps
         return attacks.pgd(
@@ -279,7 +279,7 @@ def draw_attacks(
             accuracy_fn=lambda x: mixture.accuracy(ask(x), label, state.weights),
         )[0]
 
-    keys = jax.random.split(jax.random.key(config.seed), len(labels))
+    keys = example_keys(jax.random.key(config.seed), jnp.arange(len(labels)))
     attacked = jax.jit(jax.vmap(attack))(keys, images, labels)
     before, after = (jnp.argmax(jax.vmap(logits_fn)(x), axis=-1) for x in (images, attacked))
     reporting.plot_attacks(path, images, attacked, labels, before, after, dataset.class_names)

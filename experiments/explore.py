@@ -168,12 +168,11 @@ def ascent_path(threat, logits_fn, weights, x, label, *, num_steps: int):
     """The points that PGD on the expected loss visits, from `x` itself."""
 
     def loss_fn(x):
-        each = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits_fn(x), label)
-        return mixture.expected_loss(each, weights)
+        return losses.expected(losses.cross_entropy, logits_fn(x), label, weights)
 
     def step(point, _):
         direction = threat.steepest(jnp.nan_to_num(jax.grad(loss_fn)(point)))
-        delta = point - x + 2.5 * threat.epsilon / num_steps * direction
+        delta = point - x + threat.step_size(num_steps) * direction
         point = jnp.clip(x + threat.project(delta), 0.0, 1.0)
         return point, point
 

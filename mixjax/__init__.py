@@ -2,7 +2,8 @@
 
 Bottom to top, the way data flows: `data`, `models` -> `ensemble` (members' logits `[L, C]`) ->
 `threats`, `mixture`, `losses` -> `attacks`, `games` (the mixture's weights `[L]`) -> `defenses`,
-`evaluation` -> `checkpoint`, `reporting`, `parallel`. `program` knows functions again.
+`evaluation` -> `checkpoint`, `reporting`, `parallel`. `program` knows functions again, `batch`
+keys, means and pixels of a batch.
 
 A submodule is imported when it is first used: `mixjax.threats` needs neither Flax nor Orbax.
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mixjax import attacks as attacks
+    from mixjax import batch as batch
     from mixjax import checkpoint as checkpoint
     from mixjax import data as data
     from mixjax import defenses as defenses
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "attacks",
+    "batch",
     "checkpoint",
     "data",
     "defenses",

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mixjax import _check
+from mixjax.batch import mean_over
 from mixjax.typing import Array, Key, PyTree
 
 
@@ -140,8 +141,7 @@ def indices(members: PyTree, *, axis_name: str | None = None) -> Array:
 
 def mean(values: Array, *, axis_name: str | None = None) -> Array:
     """Mean over members: `[L, ...] -> [...]`, those on other devices included."""
-    mean = jnp.mean(values, axis=0)
-    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+    return mean_over(axis_name, jnp.mean(values, axis=0))
 
 
 def _locate(members, index, axis_name):

@@ -12,6 +12,8 @@ own way how far the mixture is from being fooled, and each leads an attack elsew
 answers NaN errs: no more can be gained from it, and it decides nothing.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -118,6 +120,29 @@ def zero_one(logits: Array, label: Array) -> Array:
     """1 unless the label is strictly ahead of every other class: `[C], [] -> []`."""
     logits = _of_one(logits, label)
     return 1.0 - mixture.correct(logits, label)
+
+
+def expected(
+    loss: Callable[[Array, Array], Array], logits: Array, label: Array, weights: Array
+) -> Array:
+    """`sum_k weights_k loss(logits_k, label)`: `[L, C], [], [L] -> []`.
+
+    >>> import jax.numpy as jnp
+    >>> from mixjax import losses
+    >>> logits, weights = jnp.array([[2.0, 0.0], [0.0, 3.0]]), jnp.array([0.75, 0.25])
+    >>> losses.expected(losses.zero_one, logits, 0, weights)
+    Array(0.25, dtype=float32)
+
+    Args:
+      loss: `[C], [] -> []`, of one member.
+      logits: `[L, C]` logits of the members on one example.
+      label: `[]` the true class.
+      weights: `[L]` probabilities of the members.
+
+    Raises:
+      ValueError: if there is not one weight for each member, or as by `loss`.
+    """
+    return mixture.expected_loss(jax.vmap(loss, in_axes=(0, None))(logits, label), weights)
 
 
 def mean_probability_margin(logits: Array, label: Array, weights: Array) -> Array:

@@ -21,6 +21,7 @@ from jax.core import Tracer
 from mixjax import _check
 from mixjax.typing import Array, Key
 
+REACH = 2.5  # of all steps of an attack together, in radii: Madry et al. and everybody since
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 _HUGE = 1e37  # its inverse is still a normal number: a division may be a product with the inverse
 
@@ -91,6 +92,16 @@ class Threat:
     def dual_norm(self, gradient: Array) -> Array:
         """What one step of length 1 along `steepest` gains, `[]`."""
         return self.geometry.dual_norm(gradient)
+
+    def step_size(self, num_steps: int, *, reach: float = REACH) -> float | Array:
+        """The length of one of `num_steps` steps that together reach `reach` radii.
+
+        By default they lead from any point of the ball to any other and some way back. In a ball of
+        radius 0, which is one point, steps are of length 1.
+        """
+        step_size = reach / num_steps * self.epsilon
+        is_point = not isinstance(step_size, Tracer) and np.ndim(step_size) == 0 and step_size == 0
+        return 1.0 if is_point else step_size
 
     def __eq__(self, other) -> bool:
         if not isinstance(other, Threat):

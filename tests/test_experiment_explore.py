@@ -15,7 +15,7 @@ from PIL import Image
 
 from experiments import _finished, cifar10_mixture, explore
 from experiments._game import build
-from mixjax import attacks, data, losses, mixture, threats
+from mixjax import attacks, data, losses, threats
 
 # A linear model on digits: the run that is explored takes seconds.
 TINY = (
@@ -207,8 +207,7 @@ def test_the_best_point_of_the_ascent_is_that_of_pgd_without_random_start(key):
         return jnp.tanh(jnp.sum(slopes * x[None, None], axis=-1))
 
     def loss_fn(x):
-        each = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits_fn(x), label)
-        return mixture.expected_loss(each, weights)
+        return losses.expected(losses.cross_entropy, logits_fn(x), label, weights)
 
     for threat in (threats.linf(0.2), threats.l2(0.3)):
         points, seen = explore.ascent_path(threat, logits_fn, weights, x, label, num_steps=6)
@@ -218,7 +217,7 @@ def test_the_best_point_of_the_ascent_is_that_of_pgd_without_random_start(key):
             x,
             threat,
             num_steps=6,
-            step_size=2.5 * threat.epsilon / 6,
+            step_size=threat.step_size(6),
             random_start=False,
         )
         values = jax.vmap(loss_fn)(points)

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 LAYERS = (
     ("_check", "_files", "_fingerprint", "interrupt", "typing"),
-    ("program", "_softmax"),
+    ("batch", "program", "_softmax"),
     ("models", "data"),
     ("ensemble",),
     ("mixture", "threats"),

@@ -204,6 +204,15 @@ MEMBERS = np.array([[2.0, 0.5, -1.0], [0.0, 4.0, 1.0], [1.0, 0.2, 0.9]], np.floa
 WEIGHTS = np.array([0.5, 0.2, 0.3], np.float32)  # margins of class 0: 1.5, -4, .1
 
 
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.dlr, losses.zero_one])
+def test_the_expected_loss_is_that_of_a_member_drawn_by_its_weight(loss):
+    logits = np.stack([LOGITS, 2 * LOGITS[::-1], -LOGITS])
+    want = sum(w * loss(each, 1) for w, each in zip(WEIGHTS, logits, strict=True))
+    np.testing.assert_allclose(losses.expected(loss, logits, 1, WEIGHTS), want, rtol=1e-6)
+    with pytest.raises(ValueError, match="weights must have shape"):
+        losses.expected(loss, logits, 1, WEIGHTS[:2])
+
+
 def test_the_margins_of_a_mixture_are_those_written_out():
     p = sum(w * softmax(row) for w, row in zip(WEIGHTS, MEMBERS, strict=True))
     lead = np.log(p[0]) - np.log(np.delete(p, 0).max())

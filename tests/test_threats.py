@@ -219,6 +219,14 @@ def test_a_threat_says_its_name_and_radius(name):
     assert repr(make(np.array([0.5, 1.0]))) == f"{name}(epsilon=[0.5 1. ])"
 
 
+def test_all_steps_together_reach_two_and_a_half_radii():
+    np.testing.assert_allclose(threats.l2(0.4).step_size(5), 0.2)
+    np.testing.assert_allclose(threats.l2(0.4).step_size(4, reach=5.0), 0.5)
+    assert threats.linf(0.0).step_size(5) == 1.0  # a ball of one point: of any length above 0
+    steps = jax.vmap(lambda threat: threat.step_size(5))(threats.linf(jnp.array([0.2, 0.4])))
+    np.testing.assert_allclose(steps, [0.1, 0.2])
+
+
 def test_a_norm_of_ones_own_attacks_like_any_other(key):
     """The first coordinate may move twice as far as the second."""
     reach = jnp.array([2.0, 1.0])

@@ -11,7 +11,8 @@ for the official archive in `manual_dir`, and only then on the network. `data_di
 the environment variable MIXJAX_DATA_DIR, or `~/.cache/mixjax`.
 """
 
-from mixjax.data.augmentation import Augmentation, augment, to_float
+from mixjax.batch import to_float
+from mixjax.data.augmentation import Augmentation, augment
 from mixjax.data.batching import batch_indices, take
 from mixjax.data.datasets import Dataset, Split, check, from_arrays
 from mixjax.data.errors import DataError

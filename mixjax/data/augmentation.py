@@ -1,4 +1,4 @@
-"""Images on the device: uint8 to [0, 1], random crops and flips; for use inside `jit`."""
+"""Images on the device: random crops and flips; for use inside `jit`."""
 
 from typing import NamedTuple
 
@@ -22,19 +22,6 @@ class Augmentation(NamedTuple):
 
 
 NO_AUGMENTATION = Augmentation()
-
-
-def to_float(images: Array) -> Array:
-    """`images / 255`: uint8 `[...]` to float32 in [0, 1]; floating point keeps its values.
-
-    Raises:
-      ValueError: if `images` are of another type: what their white is cannot be known.
-    """
-    if jnp.issubdtype(images.dtype, jnp.floating):
-        return images.astype(jnp.float32)
-    if images.dtype != jnp.uint8:
-        raise ValueError(f"images must be uint8 or floating point, got {images.dtype}")
-    return images.astype(jnp.float32) / 255
 
 
 def augment(key: Key, images: Array, *, pad: int = 4, flip: bool = True) -> Array:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import losses
-from mixjax.defenses.mixture import Defense, _mean_over, apply_in_training
+from mixjax.batch import example_indices, example_keys, mean_over
+from mixjax.defenses.mixture import Defense, apply_in_training
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Key, PyTree
@@ -86,7 +87,7 @@ def train(
 
         gradient, (variables, info) = jax.grad(loss, has_aux=True)(params)
         statistics = {name: value for name, value in variables.items() if name != "params"}
-        gradient, statistics, info = _mean_over(data_axis, (gradient, statistics, info))
+        gradient, statistics, info = mean_over(data_axis, (gradient, statistics, info))
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         variables = {**statistics, "params": optax.apply_updates(params, updates)}
         return state._replace(variables=variables, opt_state=opt_state, step=state.step + 1), info
@@ -117,9 +118,7 @@ def attack_batch(
 
         return attack(key, loss_fn, x, threat)[0]
 
-    first = 0 if data_axis is None else jax.lax.axis_index(data_axis) * images.shape[0]
-    examples = first + jnp.arange(images.shape[0])
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, examples)
+    keys = example_keys(key, example_indices(images.shape[0], data_axis))
     return jax.vmap(attack_one)(keys, images, labels)
 
 

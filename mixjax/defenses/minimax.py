@@ -9,8 +9,9 @@ from collections.abc import Callable
 import jax
 
 from mixjax import attacks, games
+from mixjax.batch import mean_over
 from mixjax.defenses.classifier import ClassifierState, dropout_key, mean_loss
-from mixjax.defenses.mixture import Defense, _mean_over
+from mixjax.defenses.mixture import Defense
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds
@@ -81,7 +82,7 @@ def against_network(
                 network, opponent, key, images, labels, threat, move=move, bounds=bounds
             )
             _, new = mean_loss(model, variables, attacked, labels, dropout_key(key))
-            variables = _mean_over(data_axis, new)
+            variables = mean_over(data_axis, new)
         return ClassifierState(variables, opponent, players[2:4], state.key, players.step), info
 
     return Defense(init, step)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import _check, ensemble, losses
+from mixjax.batch import example_indices, example_keys, mean_over
 from mixjax.defenses.adversarial import Objective, adversarial_training
 from mixjax.defenses.weighing import Weighing
 from mixjax.models import Model
@@ -158,11 +159,10 @@ def mixture(
     def logits_fn(variables, x):
         return ensemble.apply(model.apply, variables, x, axis_name=member_axis)
 
-    def example_keys(key, images, batch=0):
-        num_devices, device = _place(data_axis)
-        first = (batch * num_devices + device) * images.shape[0]
-        examples = first + jnp.arange(images.shape[0])
-        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, examples)
+    def keys_of(key, images, batch=0):
+        here = example_indices(images.shape[0], data_axis)
+        num_devices = 1 if data_axis is None else jax.lax.axis_size(data_axis)
+        return example_keys(key, batch * num_devices * images.shape[0] + here)
 
     def attack_batch(keys, weights, variables, threat, images, labels):
         def attack_one(key, x, label):
@@ -196,7 +196,7 @@ def mixture(
             variables["params"], variables, key, images, attacked, labels
         )
         statistics = {name: value for name, value in new.items() if name != "params"}
-        loss, statistics, grads = _mean_over(data_axis, (loss, statistics, grads))
+        loss, statistics, grads = mean_over(data_axis, (loss, statistics, grads))
         updates, opt_state = optimizer.update(grads, opt_state, variables["params"], step=step)
         variables = {**statistics, "params": optax.apply_updates(variables["params"], updates)}
         decay = jnp.minimum(average_decay, (1.0 + step) / (10.0 + step))
@@ -204,8 +204,9 @@ def mixture(
 
     def model_step(key, state, images, labels):
         attack_key, member_key = jax.random.split(key)
-        dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), _place(data_axis)[1])
-        keys, threat = example_keys(attack_key, images), threat_at(state.step)
+        device = 0 if data_axis is None else jax.lax.axis_index(data_axis)
+        dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), device)
+        keys, threat = keys_of(attack_key, images), threat_at(state.step)
         attacked = attack_batch(keys, state.weights, state.variables, threat, images, labels)
         members = (state.variables, state.opt_state, state.average)
 
@@ -239,14 +240,14 @@ def mixture(
 
         def attack_fn(key, weights):
             def attacked(batch, images, labels):
-                keys = example_keys(key, images, batch)
+                keys = keys_of(key, images, batch)
                 return attack_batch(keys, weights, state.average, threat, images, labels)
 
             return _one_by_one(attacked, numbers, images, labels)
 
         def sample_fn(key):
             def sampled(batch, images):
-                keys = example_keys(key, images, batch)
+                keys = keys_of(key, images, batch)
                 delta = jax.vmap(lambda key: threat.sample(key, images.shape[1:]))(keys)
                 return jnp.clip(images + delta.astype(images.dtype), *bounds)
 
@@ -330,13 +331,6 @@ def _one_by_one(fn, *stacked):
     return jax.lax.map(lambda batch: fn(*batch), stacked)
 
 
-def _place(axis_name):
-    """Number of devices along an axis, and this one's place among them."""
-    if axis_name is None:
-        return 1, 0
-    return jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
-
-
 def _moved(average, new, decay):
     """The moving average of floating-point leaves; random keys and counters are the newest."""
 
@@ -344,15 +338,6 @@ def _moved(average, new, decay):
         return optax.incremental_update(new, old, 1.0 - decay) if _is_real(new) else new
 
     return jax.tree.map(moved, new, average)
-
-
-def _mean_over(axis_name, tree):
-    """Means over devices of floating-point leaves; random keys and counters are each device's."""
-    if axis_name is None:
-        return tree
-    return jax.tree.map(
-        lambda leaf: jax.lax.pmean(leaf, axis_name) if _is_real(leaf) else leaf, tree
-    )
 
 
 def _is_real(leaf):

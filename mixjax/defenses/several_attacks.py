@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import _check, attacks, games, losses
+from mixjax.batch import mean_over
 from mixjax.defenses.classifier import (
     ClassifierInfo,
     ClassifierState,
     attack_batch,
     dropout_key,
 )
-from mixjax.defenses.mixture import Defense, _mean_over, apply_in_training
+from mixjax.defenses.mixture import Defense, apply_in_training
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds
@@ -86,7 +87,7 @@ def against_several(
 
     def risk(table):
         # The batch's worst attack is that of the whole batch: the mean comes before the maximum.
-        table = table.T if per_example else _mean_over(data_axis, jnp.mean(table, axis=1))[None]
+        table = table.T if per_example else mean_over(data_axis, jnp.mean(table, axis=1))[None]
         one, table = jnp.ones(1, table.dtype), table[:, :, None]
         if temperature is None:
             return games.adversarial_risk(one, table)
@@ -137,7 +138,7 @@ def against_several(
                 table, _ = losses_of(state.variables, model_key, points, labels)
                 return -jnp.sum(jnp.mean(table, axis=1))
 
-            gradient = _mean_over(data_axis, jax.grad(own_losses)(networks_params))
+            gradient = mean_over(data_axis, jax.grad(own_losses)(networks_params))
             updates, v_opt_state = ascent.update(gradient, v_opt_state, networks_params)
             networks_params = jax.tree.map(jnp.add, networks_params, updates)
 
@@ -155,7 +156,7 @@ def against_several(
 
         params = state.variables["params"]
         found, gradient = jax.value_and_grad(objective, has_aux=True)(params)
-        (value, new), gradient = _mean_over(data_axis, (found, gradient))
+        (value, new), gradient = mean_over(data_axis, (found, gradient))
         updates, u_opt_state = optimizer.update(gradient, u_opt_state, params)
         opponent = tuple(
             {**variables, "params": v}

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mixjax import _check, games
+from mixjax.batch import mean_over
 from mixjax.typing import Array
 
 Weighing = Callable[..., tuple[Array, Array]]
@@ -48,7 +49,7 @@ def oracle(*, num_steps: int, loss_bound: float = 1.0, iterate: str = "last") ->
 
         def best_response(weights, index):
             attacked = attack_fn(jax.random.fold_in(key, index), weights)
-            return _mean(losses_fn(attacked), axis_name)
+            return mean_over(axis_name, jnp.mean(losses_fn(attacked), axis=0))
 
         weights, risks = games.projected_subgradient(
             best_response, weights, num_steps=num_steps, loss_bound=loss_bound, iterate=iterate
@@ -115,8 +116,3 @@ def entropic(
         return weights, risks[-1]
 
     return weigh
-
-
-def _mean(losses, axis_name):
-    mean = jnp.mean(losses, axis=0)
-    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)

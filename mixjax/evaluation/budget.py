@@ -9,12 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from mixjax import _check, attacks, losses, mixture
 from mixjax.evaluation.suite import Attack, expected_accuracy_of
 from mixjax.threats import Threat
-from mixjax.typing import Array, Bounds
+from mixjax.typing import Bounds
 
 # Lines of the report, by what an attack knows: `diagnostics` compares them.
 BASELINE = "pgd_expected_loss"
@@ -35,7 +34,6 @@ BLACK_BOX = "square"
 
 _SHARES = (0.5, 1.0)  # of the weight that Carlini and Wagner's attack on members fools
 _BASELINE_STEPS = 20
-_BASELINE_REACH = 2.5  # all steps of the baseline together, in radii
 
 
 class Budget(NamedTuple):
@@ -111,18 +109,15 @@ def _baseline(threat, settings):
         logits_fn = attacks.once(logits_fn)
 
         def loss_fn(x):
-            return _expected(losses.cross_entropy, logits_fn(x), weights, label)
+            return losses.expected(losses.cross_entropy, logits_fn(x), label, weights)
 
-        step_size = _BASELINE_REACH / _BASELINE_STEPS * threat.epsilon
-        if not isinstance(step_size, Tracer) and step_size == 0:
-            step_size = 1.0  # of any length: a ball of radius 0 has one point
         return attacks.pgd(
             key,
             loss_fn,
             x,
             threat,
             num_steps=_BASELINE_STEPS,
-            step_size=step_size,
+            step_size=threat.step_size(_BASELINE_STEPS),
             accuracy_fn=expected_accuracy_of(logits_fn, weights, label),
             **settings,
         )[0]
@@ -162,11 +157,11 @@ def _auto_pgd(threat, budget, settings):
             return jax.lax.switch(
                 jnp.asarray(chosen)[run],
                 (
-                    lambda logits: _expected(losses.cross_entropy, logits, weights, label),
+                    lambda logits: losses.expected(losses.cross_entropy, logits, label, weights),
                     lambda logits: -mixture.log_probs(logits, weights)[label],
-                    lambda logits: _expected(losses.dlr, logits, weights, label),
-                    lambda logits: _expected(minus_margin, logits, weights, label),
-                    lambda logits: _expected(towards_target, logits, weights, label),
+                    lambda logits: losses.expected(losses.dlr, logits, label, weights),
+                    lambda logits: losses.expected(minus_margin, logits, label, weights),
+                    lambda logits: losses.expected(towards_target, logits, label, weights),
                     lambda logits: losses.cross_entropy(logits[turn % len(logits)], label),
                 ),
                 logits_fn(x),
@@ -246,8 +241,3 @@ def _square(threat, budget, settings):
         return attacks.square(key, score_fn, x, threat, **settings)[0]
 
     return Attack((BLACK_BOX,), budget.num_queries, run, settings["bounds"])
-
-
-def _expected(loss, logits: Array, weights: Array, label: Array) -> Array:
-    member_losses = jax.vmap(loss, in_axes=(0, None))(logits, label)
-    return mixture.expected_loss(member_losses, weights)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import _check, losses, mixture
+from mixjax.batch import to_float
 from mixjax.evaluation.batches import as_pytree, check_evaluation
 from mixjax.evaluation.budget import (
     BLACK_BOX,
@@ -26,7 +27,6 @@ from mixjax.evaluation.budget import (
     ON_THE_MIXTURE,
     TRANSFERRED,
 )
-from mixjax.evaluation.inputs import to_float
 from mixjax.evaluation.report import expected_accuracy
 from mixjax.evaluation.suite import Attack
 from mixjax.evaluation.turns import Record
@@ -276,12 +276,11 @@ def _climb(reach, logits_fn, weights, images, labels, indices, *, threat, num_st
     def one(x, label):
         def loss_and_accuracy(point):
             logits = logits_fn(point)
-            member_losses = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits, label)
             accuracy = jnp.sum(weights * mixture.correct(logits, label))
             sums_to_one = jnp.abs(jnp.sum(logits, axis=-1) - 1.0) < _ROUNDING_OF_SUMS
             is_distribution = jnp.all(logits >= 0, axis=-1) & sums_to_one
             seen = (accuracy, jnp.any(jnp.isnan(logits), axis=-1), is_distribution)
-            return mixture.expected_loss(member_losses, weights), seen
+            return losses.expected(losses.cross_entropy, logits, label, weights), seen
 
         def step(point, _):
             (loss, (accuracy, *seen)), gradient = jax.value_and_grad(

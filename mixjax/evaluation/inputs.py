@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from mixjax import _check
 from mixjax.evaluation.suite import Attack
-from mixjax.typing import Array, Bounds, Key, LogitsFn
+from mixjax.typing import Bounds, LogitsFn
 
 UNIT: Bounds = (0.0, 1.0)  # of inputs, if nobody says otherwise
 _ROUNDING = 1e-6
@@ -80,34 +80,6 @@ def check_members(logits_fn: LogitsFn, weights: Any, shape: Sequence[int], label
         raise ValueError(f"logits_fn must return [L, C] logits, got shape {list(logits.shape)}")
     _check.shape(logits.shape[:1], weights=weights)
     _check.within(0, logits.shape[1] - 1, labels=labels)
-
-
-def to_float(images: Array) -> Array:
-    """Images as float32: uint8 in [0, 255] becomes [0, 1]."""
-    if jnp.issubdtype(images.dtype, jnp.integer):
-        return images.astype(jnp.float32) / 255
-    return images.astype(jnp.float32)
-
-
-def example_keys(key: Key, indices: Array) -> Key:
-    """One key for each example: a function of `key` and of its number in the data set alone.
-
-    Under `vmap` some generators (`rbg`) draw for all examples at once. Their keys are folded into
-    one of threefry; a key of threefry is used as it is.
-
-    Raises:
-      ValueError: if `key` is not a single key.
-    """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    _check.shape((), key=key)
-    first = jax.random.key(0, impl="threefry2x32")
-    if key.dtype != first.dtype:
-        words = jax.random.key_data(key)
-        key = first
-        for place in range(len(words)):
-            key = jax.random.fold_in(key, words[place])
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
 
 
 def _check_within(images, bounds):

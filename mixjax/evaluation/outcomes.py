@@ -14,13 +14,12 @@ import numpy as np
 
 from mixjax import losses, mixture
 from mixjax.attacks import once, pgd
+from mixjax.batch import example_keys, to_float
 from mixjax.evaluation.inputs import (
     UNIT,
     bounds_of,
     check_batch,
     check_members,
-    example_keys,
-    to_float,
 )
 from mixjax.evaluation.suite import Attack, expected_accuracy_of
 from mixjax.threats import Threat
@@ -179,8 +178,7 @@ def validate(
         logits_fn = once(logits_fn)
 
         def loss_fn(x):
-            member_losses = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits_fn(x), label)
-            return mixture.expected_loss(member_losses, weights)
+            return losses.expected(losses.cross_entropy, logits_fn(x), label, weights)
 
         settings = {"num_steps": num_steps, "step_size": step_size, "bounds": bounds}
         accuracy_fn = expected_accuracy_of(logits_fn, weights, label)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import _check, mixture
+from mixjax.batch import example_keys, to_float
 from mixjax.evaluation.batches import as_pytree, check_evaluation, over_batches
 from mixjax.evaluation.budget import BASELINE, EXPECTED_LOSS, MEMBER_AWARE
-from mixjax.evaluation.inputs import bounds_of, example_keys, to_float
+from mixjax.evaluation.inputs import bounds_of
 from mixjax.evaluation.report import score
 from mixjax.evaluation.suite import Attack, of_members_that_count
 from mixjax.typing import Array, Key, LogitsFn

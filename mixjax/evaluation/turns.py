@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import _files, _fingerprint, program
-from mixjax.evaluation.inputs import example_keys
+from mixjax.batch import example_keys
 from mixjax.evaluation.outcomes import Outcomes
 from mixjax.evaluation.passes import passes_in
 from mixjax.evaluation.suite import Attack

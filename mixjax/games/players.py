@@ -6,6 +6,7 @@ descends and `v` ascends: `ascent` is given the gradient of `-f`, so that an opt
 descends everywhere else climbs here.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import _check
+from mixjax.batch import mean_over
 from mixjax.games._players import (
     Method,
     Payoff,
@@ -186,9 +188,7 @@ def alternating(
 
 def _turn(f, leader, follower, penalty, order, num_steps, data_axis):
     """`num_steps` of a follower, who raises `f(x, y)`, and one of the leader, who lowers it."""
-
-    def mean(tree):
-        return tree if data_axis is None else jax.lax.pmean(tree, data_axis)
+    mean = functools.partial(mean_over, data_axis)
 
     def lead(x, y, step, args):
         """The leader's gradient at `(x, y)`, and the value, its penalty and `df/dy` there."""

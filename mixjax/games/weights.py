@@ -4,6 +4,7 @@ Both algorithms minimise a convex risk over the simplex: `oracle` the adversaria
 projected subgradient steps; `entropic` its smooth relaxation, by accelerated gradient steps.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mixjax import _check
+from mixjax.batch import mean_over
 from mixjax.games import _tables
 from mixjax.typing import Array
 
@@ -209,8 +211,7 @@ def entropic(
     _check.simplex(weights=start if weights is None else weights)
     temperature = jnp.asarray(temperature, dtype) / table.unit
 
-    def average(tree):
-        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+    average = functools.partial(mean_over, axis_name)
 
     # Lipschitz constant of the gradient, in units of the losses.
     bound = loss_bound / table.unit

@@ -1,0 +1,95 @@
+"""A batch of examples, perhaps spread over devices: keys, means and pixels that do not hang on it.
+
+An example gets the same random key, and a batch the same mean, whatever else is computed beside
+it and on however many devices.
+"""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixjax import _check
+from mixjax.typing import Array, Key, PyTree
+
+_Images = TypeVar("_Images", Array, np.ndarray)
+
+
+def example_keys(key: Key, indices: Array) -> Key:
+    """One key for each example: a function of `key` and of its number in the data set alone.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from mixjax import batch
+    >>> keys = batch.example_keys(jax.random.key(0), jnp.array([7, 3]))
+    >>> keys.shape, bool(keys[1] == jax.random.fold_in(jax.random.key(0), 3))
+    ((2,), True)
+
+    Under `vmap` some generators (`rbg`) draw for all examples at once. Their keys are folded into
+    one of threefry; a key of threefry is used as it is.
+
+    Args:
+      key: random key; consumed.
+      indices: `[B]` whole numbers of the examples, such as their places in the data set.
+
+    Raises:
+      ValueError: if `key` is not a single key.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    _check.shape((), key=key)
+    first = jax.random.key(0, impl="threefry2x32")
+    if key.dtype != first.dtype:
+        words = jax.random.key_data(key)
+        key = first
+        for place in range(len(words)):
+            key = jax.random.fold_in(key, words[place])
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+
+
+def example_indices(num_here: int, axis_name: str | None = None) -> Array:
+    """`[num_here]` places in the whole batch of this device's examples, one device after another.
+
+    Args:
+      num_here: number of examples of this device's part.
+      axis_name: mapped axis over which the batch is spread; None: all of it is here.
+    """
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * num_here
+    return first + jnp.arange(num_here)
+
+
+def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
+    """Means over devices of floating-point leaves; random keys and counters are each device's.
+
+    Args:
+      axis_name: mapped axis over which a batch is spread; None: `tree` is the mean already.
+      tree: means over parts of equal size.
+    """
+    if axis_name is None:
+        return tree
+
+    def mean(leaf):
+        is_real = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return jax.lax.pmean(leaf, axis_name) if is_real else leaf
+
+    return jax.tree.map(mean, tree)
+
+
+def to_float(images: _Images) -> _Images:
+    """`images / 255`: uint8 `[...]` to float32 in [0, 1]; floating point keeps its values.
+
+    >>> from mixjax import batch
+    >>> import jax.numpy as jnp
+    >>> batch.to_float(jnp.array([0, 255], jnp.uint8))
+    Array([0., 1.], dtype=float32)
+
+    NumPy arrays stay such.
+
+    Raises:
+      ValueError: if `images` are of another type: what their white is cannot be known.
+    """
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return images.astype(jnp.float32)
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images must be uint8 or floating point, got {images.dtype}")
+    return images.astype(jnp.float32) / 255
