@@ -163,7 +163,7 @@ def ours(problem: Problem, name: str) -> Side:
         return getattr(attacks, name)(key, loss_fn, x, threat, **settings)[0]
 
     def compiled(tell=lambda: None):
-        def attack_batch(variables, key, images, labels):
+        def attack_all(variables, key, images, labels):
             def logits_fn(x):
                 tell()
                 return problem.apply(variables, x)
@@ -172,7 +172,7 @@ def ours(problem: Problem, name: str) -> Side:
             return jax.vmap(functools.partial(attack, logits_fn))(keys, images, labels)
 
         arguments = jax.device_put((problem.variables, key, problem.images, problem.labels))
-        program = jax.jit(attack_batch).lower(*arguments).compile()
+        program = jax.jit(attack_all).lower(*arguments).compile()
         return lambda: np.asarray(program(*arguments))
 
     def count_calls():

@@ -95,8 +95,7 @@ def _trained(batch_size, seed):
     """A network that is right about most digits, its variables, and test images."""
     digits, model, threat = data.load("digits"), models.small_resnet(), threats.linf(0.05)
     attack = functools.partial(attacks.pgd, num_steps=1, step_size=threat.epsilon)
-    rate = optax.constant_schedule(1.0)
-    defense = defenses.mixture(model, optax.adam(3e-3), rate, threat, attack, num_members=1)
+    defense = defenses.mixture(model, optax.adam(3e-3), threat, attack, num_members=1)
     generator, step = np.random.default_rng(seed), jax.jit(defense.step)
     images, labels = data.to_float(jnp.asarray(digits.train.images)), digits.train.labels
     state = defense.init(jax.random.key(seed))

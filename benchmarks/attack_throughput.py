@@ -29,7 +29,7 @@ def ours(flags, problem: setting.Problem, convolution: str):
     """`prepare` of mixjax's case."""
     model, attack = setting.build_model(flags, convolution), setting.pgd(problem.num_steps)
 
-    def attack_batch(variables, weights, key, images, labels):
+    def attack_all(variables, weights, key, images, labels):
         def attack_one(key, x, label):
             def member_loss(variables, x):
                 return losses.cross_entropy(model.apply(variables, x), label)
@@ -46,7 +46,7 @@ def ours(flags, problem: setting.Problem, convolution: str):
     def prepare():
         given = (problem.variables, problem.weights, jax.random.key(flags.seed))
         arguments = jax.device_put((*given, problem.images, problem.labels))
-        compiled = jax.jit(attack_batch).lower(*arguments).compile()
+        compiled = jax.jit(attack_all).lower(*arguments).compile()
 
         def call():
             return float(jax.block_until_ready(compiled(*arguments))[1])

@@ -252,7 +252,9 @@ def resnet_cases(flags: argparse.Namespace) -> list[timing.Case]:
     variables, opponent = model.init(key), network.init(key)
 
     def f(u, v, images):
-        attacked, _ = attacks.attack_batch(network, {"params": v}, None, images, labels, threat)
+        attacked, _ = attacks.attack_network_batch(
+            network, {"params": v}, None, images, labels, threat
+        )
         logits, _ = model.apply({**variables, "params": u}, attacked, train=True)
         return jnp.mean(jax.vmap(losses.cross_entropy)(logits, labels))
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-_GAIN, _SMALLEST_SQUARE = 2.0, 1e-12  # as in mixjax.attacks.attack_network
+_GAIN, _SMALLEST_SQUARE = 2.0, 1e-12  # as in mixjax.attacks.attack_networks
 
 
 class Classifier(nn.Module):

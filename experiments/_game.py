@@ -172,9 +172,9 @@ def build(config: Config, dataset: data.Dataset, data_axis=None, member_axis=Non
         )
 
     weighing = {
-        "oracle": partial(defenses.oracle, num_steps=oracle_steps(config)),
+        "oracle": partial(defenses.oracle_weighing, num_steps=oracle_steps(config)),
         "entropic": partial(
-            defenses.entropic,
+            defenses.entropic_weighing,
             num_steps=config.weight_steps or None,
             temperature=config.temperature,
             num_samples=config.samples,

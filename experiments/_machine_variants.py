@@ -23,7 +23,7 @@ class Attacker(NamedTuple):
 
     Attributes:
       raised: `(logits [C], label []) -> []`, what it is trained to raise.
-      move: what is made of its output in training, as in `attacks.attack_batch`.
+      move: what is made of its output in training, as in `attacks.attack_network_batch`.
       finished: what is made of it when the network judges a classifier or is drawn.
       bounds: lowest and highest value that it gives a pixel.
       dropout: of its hidden units, in training.

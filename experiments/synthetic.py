@@ -68,7 +68,7 @@ class Problem(NamedTuple):
     offsets: jax.Array
 
 
-class Patterns(NamedTuple):
+class ErrorPatterns(NamedTuple):
     """The different rows of losses around each example, filled up with copies of the first.
 
     Attributes:
@@ -185,7 +185,7 @@ def draw_problem(key, *, config: Config, radii):
     return problem, jnp.stack([codes(keys[3], x, labels), codes(keys[4], *test)])
 
 
-def merge(codes: np.ndarray, num_members: int) -> Patterns:
+def merge(codes: np.ndarray, num_members: int) -> ErrorPatterns:
     """The different patterns among the candidates of each example: a dozen out of a thousand."""
     num_examples, num_candidates = codes.shape
     size = 2**num_members
@@ -200,10 +200,10 @@ def merge(codes: np.ndarray, num_members: int) -> Patterns:
     patterns[example, place] = code
     mass[example, place] = counts[present] / num_candidates
     losses = (patterns[..., None] >> np.arange(num_members)) & 1
-    return Patterns(losses.astype(float), mass)
+    return ErrorPatterns(losses.astype(float), mass)
 
 
-def best_risks(train: Patterns, test: Patterns):
+def best_risks(train: ErrorPatterns, test: ErrorPatterns):
     """Adversarial risks of the best mixture and of the best single classifier in training.
 
     Returns:
@@ -220,25 +220,25 @@ def best_risks(train: Patterns, test: Patterns):
     return risks, found
 
 
-def oracle_risk(patterns: Patterns, num_steps: int) -> float:
+def oracle_risk(patterns: ErrorPatterns, num_steps: int) -> float:
     """Adversarial risk of the mixture that Algorithm 1 finds: the best of its iterates."""
     # As many candidates as a power of two, so that few programs are compiled.
     num_candidates = patterns.losses.shape[1]
     places = np.arange(2 ** (num_candidates - 1).bit_length())
     losses = patterns.losses[:, np.where(places < num_candidates, places, 0)]
-    weights, _ = _oracle(losses.astype(np.float32), num_steps=num_steps)
+    weights, _ = _run_oracle(losses.astype(np.float32), num_steps=num_steps)
     return adversarial_risk(np.float64(weights), patterns)
 
 
-_oracle = jax.jit(games.oracle, static_argnames="num_steps")
+_run_oracle = jax.jit(games.oracle, static_argnames="num_steps")
 
 
-def adversarial_risk(weights, patterns: Patterns) -> float:
+def adversarial_risk(weights, patterns: ErrorPatterns) -> float:
     """`mean_n max_k` of the expected loss, in double precision."""
     return float((patterns.losses @ weights).max(axis=1).mean())
 
 
-def entropic_limits(patterns: Patterns, temperatures, weights=None):
+def entropic_limits(patterns: ErrorPatterns, temperatures, weights=None):
     """The minima of the entropic risk, by sequential quadratic programs in double precision.
 
     Returns:
@@ -276,7 +276,7 @@ def entropic_limits(patterns: Patterns, temperatures, weights=None):
     return found
 
 
-def convergence(patterns: Patterns, temperatures, num_steps: int):
+def convergence(patterns: ErrorPatterns, temperatures, num_steps: int):
     """Adversarial risks after 1, 2, 4, ... steps: the oracle's best, the relaxation's last.
 
     Returns:
@@ -302,7 +302,7 @@ def convergence(patterns: Patterns, temperatures, num_steps: int):
     return steps, curves
 
 
-def responses(patterns: Patterns, found: games.Equilibrium) -> dict:
+def responses(patterns: ErrorPatterns, found: games.Equilibrium) -> dict:
     """What the best single classifier pays under three attacks: only the last holds the value."""
     single = np.eye(len(found.weights))[patterns.losses.max(axis=1).mean(axis=0).argmin()]
     attacks = {

@@ -1,7 +1,6 @@
 """The Square attack against slow pictures of its changes and scores that have no derivative."""
 
 import functools
-import importlib
 
 import hypothesis
 import jax
@@ -11,10 +10,10 @@ import pytest
 from hypothesis import strategies as st
 
 from mixjax import attacks, threats
+from mixjax.attacks import random_search
 
 BOTH = [threats.linf, threats.l2]
 few = hypothesis.settings(max_examples=12, deadline=None)
-square = importlib.import_module("mixjax.attacks.square")  # the function has the same name
 IMAGE = jnp.linspace(0.3, 0.7, 6 * 7 * 2).reshape(6, 7, 2)
 
 
@@ -36,7 +35,7 @@ def slow_bump(height, width):
 def test_a_pair_of_bumps_is_one_up_and_one_down(side):
     rows, columns = np.arange(side)[:, None], np.arange(side)[None, :]
     want = np.concatenate([slow_bump(side // 2, side), -slow_bump(side - side // 2, side)])
-    bumps = jax.jit(square._bumps)
+    bumps = jax.jit(random_search._bumps)
     np.testing.assert_allclose(bumps(rows, columns, side, side), want, rtol=1e-5)
     turned = bumps(columns, rows, side, side)
     np.testing.assert_allclose(turned, want.T, rtol=1e-5)
@@ -44,23 +43,23 @@ def test_a_pair_of_bumps_is_one_up_and_one_down(side):
 
 def test_the_squares_shrink_as_in_the_paper():
     """With 10 000 queries the share is halved after 10, 50, 200, 500, 1000, .., 8000 queries."""
-    sides = square._sides((32, 32, 3), 10_000, 0.8, 1)
+    sides = random_search._sides((32, 32, 3), 10_000, 0.8, 1)
     np.testing.assert_array_equal(sides[:, 0], sides[:, 1])
     for query, halvings in [(0, 0), (10, 0), (11, 1), (50, 1), (51, 2), (501, 4), (8001, 9)]:
         want = max(round(np.sqrt(0.8 / 2**halvings * 32 * 32)), 1)
         assert sides[query, 0] == want, query
-    np.testing.assert_array_equal(square._sides((32, 32, 3), 1000, 0.8, 1), sides[::10])
+    np.testing.assert_array_equal(random_search._sides((32, 32, 3), 1000, 0.8, 1), sides[::10])
 
 
 def test_a_window_higher_than_the_image_becomes_longer():
-    np.testing.assert_array_equal(square._sides((1, 30, 1), 1, 0.8, 1), [[1, 24]])
-    np.testing.assert_array_equal(square._sides((30, 4, 1), 1, 0.8, 1), [[24, 4]])
-    np.testing.assert_array_equal(square._sides((2, 2, 1), 1, 0.8, 3), [[2, 2]])
+    np.testing.assert_array_equal(random_search._sides((1, 30, 1), 1, 0.8, 1), [[1, 24]])
+    np.testing.assert_array_equal(random_search._sides((30, 4, 1), 1, 0.8, 1), [[24, 4]])
+    np.testing.assert_array_equal(random_search._sides((2, 2, 1), 1, 0.8, 3), [[2, 2]])
 
 
 def test_windows_lie_anywhere_inside_the_image(key):
     shape, sides = (4, 6, 1), jnp.array([2, 3])
-    windows = jax.jit(jax.vmap(lambda key: square._window(key, shape, sides)[0]))
+    windows = jax.jit(jax.vmap(lambda key: random_search._window(key, shape, sides)[0]))
     windows = windows(jax.random.split(key, 500))
     np.testing.assert_array_equal(jnp.sum(windows, axis=(1, 2, 3)), 6)
     places = {tuple(np.argwhere(window[..., 0])[0]) for window in np.asarray(windows)}
@@ -69,7 +68,7 @@ def test_windows_lie_anywhere_inside_the_image(key):
 
 def test_in_a_box_a_change_paints_one_window_in_one_color(key):
     delta, sides = jnp.full((5, 6, 2), 0.01), jnp.array([2, 3])
-    changed = np.asarray(square._recolor(key, sides, delta, threats.linf(0.2)))
+    changed = np.asarray(random_search._recolor(key, sides, delta, threats.linf(0.2)))
     rows, columns = np.nonzero(np.any(changed != 0.01, axis=-1))
     window = changed[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     assert window.shape == (2, 3, 2)
@@ -81,7 +80,7 @@ def test_in_l2_a_change_moves_norm_between_two_windows_and_uses_all_of_epsilon(k
     """Outside of both windows only the scale changes, by nothing if no channel was clipped."""
     delta = jax.random.normal(key, (9, 9, 2)) * 0.01
     threat, sides = threats.l2(1.0), jnp.array([3, 3])
-    changed = jax.jit(functools.partial(square._regroup, threat=threat))(key, sides, delta)
+    changed = jax.jit(functools.partial(random_search._regroup, threat=threat))(key, sides, delta)
     np.testing.assert_allclose(np.linalg.norm(changed), 1.0, rtol=1e-5)
     same = np.isclose(changed, delta, rtol=1e-4).all(-1)
     emptied = np.all(changed == 0.0, axis=-1)

@@ -133,7 +133,7 @@ def test_statistics_come_from_the_batch_that_the_new_network_attacked():
     defense = defenses.against_network(model, network, method, THREAT)
     state = defense.init(jax.random.key(0))
     new, _ = jax.jit(defense.step)(state, images, labels)
-    attacked, _ = attacks.attack_batch(network, new.opponent, None, images, labels, THREAT)
+    attacked, _ = attacks.attack_network_batch(network, new.opponent, None, images, labels, THREAT)
     variables = {**state.variables, "params": new.variables["params"]}
     _, expected = model.apply(variables, attacked, train=True)
     assert_equal(new.variables["batch_stats"], expected["batch_stats"])

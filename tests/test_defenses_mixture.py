@@ -93,7 +93,7 @@ def trained(num_members, objective, update, num_steps=6):
     defense = make(
         num_members,
         objective=defenses.trades(BETA) if objective == "trades" else None,
-        weighing=defenses.oracle(num_steps=3, loss_bound=4.0),
+        weighing=defenses.oracle_weighing(num_steps=3, loss_bound=4.0),
         weighing_loss=losses.cross_entropy,
         update=update,
         average_decay=0.3,
@@ -483,7 +483,7 @@ def test_networks_of_nnx_with_dropout_can_be_trained(key):
         threats.linf(0.1),
         ascend,
         num_members=2,
-        weighing=defenses.oracle(num_steps=1),
+        weighing=defenses.oracle_weighing(num_steps=1),
         num_model_steps=1,
         average_decay=0.9,
     )
@@ -500,7 +500,7 @@ def test_weights_may_be_found_on_several_batches():
     """Three batches of eight as one of twenty-four: the same weights, whatever the loop."""
     (images, labels) = batches(3)
     settings = {
-        "weighing": defenses.oracle(num_steps=3, loss_bound=4.0),
+        "weighing": defenses.oracle_weighing(num_steps=3, loss_bound=4.0),
         "weighing_loss": losses.cross_entropy,
     }
     apart = make(num_weight_batches=3, **settings)
@@ -527,8 +527,8 @@ def test_weights_may_be_found_on_several_batches():
 def test_both_kinds_of_step_work_under_64_bit_jax(dtype, weighing):
     with jax.enable_x64():
         weigh = {
-            "oracle": defenses.oracle(num_steps=2),
-            "entropic": defenses.entropic(num_steps=2, temperature=0.1, num_samples=1),
+            "oracle": defenses.oracle_weighing(num_steps=2),
+            "entropic": defenses.entropic_weighing(num_steps=2, temperature=0.1, num_samples=1),
         }[weighing]
         defense = make(2, weighing=weigh, average_decay=0.9)
         state, step = defense.init(jax.random.key(0)), jax.jit(defense.step)

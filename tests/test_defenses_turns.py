@@ -103,7 +103,7 @@ def test_members_are_drawn_uniformly_and_not_in_turn():
 
 def test_pgd_with_its_numbers_filled_in_is_an_attack():
     attack = functools.partial(attacks.pgd, num_steps=2, step_size=0.05)
-    weighing = defenses.entropic(num_steps=2, temperature=0.5, num_samples=2)
+    weighing = defenses.entropic_weighing(num_steps=2, temperature=0.5, num_samples=2)
     defense = make(attack, weighing=weighing, update="all")
     state, step = defense.init(jax.random.key(0)), jax.jit(defense.step)
     for _ in range(2):

@@ -30,7 +30,7 @@ def best_response(key, weights):
 
 def test_oracle_is_projected_subgradient_descent_on_the_attacks_it_asks_for(key):
     def found_by(iterate):
-        weigh = defenses.oracle(num_steps=5, loss_bound=2.0, iterate=iterate)
+        weigh = defenses.oracle_weighing(num_steps=5, loss_bound=2.0, iterate=iterate)
         return jax.jit(lambda w: weigh(key, losses_fn, best_response, None, w))(WEIGHTS)
 
     weights, visited = np.float64(WEIGHTS), []
@@ -52,7 +52,9 @@ def test_oracle_is_projected_subgradient_descent_on_the_attacks_it_asks_for(key)
 
 def test_one_step_of_the_oracle_moves_the_weights(key):
     """`T_lambda = 1`: the paper's weights are those after the step, and not frozen for good."""
-    found, risk = defenses.oracle(num_steps=1)(key, losses_fn, best_response, None, WEIGHTS)
+    found, risk = defenses.oracle_weighing(num_steps=1)(
+        key, losses_fn, best_response, None, WEIGHTS
+    )
     means = TABLE.mean(1)
     worst = means[np.argmax(means @ WEIGHTS)]
     moved = WEIGHTS - 2 / np.sqrt(3) * worst
@@ -70,7 +72,7 @@ def test_one_step_of_the_oracle_moves_the_weights(key):
 )
 def test_the_defaults_of_the_relaxation_reach_the_least_risk(key, row, best):
     """At the programs' temperature, from the weights of the worse side."""
-    weigh = defenses.entropic(temperature=0.01, num_samples=8)
+    weigh = defenses.entropic_weighing(temperature=0.01, num_samples=8)
     table = jnp.asarray(row)[:, None].repeat(4, 1)  # [point, example, member]
     found, _ = jax.jit(
         lambda weights: weigh(
@@ -88,7 +90,7 @@ def test_the_defaults_of_the_relaxation_reach_the_least_risk(key, row, best):
 
 def test_oracle_attacks_with_another_key_each_time(key):
     """A fixed number of attacks, and the attacker's dice differ: half of them would be the same."""
-    weigh = defenses.oracle(num_steps=64)
+    weigh = defenses.oracle_weighing(num_steps=64)
 
     def coin(key, weights):
         return jax.random.uniform(key) + 0.0 * weights.sum()
@@ -105,7 +107,7 @@ def test_entropic_is_the_entropic_algorithm_on_samples_and_the_attack(key):
         seen.append(weights)
         return 1
 
-    weigh = defenses.entropic(num_steps=6, temperature=0.2, num_samples=3, loss_bound=1.0)
+    weigh = defenses.entropic_weighing(num_steps=6, temperature=0.2, num_samples=3, loss_bound=1.0)
     found, risk = weigh(key, losses_fn, attack_fn, lambda key: jnp.int32(2), WEIGHTS)
     candidates = jnp.asarray(np.swapaxes(TABLE[[1, 2, 2, 2]], 0, 1))
     expected, risks = games.entropic(candidates, 0.2, num_steps=6, weights=jnp.asarray(WEIGHTS))
@@ -117,7 +119,7 @@ def test_entropic_is_the_entropic_algorithm_on_samples_and_the_attack(key):
 
 def test_entropic_draws_each_sample_anew_and_needs_none(key):
     def risk_of(num_samples):
-        weigh = defenses.entropic(num_steps=1, temperature=100.0, num_samples=num_samples)
+        weigh = defenses.entropic_weighing(num_steps=1, temperature=100.0, num_samples=num_samples)
         return weigh(
             key,
             lambda point: jnp.full((1, 1), point),
@@ -136,8 +138,8 @@ def test_entropic_draws_each_sample_anew_and_needs_none(key):
 def test_examples_may_be_spread_over_devices(key, weigh):
     """Two devices with an example each, by `vmap` over an axis of that name."""
     weighing = {
-        "oracle": defenses.oracle(num_steps=3),
-        "entropic": defenses.entropic(num_steps=3, temperature=0.2, num_samples=1),
+        "oracle": defenses.oracle_weighing(num_steps=3),
+        "entropic": defenses.entropic_weighing(num_steps=3, temperature=0.2, num_samples=1),
     }[weigh]
 
     def weights_and_risk(table, axis_name=None):
@@ -159,25 +161,25 @@ def test_examples_may_be_spread_over_devices(key, weigh):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: defenses.oracle(num_steps=0), "num_steps must be a whole number"),
+        (lambda: defenses.oracle_weighing(num_steps=0), "num_steps must be a whole number"),
         (
-            lambda: defenses.oracle(num_steps=1, loss_bound=-1.0),
+            lambda: defenses.oracle_weighing(num_steps=1, loss_bound=-1.0),
             "loss_bound must be positive, got -1.0",
         ),
         (
-            lambda: defenses.entropic(num_steps=1, temperature=0.0, num_samples=1),
+            lambda: defenses.entropic_weighing(num_steps=1, temperature=0.0, num_samples=1),
             "temperature must be positive, got 0.0",
         ),
         (
-            lambda: defenses.entropic(num_steps=1, temperature=1.0, num_samples=-1),
+            lambda: defenses.entropic_weighing(num_steps=1, temperature=1.0, num_samples=-1),
             "num_samples must be a whole number of at least 0, got -1",
         ),
         (
-            lambda: defenses.entropic(temperature=1.0, num_samples=1, tolerance=0.0),
+            lambda: defenses.entropic_weighing(temperature=1.0, num_samples=1, tolerance=0.0),
             "tolerance must be positive, got 0.0",
         ),
         (
-            lambda: defenses.oracle(num_steps=1, iterate="mean"),
+            lambda: defenses.oracle_weighing(num_steps=1, iterate="mean"),
             "iterate must be one of best, last, got mean",
         ),
         (lambda: defenses.trades(-6.0), "beta must be at least 0, got -6.0"),

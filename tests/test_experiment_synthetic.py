@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import synthetic
-from experiments.synthetic import Config, Patterns
+from experiments.synthetic import Config, ErrorPatterns
 from mixjax import games
 from mixjax.data import toy
 
@@ -90,7 +90,7 @@ def test_the_four_risks_are_those_of_their_names():
     train, test = ((rng.uniform(size=(30, 4, 3)) < share) * 1.0 for share in (0.35, 0.4))
     train[:, :, 0] = np.eye(4)[0]  # seldom wrong among the candidates, always at the worst one
     mass = np.full((30, 4), 0.25)
-    risks, found = synthetic.best_risks(Patterns(train, mass), Patterns(test, mass))
+    risks, found = synthetic.best_risks(ErrorPatterns(train, mass), ErrorPatterns(test, mass))
     alone = train.max(axis=1).mean(axis=0)
     assert risks[:2] == pytest.approx([games.solve(train).value, alone.min()])
     on_test = test.max(axis=1).mean(axis=0)[alone.argmin()]
@@ -139,7 +139,7 @@ def test_limits_are_minima_and_approach_the_value(drawn):
 
 def test_only_the_randomised_attack_holds_the_value():
     # Two members, fooled on one side each: a pure attack leaves one of them right.
-    patterns = Patterns(np.array([[[1.0, 0.0], [0.0, 1.0]]] * 2), np.full((2, 2), 0.5))
+    patterns = ErrorPatterns(np.array([[[1.0, 0.0], [0.0, 1.0]]] * 2), np.full((2, 2), 0.5))
     found = games.solve(patterns.losses)
     attacks = synthetic.responses(patterns, found)["attacks"]
     assert attacks["best response to the best single classifier"]["loss"] == 0.0

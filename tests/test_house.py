@@ -74,6 +74,15 @@ def things_by_name(source):
     ]
 
 
+def shadows(source, name):
+    """Whether the module `name` defines something of its own name, which its package then hides."""
+    return any(
+        name.lstrip("_") == node.name
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    )
+
+
 def imported_libraries(source):
     """First names of everything that `source` imports."""
     names = []
@@ -164,6 +173,28 @@ def test_a_threat_is_made_by_a_function_or_found_in_the_table_of_names():
     assert things_by_name("x = 1\ngetattr(threats, name)(0.1)") == [2]
     assert things_by_name("getattr(mixjax.threats, 'l2')") == [1]
     assert things_by_name("threats.BY_NAME['l2'](0.1)\ngetattr(config, 'threats')") == []
+
+
+def test_no_function_has_the_name_of_its_own_module():
+    """`mixjax.attacks.square` is one thing, whoever imported what before."""
+    found = {relative(path) for path in LIBRARY if shadows(path.read_text(), path.stem)}
+    assert found <= {"mixjax/evaluation/report.py", "mixjax/evaluation/suite_report.py"}
+    assert shadows("def f(): ...\nclass g: ...", "g") and shadows("def f(): ...", "_f")
+    assert not shadows("from a import f\ndef g():\n    def f(): ...", "f")
+
+
+def test_two_things_have_two_names():
+    """But a network and the attack that it makes, a loss and the training that lowers it."""
+    places = {}
+    packages = ("attacks", "data", "defenses", "evaluation", "games", "losses", "models")
+    for package in packages:
+        module = importlib.import_module(f"mixjax.{package}")
+        for name, thing in vars(module).items():
+            is_ours = callable(thing) and thing.__module__.startswith("mixjax.")
+            if is_ours and not name.startswith("_"):
+                places.setdefault(name, set()).add(thing)
+    twice = {name for name, things in places.items() if len(things) > 1}
+    assert twice == {"attack_network", "trades"}
 
 
 @pytest.mark.parametrize("path", TESTS, ids=relative)

@@ -126,7 +126,7 @@ def test_no_module_stands_in_two_rows():
         ("mixjax.attacks.pgd", "from .. import games"),
         ("mixjax.threats", "from mixjax import mixture"),
         ("mixjax.evaluation.sandwich", "from mixjax.defenses import adversarial"),
-        ("mixjax.defenses.mixture", "from mixjax import evaluation"),
+        ("mixjax.defenses.mixture_training", "from mixjax import evaluation"),
         ("mixjax.losses", "import mixjax"),
         ("mixjax.losses", "from mixjax import *"),
         ("mixjax.losses", "from mixjax import __version__"),

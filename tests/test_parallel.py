@@ -21,12 +21,12 @@ NUM_STEPS = 6
 CASES = {
     "one": {
         "update": "one",
-        "weighing": defenses.oracle(num_steps=4, loss_bound=4.0),
+        "weighing": defenses.oracle_weighing(num_steps=4, loss_bound=4.0),
         "objective": defenses.adversarial_training(),
     },
     "all": {
         "update": "all",
-        "weighing": defenses.entropic(num_steps=4, temperature=0.1, num_samples=2),
+        "weighing": defenses.entropic_weighing(num_steps=4, temperature=0.1, num_samples=2),
         "objective": defenses.trades(beta=2.0),
         "average_decay": 0.9,
     },

@@ -25,7 +25,7 @@ def defense(data_axis=None, member_axis=None):
         functools.partial(attacks.pgd, num_steps=1, step_size=0.07),
         num_members=2,
         num_model_steps=1,
-        weighing=defenses.oracle(num_steps=2),
+        weighing=defenses.oracle_weighing(num_steps=2),
         data_axis=data_axis,
         member_axis=member_axis,
     )

@@ -1,13 +1,12 @@
 """Attacks on one example: `x` in, `(x_adv, info)` out; `jax.vmap` makes the batch."""
 
 from mixjax.attacks._steps import AttackInfo, once
-from mixjax.attacks.arc import MixtureInfo, arc
-from mixjax.attacks.attack_network import (
+from mixjax.attacks.attack_networks import (
     AttackNetworkInfo,
     AttackNetworkState,
     AttackTraining,
-    attack_batch,
     attack_network,
+    attack_network_batch,
     attack_network_over_labels,
     attack_network_training,
     follow,
@@ -15,10 +14,11 @@ from mixjax.attacks.attack_network import (
     squash,
 )
 from mixjax.attacks.auto_pgd import apgd, apgd_targeted, likeliest_wrong
-from mixjax.attacks.carlini_wagner import CarliniWagnerInfo, carlini_wagner
+from mixjax.attacks.boundaries import MixtureAttackInfo, arc
 from mixjax.attacks.gradient_ascent import fgsm, pgd
-from mixjax.attacks.lattice_climber import lattice_climber
-from mixjax.attacks.square import square
+from mixjax.attacks.lattice import lattice_climber
+from mixjax.attacks.minimum_norm import CarliniWagnerInfo, carlini_wagner
+from mixjax.attacks.random_search import square
 
 __all__ = [
     "AttackInfo",
@@ -26,11 +26,11 @@ __all__ = [
     "AttackNetworkState",
     "AttackTraining",
     "CarliniWagnerInfo",
-    "MixtureInfo",
+    "MixtureAttackInfo",
     "apgd",
     "apgd_targeted",
     "arc",
-    "attack_batch",
+    "attack_network_batch",
     "attack_network",
     "attack_network_over_labels",
     "attack_network_training",

@@ -6,13 +6,19 @@ from mixjax.defenses.adversarial import (
     trades,
     trades_start,
 )
-from mixjax.defenses.cat_and_mouse import cat_and_mouse
 from mixjax.defenses.classifier import ClassifierInfo, ClassifierState
 from mixjax.defenses.minimax import against_network
-from mixjax.defenses.mixture import Defense, MixtureInfo, MixtureState, mixture, scale_by_step
-from mixjax.defenses.sensitivity import learning_with_adversary, sensitivity
+from mixjax.defenses.mixture_training import (
+    Defense,
+    MixtureInfo,
+    MixtureState,
+    mixture,
+    scale_by_step,
+)
+from mixjax.defenses.rounds import cat_and_mouse
 from mixjax.defenses.several_attacks import against_several
-from mixjax.defenses.weighing import Weighing, entropic, oracle
+from mixjax.defenses.single_attack import learning_with_adversary, sensitivity
+from mixjax.defenses.weighing import Weighing, entropic_weighing, oracle_weighing
 
 __all__ = [
     "ClassifierInfo",
@@ -26,10 +32,10 @@ __all__ = [
     "against_network",
     "against_several",
     "cat_and_mouse",
-    "entropic",
+    "entropic_weighing",
     "learning_with_adversary",
     "mixture",
-    "oracle",
+    "oracle_weighing",
     "scale_by_step",
     "sensitivity",
     "trades",

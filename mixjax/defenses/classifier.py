@@ -13,7 +13,7 @@ import optax
 
 from mixjax import losses
 from mixjax.batch import example_indices, example_keys, mean_over
-from mixjax.defenses.mixture import Defense, apply_in_training
+from mixjax.defenses.mixture_training import Defense, apply_in_training
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Key, PyTree
@@ -95,7 +95,7 @@ def train(
     return Defense(init, step)
 
 
-def attack_batch(
+def attack_classifier(
     model: Model,
     variables: PyTree,
     attack,
@@ -125,7 +125,7 @@ def attack_batch(
 def dropout_key(key: Key, data_axis: str | None = None) -> Key:
     """A key for dropout from that of a step, one of its own on each device.
 
-    `attack_batch` takes the numbers of examples, and this the last one there is.
+    `attack_classifier` takes the numbers of examples, and this the last one there is.
     """
     key = jax.random.fold_in(key, jnp.uint32(2**32 - 1))
     return key if data_axis is None else jax.random.fold_in(key, jax.lax.axis_index(data_axis))

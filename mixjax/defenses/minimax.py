@@ -11,7 +11,7 @@ import jax
 from mixjax import attacks, games
 from mixjax.batch import mean_over
 from mixjax.defenses.classifier import ClassifierState, dropout_key, mean_loss
-from mixjax.defenses.mixture import Defense
+from mixjax.defenses.mixture_training import Defense
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds
@@ -53,7 +53,7 @@ def against_network(
 
     def payoff(params, v, state, key, images, labels):
         network_variables = {**state.opponent, "params": v}
-        attacked, _ = attacks.attack_batch(
+        attacked, _ = attacks.attack_network_batch(
             network, network_variables, key, images, labels, threat, move=move, bounds=bounds
         )
         variables = {**state.variables, "params": params}
@@ -78,7 +78,7 @@ def against_network(
         variables = {**state.variables, "params": players.u}
         opponent = {**state.opponent, "params": players.v}
         if len(variables) > 1:
-            attacked, opponent = attacks.attack_batch(
+            attacked, opponent = attacks.attack_network_batch(
                 network, opponent, key, images, labels, threat, move=move, bounds=bounds
             )
             _, new = mean_loss(model, variables, attacked, labels, dropout_key(key))

@@ -11,10 +11,10 @@ from mixjax.batch import mean_over
 from mixjax.defenses.classifier import (
     ClassifierInfo,
     ClassifierState,
-    attack_batch,
+    attack_classifier,
     dropout_key,
 )
-from mixjax.defenses.mixture import Defense, apply_in_training
+from mixjax.defenses.mixture_training import Defense, apply_in_training
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds
@@ -95,7 +95,7 @@ def against_several(
 
     def network_points(params, state, key, images, labels):
         return [
-            attacks.attack_batch(
+            attacks.attack_network_batch(
                 network,
                 {**variables, "params": v},
                 jax.random.fold_in(key, index),
@@ -145,7 +145,7 @@ def against_several(
         points = network_points(networks_params, state, network_key, images, labels)
         for index, attack in enumerate(fixed_attacks):
             key = jax.random.fold_in(attack_key, index)
-            attacked = attack_batch(
+            attacked = attack_classifier(
                 model, state.variables, attack, key, images, labels, threat, data_axis=data_axis
             )
             points.append(attacked)

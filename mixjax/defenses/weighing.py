@@ -20,7 +20,7 @@ from mixjax.typing import Array
 Weighing = Callable[..., tuple[Array, Array]]
 
 
-def oracle(*, num_steps: int, loss_bound: float = 1.0, iterate: str = "last") -> Weighing:
+def oracle_weighing(*, num_steps: int, loss_bound: float = 1.0, iterate: str = "last") -> Weighing:
     """Algorithm 1 with the attack itself as best response: one attack for each of its steps.
 
     The printed algorithm returns the weights after the last step, so that every attack moves them.
@@ -59,7 +59,7 @@ def oracle(*, num_steps: int, loss_bound: float = 1.0, iterate: str = "last") ->
     return weigh
 
 
-def entropic(
+def entropic_weighing(
     *,
     temperature: float,
     num_samples: int,

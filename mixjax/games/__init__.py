@@ -19,9 +19,9 @@ from mixjax.games.attacker import (
     save_attacker,
     score,
 )
-from mixjax.games.double_oracle import Growth, Round, boosting, double_oracle
 from mixjax.games.equilibrium import Equilibrium, duality_gap, solve
-from mixjax.games.hedge import hedge, regret_matching
+from mixjax.games.growing import Growth, Round, boosting, double_oracle
+from mixjax.games.no_regret import hedge, regret_matching
 from mixjax.games.player_baselines import extragradient, simultaneous, unrolled
 from mixjax.games.players import alternating, maximin, minimax
 from mixjax.games.weights import (

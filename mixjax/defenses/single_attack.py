@@ -11,8 +11,14 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import _check
-from mixjax.defenses.classifier import ClassifierInfo, attack_batch, dropout_key, mean_loss, train
-from mixjax.defenses.mixture import Defense
+from mixjax.defenses.classifier import (
+    ClassifierInfo,
+    attack_classifier,
+    dropout_key,
+    mean_loss,
+    train,
+)
+from mixjax.defenses.mixture_training import Defense
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds
@@ -58,7 +64,7 @@ def sensitivity(
     _check.non_negative(penalty=rate)
 
     def objective(variables, state, key, images, labels):
-        attacked = attack_batch(
+        attacked = attack_classifier(
             model, state.variables, attack, key, images, labels, threat, data_axis=data_axis
         )
 
@@ -108,7 +114,7 @@ def learning_with_adversary(
     _check.fraction(clean_weight=clean_weight)
 
     def objective(variables, state, key, images, labels):
-        attacked = attack_batch(
+        attacked = attack_classifier(
             model, state.variables, attack, key, images, labels, threat, data_axis=data_axis
         )
         attacked_key, clean_key = jax.random.split(dropout_key(key, data_axis))

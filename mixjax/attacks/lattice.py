@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from mixjax import _check, mixture
-from mixjax.attacks.arc import MixtureInfo, margins_of, move_fully, nearest_boundaries, widened
+from mixjax.attacks.boundaries import (
+    MixtureAttackInfo,
+    margins_of,
+    move_fully,
+    nearest_boundaries,
+    widened,
+)
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
@@ -28,7 +34,7 @@ def lattice_climber(
     num_orders: int = 5,
     num_steps: int = 20,
     bounds: Bounds = (0.0, 1.0),
-) -> tuple[Array, MixtureInfo]:
+) -> tuple[Array, MixtureAttackInfo]:
     r"""Fools as many members together as it can, trying to add one after the other.
 
     For every member `k` in an order, `sum_j max(0, margin_j / |grad margin_j(x)|_dual + slack)`
@@ -63,7 +69,7 @@ def lattice_climber(
 
     Returns:
       The `[...]` input of lowest expected accuracy among all points visited, `x` included, within
-      `bounds` and the threat up to rounding; and a `MixtureInfo`. It costs
+      `bounds` and the threat up to rounding; and a `MixtureAttackInfo`. It costs
       `num_orders * L * (num_steps + 1) + L` gradients.
 
     Raises:
@@ -125,7 +131,7 @@ def lattice_climber(
     starts = jnp.concatenate([x[None], starts])
     carry = ((x, first_accuracy), jnp.zeros((), jnp.int32))
     ((point, accuracy), num_zero_gradients), _ = jax.lax.scan(climb, carry, (starts, orders))
-    return point.astype(dtype), MixtureInfo(accuracy, first_accuracy, num_zero_gradients)
+    return point.astype(dtype), MixtureAttackInfo(accuracy, first_accuracy, num_zero_gradients)
 
 
 def _lower(new, old):

@@ -21,7 +21,7 @@ _NUM_CHORDS = 32  # the edge of the ball is walked in as many straight lines
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
-class MixtureInfo(NamedTuple):
+class MixtureAttackInfo(NamedTuple):
     """What an attack on the members of a mixture saw, on one example.
 
     Attributes:
@@ -49,7 +49,7 @@ def arc(
     step_size: float | Array | None = None,
     num_boundaries: int = 4,
     bounds: Bounds = (0.0, 1.0),
-) -> tuple[Array, MixtureInfo]:
+) -> tuple[Array, MixtureAttackInfo]:
     r"""Attacks the members one by one, by decreasing weight.
 
     Each step linearises every member's nearest boundary, `m_k + n_k . d` with `n_k` of dual norm
@@ -81,7 +81,7 @@ def arc(
 
     Returns:
       The `[...]` input of lowest expected accuracy among the points visited, within `bounds` and
-      the threat up to rounding, never worse for the attacker than `x`; and a `MixtureInfo`.
+      the threat up to rounding, never worse for the attacker than `x`; and a `MixtureAttackInfo`.
       It costs `num_steps * L * num_boundaries` gradients and about `num_steps * (L + 1)` further
       evaluations of `logits_fn`.
 
@@ -176,7 +176,7 @@ def arc(
     halfway = jnp.arange(num_steps) == num_steps - num_steps // 2
     carry = (x, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
     (point, _, num_zero_gradients), _ = jax.lax.scan(step, carry, (step_sizes, halfway))
-    info = MixtureInfo(accuracy(point), first_accuracy, num_zero_gradients)
+    info = MixtureAttackInfo(accuracy(point), first_accuracy, num_zero_gradients)
     return point.astype(dtype), info
 
 

@@ -11,12 +11,12 @@ import optax
 from mixjax import _check
 from mixjax.defenses.classifier import (
     ClassifierInfo,
-    attack_batch,
+    attack_classifier,
     dropout_key,
     mean_loss,
     train,
 )
-from mixjax.defenses.mixture import Defense
+from mixjax.defenses.mixture_training import Defense
 from mixjax.models import Model
 from mixjax.threats import Threat
 
@@ -67,7 +67,7 @@ def cat_and_mouse(
         clean, new = mean_loss(model, variables, images, labels, clean_key)
 
         def attacked_loss(variables):
-            attacked = attack_batch(
+            attacked = attack_classifier(
                 model, state.opponent, attack, key, images, labels, threat, data_axis=data_axis
             )
             attacked_loss, new = mean_loss(model, variables, attacked, labels, attacked_key)

@@ -200,7 +200,7 @@ def attack_network_over_labels(
     return points[best], AttackInfo(losses[best], loss_fn(x), jnp.zeros((), jnp.int32))
 
 
-def attack_batch(
+def attack_network_batch(
     network: "Model",
     variables: PyTree,
     key: Key | None,
@@ -330,7 +330,7 @@ def attack_network_training(
 
         def objective(params):
             variables = {**state.variables, "params": params}
-            attacked, variables = attack_batch(
+            attacked, variables = attack_network_batch(
                 network, variables, key, images, labels, threat, move=move, bounds=bounds
             )
             losses = jax.vmap(loss_fn, in_axes=(None, 0, 0))(classifier, attacked, labels)

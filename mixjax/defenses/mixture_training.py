@@ -164,7 +164,7 @@ def mixture(
         num_devices = 1 if data_axis is None else jax.lax.axis_size(data_axis)
         return example_keys(key, batch * num_devices * images.shape[0] + here)
 
-    def attack_batch(keys, weights, variables, threat, images, labels):
+    def attack_mixture(keys, weights, variables, threat, images, labels):
         def attack_one(key, x, label):
             def attack_loss(member, x):
                 variables, clean_logits = member
@@ -207,7 +207,7 @@ def mixture(
         device = 0 if data_axis is None else jax.lax.axis_index(data_axis)
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), device)
         keys, threat = keys_of(attack_key, images), threat_at(state.step)
-        attacked = attack_batch(keys, state.weights, state.variables, threat, images, labels)
+        attacked = attack_mixture(keys, state.weights, state.variables, threat, images, labels)
         members = (state.variables, state.opt_state, state.average)
 
         def update_one(member, index):
@@ -241,7 +241,7 @@ def mixture(
         def attack_fn(key, weights):
             def attacked(batch, images, labels):
                 keys = keys_of(key, images, batch)
-                return attack_batch(keys, weights, state.average, threat, images, labels)
+                return attack_mixture(keys, weights, state.average, threat, images, labels)
 
             return _one_by_one(attacked, numbers, images, labels)
 
