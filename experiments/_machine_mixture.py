@@ -183,11 +183,12 @@ def _judge(setting: Setting):
         def paid(point):
             return mixture.expected_loss(wrong(point), weights)
 
-        def auto_pgd(loss_fn):
+        def auto_pgd(choice):  # one compiled loop for both losses
             ask = attacks.once(logits_fn)
+            each = expected(losses.cross_entropy, ask), expected(losses.dlr, ask)
             return attacks.apgd(
                 key,
-                expected(loss_fn, ask),
+                lambda x: jnp.stack([loss(x) for loss in each])[choice],
                 x,
                 threat,
                 num_steps=num_steps,
@@ -195,7 +196,7 @@ def _judge(setting: Setting):
             )[0]
 
         cross_entropy = expected(losses.cross_entropy)
-        first, second = auto_pgd(losses.cross_entropy), auto_pgd(losses.dlr)
+        first, second = jax.lax.map(auto_pgd, jnp.arange(2))
         points = {
             "clean": x,
             "fgsm_curr": fgsm(setting.config)(key, cross_entropy, x, threat)[0],

@@ -123,6 +123,7 @@ def experiment(setting: Setting) -> Outcome:
     rows, pictures, answers = {}, {}, {}
     images, digits = (part[:8] for part in dataset.test)
     makes = {label: judge(config, reader, transform, label) for label in READERS}
+    read = jax.jit(functools.partial(answer, reader, transform))
     key = jax.random.fold_in(jax.random.key(config.seed), 4)
     for name, params in filters.items():
         pictures[name] = np.asarray(transform(params, key, images))
@@ -130,15 +131,13 @@ def experiment(setting: Setting) -> Outcome:
         for label, make in makes.items():
             place = f"{name.replace(' ', '_')}-{label}"
             state = train(setting, place, make, params, num_steps=config.network_steps)
-            read = jax.jit(
-                functools.partial(answer, reader, transform, params, state.variables, key)
-            )
+            answers_of = functools.partial(read, params, state.variables, key)
             correct = _machine_score.over_test(
-                setting, lambda x, y, _, read=read, label=label: read(x) == READERS[label](y)
+                setting, lambda x, y, _, f=answers_of, label=label: f(x) == READERS[label](y)
             )
             mean, error_bar = evaluation.mean_and_error_bar(1.0 - correct)
             rows[name][label] = _machine_score.error_entry(1 - mean, error_bar, len(correct))
-            answers[name] = read(images)
+            answers[name] = answers_of(images)
     reporting.plot_gallery(
         setting.folder / "filtered.png", pictures, hidden(digits), answers, SIDES
     )

@@ -59,16 +59,18 @@ def test_a_step_against_a_network_is_the_game_s(penalty, order):
     state = defense.init(jax.random.key(0))
     u, v = state.variables["params"], state.opponent["params"]
     new, info = jax.jit(defense.step)(state, *batch())
-    expected_v = moved(v, jax.grad(mean_loss, 1)(u, v), UP)
+    expected_v = moved(v, jax.jit(jax.grad(mean_loss, 1))(u, v), UP)
     answered = v if order == "simultaneous" else expected_v
 
-    def objective(u):
+    @jax.jit
+    @jax.grad
+    def slope(u):
         norm = optax.tree.norm(jax.grad(mean_loss, 1)(u, answered), squared=True)
         return mean_loss(u, answered) + penalty / 2 * norm
 
     assert_equal(new.opponent["params"], expected_v)
-    assert_equal(new.variables["params"], moved(u, jax.grad(objective)(u), -DOWN))
-    assert float(info.f) == pytest.approx(float(mean_loss(u, answered)), rel=1e-4)
+    assert_equal(new.variables["params"], moved(u, slope(u), -DOWN))
+    assert float(info.f) == pytest.approx(float(jax.jit(mean_loss)(u, answered)), rel=1e-4)
     assert new.step == 1
 
 
@@ -82,6 +84,7 @@ def test_the_paper_s_attacker_plays_with_the_output_as_it_is():
     state = defense.init(jax.random.key(0))
     u, v = state.variables["params"], state.opponent["params"]
 
+    @jax.jit
     def f(u, v):
         def one(x, label):
             z = x + 0.1 * jnp.tanh(NETWORK.apply({"params": v}, x, label))
@@ -135,7 +138,7 @@ def test_statistics_come_from_the_batch_that_the_new_network_attacked():
     new, _ = jax.jit(defense.step)(state, images, labels)
     attacked, _ = attacks.attack_network_batch(network, new.opponent, None, images, labels, THREAT)
     variables = {**state.variables, "params": new.variables["params"]}
-    _, expected = model.apply(variables, attacked, train=True)
+    _, expected = jax.jit(functools.partial(model.apply, train=True))(variables, attacked)
     assert_equal(new.variables["batch_stats"], expected["batch_stats"])
 
 
@@ -194,14 +197,15 @@ def test_of_several_attacks_the_worst_is_descended_and_every_network_learns(name
     state = defense.init(jax.random.key(0))
     u, vs = state.variables["params"], [variables["params"] for variables in state.opponent]
     new, info = jax.jit(defense.step)(state, *batch())
-    expected = [moved(v, jax.grad(mean_loss, 1)(u, v), UP) for v in vs]
+    uphill = jax.jit(jax.grad(mean_loss, 1))
+    expected = [moved(v, uphill(u, v), UP) for v in vs]
     for variables, want in zip(new.opponent, expected, strict=True):
         assert_equal(variables["params"], want)
 
     def objective(params):
         return risk(table(params, u, expected))
 
-    value, gradient = jax.value_and_grad(objective)(u)
+    value, gradient = jax.jit(jax.value_and_grad(objective))(u)
     assert float(info.loss) == pytest.approx(float(value), rel=1e-4)
     assert_equal(new.variables["params"], moved(u, gradient, -DOWN))
     assert jnp.abs(jax.tree.leaves(vs[0])[1] - jax.tree.leaves(vs[1])[1]).max() > 1e-3

@@ -66,7 +66,7 @@ def first_step(defense, images, labels):
 
 
 def assert_descends(change, objective, params):
-    gradient = jax.grad(objective)(params)
+    gradient = jax.jit(jax.grad(objective))(params)
     for name in ("kernel", "bias"):
         np.testing.assert_allclose(change[name], -gradient[name], rtol=1e-3, atol=1e-5)
 
@@ -193,7 +193,8 @@ def test_batch_statistics_are_those_of_the_attacked_batch():
 
         return fgsm(None, loss_fn, x, threats.linf(0.3))[0]
 
-    _, expected = model.apply(state.variables, jax.vmap(attack)(images, labels), train=True)
+    attacked = jax.jit(jax.vmap(attack))(images, labels)
+    _, expected = jax.jit(functools.partial(model.apply, train=True))(state.variables, attacked)
     for leaf, want in zip(
         jax.tree.leaves(new.variables["batch_stats"]),
         jax.tree.leaves(expected["batch_stats"]),

@@ -34,18 +34,16 @@ def examples():
 
 
 def of_mixture(images, labels):
-    pgd = evaluation.pgd_attacks(THREAT, num_runs=6, num_steps=8, step_size=0.05)
+    auto_pgd = evaluation.attack_suite(THREAT, BUDGET)[1]
     found = evaluation.evaluate_mixture(
-        jax.random.key(0), logits_fn, WEIGHTS, images, labels, pgd, batch_size=6
+        jax.random.key(0), logits_fn, WEIGHTS, images, labels, (auto_pgd,), batch_size=6
     )
     return evaluation.worst_case(found, WEIGHTS)
 
 
 def of_suite(images, labels):
-    auto_pgd = evaluation.attack_suite(THREAT, BUDGET)[1]
-    found = evaluation.evaluate_suite(
-        jax.random.key(0), logits_fn, WEIGHTS, images, labels, (auto_pgd,)
-    )
+    pgd = evaluation.pgd_attacks(THREAT, num_runs=6, num_steps=8, step_size=0.05)
+    found = evaluation.evaluate_suite(jax.random.key(0), logits_fn, WEIGHTS, images, labels, pgd)
     each = [evaluation.worst_case(found.mixture.outcomes, WEIGHTS)]
     return [*each, evaluation.lower_bound(found, WEIGHTS), *found.averaged.outcomes.averaged.T]
 

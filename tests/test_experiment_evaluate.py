@@ -202,6 +202,7 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, message, finished, capsys)
 def test_too_few_runs_for_the_members_are_refused(finished, capsys, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "single")
     monkeypatch.setitem(evaluate.BUDGETS, "quick", BUDGET._replace(num_member_runs=1))
     with pytest.raises(SystemExit):
         run(folder)
