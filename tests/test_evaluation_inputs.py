@@ -247,7 +247,7 @@ def test_the_name_of_an_attack_need_not_be_that_of_a_file(tmp_path):
 
 @pytest.mark.parametrize(("norm", "number"), [(threats.linf, 2), (threats.l2, 6)])
 def test_within_a_radius_of_0_the_suite_finds_the_clean_accuracy(key, norm, number):
-    """No step size was set, so none may be refused; every attack, and those of PGD in both norms."""
+    """No step size was set, so none may be refused: of all attacks in l2, of PGD's in linf."""
     images = np.array([[0.5, 2.5], [0.5, 1.5]], np.float32)
     attacks = evaluation.attack_suite(norm(0.0), BUDGET, bounds=(0.0, 3.0))[:number]
     arguments = (key, logits_fn, WEIGHTS, images, np.zeros(2, int), attacks)

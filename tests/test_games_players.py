@@ -244,6 +244,7 @@ def test_with_convolutions_each_step_is_the_numerical_gradient_of_its_objective(
         make = games.minimax if leader == "u" else games.maximin
         (du, dv), info = once(make(cnn, rate, rate, penalty=gamma, order=order), u, v, images)
 
+        @jax.jit
         def f(u, v):
             return cnn(u, v, images)
 
@@ -287,7 +288,7 @@ def test_through_a_residual_network_it_is_the_change_of_the_gradient_along_its_d
     The method goes backwards twice, this test forwards over backwards.
     """
     model = models.small_resnet(3, width=2, input_shape=(4, 4, 1))
-    variables = model.init(key)
+    variables = jax.jit(model.init)(key)
     images = jax.random.uniform(jax.random.key(1), (5, 4, 4, 1))
     v = 0.1 * jax.random.normal(jax.random.key(2), (1, 4, 4, 1))
 
