@@ -136,9 +136,9 @@ def table(flags: argparse.Namespace) -> np.ndarray:
 def solvers(flags: argparse.Namespace) -> dict[str, tuple[Callable, str]]:
     """`(losses, num_steps) -> (weights, attack or None)`, and what ends the search, by name."""
 
-    def play(name, **setting):
+    def play(solver, **setting):
         def run(losses, num_steps):
-            found = getattr(games, name)(losses, num_steps=num_steps, **setting)
+            found = solver(losses, num_steps=num_steps, **setting)
             return found.weights, found.attack
 
         return run
@@ -150,13 +150,13 @@ def solvers(flags: argparse.Namespace) -> dict[str, tuple[Callable, str]]:
     def oracle(losses, num_steps):
         return games.oracle(losses, num_steps=num_steps)[0], None
 
-    matching = play("regret_matching")
-    answering = play("regret_matching", best_response=True)
+    matching = play(games.regret_matching)
+    answering = play(games.regret_matching, best_response=True)
     return {
         "oracle": (oracle, "excess"),
         f"entropic, temperature {flags.temperature:g}": (entropic, "excess"),
-        "hedge, its guaranteed step": (play("hedge"), "excess"),
-        "hedge, ten times the step": (play("hedge", step_size=10.0 / LOSS_BOUND), "excess"),
+        "hedge, its guaranteed step": (play(games.hedge), "excess"),
+        "hedge, ten times the step": (play(games.hedge, step_size=10.0 / LOSS_BOUND), "excess"),
         "regret matching+": (matching, "excess"),
         "regret matching+, certified": (matching, "gap"),
         "best responses": (answering, "excess"),

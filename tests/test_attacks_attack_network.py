@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from mixjax import attacks, defenses, losses, models, threats
+from mixjax import attacks, losses, models, threats
 
 SHAPE = (3, 2, 1)
 GAIN = 2.0
@@ -290,47 +290,6 @@ def test_the_first_training_step_ascends_the_mean_loss_of_the_batch():
         np.testing.assert_allclose(change, 0.5 * slope, rtol=1e-3, atol=1e-6)
 
 
-def test_asked_for_every_label_it_keeps_the_highest_loss(trained):
-    direction_fn, _, _ = trained
-    classifier, images, labels = fixed_task()
-    x, label = images[7], labels[7]
-    loss = functools.partial(loss_fn, classifier, label=label)
-    x_adv, info = attacks.attack_network_over_labels(
-        direction_fn, loss, x, threats.linf(0.2), num_classes=3
-    )
-    candidates = [
-        attacks.attack_network(direction_fn, loss, x, jnp.array(other), threats.linf(0.2))[0]
-        for other in range(3)
-    ]
-    values = [float(loss(candidate)) for candidate in candidates]
-    np.testing.assert_allclose(x_adv, candidates[int(np.argmax(values))], rtol=1e-6)
-    assert float(info.loss) == pytest.approx(max(values), rel=1e-6)
-    assert float(info.first_loss) == pytest.approx(float(loss(x)), rel=1e-6)
-
-
-def test_a_mixture_trains_against_it(trained):
-    direction_fn, _, _ = trained
-    _, images, labels = fixed_task()
-
-    def attack(key, loss, x, threat):
-        del key
-        return attacks.attack_network_over_labels(direction_fn, loss, x, threat, num_classes=3)
-
-    defense = defenses.mixture(
-        CLASSIFIER,
-        optax.sgd(0.5),
-        threats.linf(0.2),
-        attack,
-        num_members=2,
-        update="all",
-    )
-    step = jax.jit(defense.step)
-    state, first = step(defense.init(jax.random.key(0)), images, labels)
-    for _ in range(20):
-        state, info = step(state, images, labels)
-    assert info.loss < first.loss
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -349,12 +308,6 @@ def test_a_mixture_trains_against_it(trained):
         (
             lambda: attacks.squash(X, DIRECTION[:2], threats.linf(0.1)),
             "output must have shape [3, 2, 1], got [2, 2, 1]",
-        ),
-        (
-            lambda: attacks.attack_network_over_labels(
-                lambda x, label: x, jnp.sum, X, threats.linf(0.1), num_classes=0
-            ),
-            "num_classes must be a whole number of at least 1, got 0",
         ),
     ],
 )

@@ -10,7 +10,7 @@ import chex
 import numpy as np
 import pytest
 
-from mixjax import _files, data, games, models, reporting
+from mixjax import _files, data, models, reporting
 from mixjax.data import cache, sources
 from mixjax.evaluation import turns
 from mixjax.evaluation.outcomes import Outcomes
@@ -84,18 +84,6 @@ def test_a_batch_of_an_evaluation_is_as_it_was_or_made_again(tmp_path):
             chex.assert_trees_all_equal(read[0], found[0])
             assert read[1] == found[1]
     assert NUM_FLIPS / 3 < made_again < NUM_FLIPS
-
-
-def test_an_attacker(tmp_path):
-    points = np.linspace(0, 1, 12, dtype=np.float32).reshape(2, 3, 2)
-    attack = np.array([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]], np.float32)
-    games.save_attacker(tmp_path / "a.npz", games.Attacker(points, attack))
-    numbers = outcomes(
-        tmp_path / "a.npz",
-        lambda path: games.load_attacker(path)._asdict(),
-        {"points": points, "attack": attack},
-    )
-    assert numbers["refused"] > NUM_FLIPS / 3
 
 
 STATE = {

@@ -116,38 +116,6 @@ def test_score_and_losses_under_are_two_routes_to_one_number():
     np.testing.assert_allclose(jax.jit(lambda a: games.score(losses_fn, a))(attacker), whole, 1e-5)
 
 
-def test_an_attacker_comes_back_from_its_file_as_it_was(tmp_path):
-    path = tmp_path / "attacker.npz"
-    attacker = line_attacker()._replace(attack=jnp.asarray(line_attacker().attack))
-    games.save_attacker(path, attacker)
-    found = games.load_attacker(path)
-    np.testing.assert_array_equal(found.points, attacker.points)
-    np.testing.assert_array_equal(found.attack, attacker.attack)
-    assert found.points.dtype == np.float32
-    assert [entry.name for entry in tmp_path.iterdir()] == ["attacker.npz"]
-    with np.load(path) as arrays:
-        assert {*arrays} == {"points", "attack"}
-
-
-def test_a_file_that_holds_no_attacker_is_refused(tmp_path):
-    path = tmp_path / "attacker.npz"
-    for content in (b"", b"no archive", b"PK\x03\x04 cut off"):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="path must be a file of save_attacker, got .*npz"):
-            games.load_attacker(path)
-    np.savez(path, points=np.ones((2, 3)))
-    with pytest.raises(ValueError, match="path must be a file of save_attacker"):
-        games.load_attacker(path)
-    np.savez(path, points=np.array([{}]), attack=np.ones((1, 1)))  # nothing is unpickled
-    with pytest.raises(ValueError, match="path must be a file of save_attacker"):
-        games.load_attacker(path)
-    np.savez(path, points=np.ones((2, 3)), attack=np.ones((2, 3)))
-    with pytest.raises(ValueError, match="the sums of attack must lie in"):
-        games.load_attacker(path)
-    with pytest.raises(FileNotFoundError):
-        games.load_attacker(tmp_path / "gone.npz")
-
-
 def test_tables_work_in_jit_and_vmap():
     losses = np.stack([table(0), table(1)])
     for function in (
@@ -180,10 +148,6 @@ def test_tables_work_in_jit_and_vmap():
         (
             lambda: games.draw(jax.random.key(0), line_attacker()._replace(attack=np.eye(2))),
             r"attack must have shape \[2, 3\], got \[2, 2\]",
-        ),
-        (
-            lambda: games.save_attacker("x.npz", line_attacker()._replace(attack=np.ones((2, 3)))),
-            "the sums of attack must lie in",
         ),
     ],
 )

@@ -159,47 +159,6 @@ def attack_network(
     return x_adv, AttackInfo(loss_fn(x_adv), loss_fn(x), jnp.zeros((), jnp.int32))
 
 
-def attack_network_over_labels(
-    direction_fn: DirectionFn,
-    loss_fn: LossFn,
-    x: Array,
-    threat: Threat,
-    *,
-    num_classes: int,
-    move: MoveFn = _follow_to_the_end,
-    bounds: Bounds = (0.0, 1.0),
-) -> tuple[Array, AttackInfo]:
-    """The network asked for every label, the input of highest loss kept: no label is needed.
-
-    With a key in front it is an attack for `defenses.mixture`. Never weaker than `attack_network`.
-
-    Args:
-      direction_fn: `(x [...], label []) -> [...]`, an attack network with its variables filled in.
-      loss_fn: `[...] -> []`, what the attacker raises.
-      x: `[...]` one input, inside `bounds`.
-      threat: the allowed perturbations, in the units of `x`.
-      num_classes: number of labels `C`.
-      move: as in `attack_network`.
-      bounds: lowest and highest value of an input, numbers or arrays per feature.
-
-    Returns:
-      The `[...]` attacked input, within `bounds` and the threat, and an `AttackInfo`.
-
-    Raises:
-      ValueError: as `follow`, or if `num_classes` is below 1.
-    """
-    _check.at_least(1, num_classes=num_classes)
-    as_input(x, threat, bounds, loss_fn=loss_fn)
-
-    def attack(label):
-        return move(x, direction_fn(x, label), threat, bounds=bounds)
-
-    points = jax.vmap(attack)(jnp.arange(num_classes))
-    losses = jax.vmap(loss_fn)(points)
-    best = jnp.argmax(losses)
-    return points[best], AttackInfo(losses[best], loss_fn(x), jnp.zeros((), jnp.int32))
-
-
 def attack_network_batch(
     network: "Model",
     variables: PyTree,

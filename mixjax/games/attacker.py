@@ -6,7 +6,6 @@ such an attack with its points, so that it can be played against classifiers tha
 when it was found.
 """
 
-import io
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, _files
+from mixjax import _check
 from mixjax.games import _tables
 from mixjax.typing import Array, Key
 
@@ -144,43 +143,6 @@ def score(losses_fn: Callable[[Array], Array], attacker: Attacker) -> Array:
     mean = jnp.sum(jax.lax.map(candidate_losses, candidates), axis=0)
     _check.within(0.0, sys.float_info.max, **{"the mean losses": mean})
     return mean
-
-
-def save_attacker(path, attacker: Attacker):
-    """Writes the attacker to one `.npz` file, whole or not at all.
-
-    Args:
-      path: the file; NumPy reads it without this library.
-      attacker: points and probabilities.
-
-    Raises:
-      ValueError: if the shapes do not fit or the attack does not hold probabilities.
-    """
-    _check_attacker(attacker)
-    content = io.BytesIO()
-    np.savez_compressed(
-        content, points=np.asarray(attacker.points), attack=np.asarray(attacker.attack)
-    )
-    _files.write(path, content.getvalue())
-
-
-def load_attacker(path) -> Attacker:
-    """Reads what `save_attacker` wrote, as arrays of NumPy.
-
-    Args:
-      path: the file.
-
-    Raises:
-      ValueError: if the file does not hold an attacker.
-      FileNotFoundError: if there is no such file.
-    """
-    try:
-        arrays = _files.read_arrays(path)
-        attacker = Attacker(arrays["points"], arrays["attack"])
-        _check_attacker(attacker)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"path must be a file of save_attacker, got {path}: {error}") from error
-    return attacker
 
 
 def _check_attacker(attacker):

@@ -2,9 +2,6 @@
 
 from mixjax.models import conv as conv
 from mixjax.models.attack_networks import attack_network as attack_network
-from mixjax.models.attack_networks import (
-    convolutional_attack_network as convolutional_attack_network,
-)
 from mixjax.models.linear_classifier import linear as linear
 from mixjax.models.model import Model as Model
 from mixjax.models.model import from_linen as from_linen

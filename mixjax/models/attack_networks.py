@@ -2,21 +2,19 @@
 
 The direction is not bounded; what an attacker may make of it is known to `mixjax.attacks`. Inputs
 are in [0, 1] and shifted to [-1, 1] here; the label comes as a one-hot vector, scaled so that
-hundreds of pixels do not drown it, or as `num_classes` channels, each all 0 or all 1.
+hundreds of pixels do not drown it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from mixjax import _check
-from mixjax.models import conv as convolutions
 from mixjax.models.initialization import he_normal
 from mixjax.models.model import Model, from_linen
-from mixjax.typing import Array
 
 
 def attack_network(
@@ -62,45 +60,6 @@ def attack_network(
     module = _Dense((*hidden, size), dropout)
     inner = from_linen(module, (size + num_classes,), draw=he_normal)
 
-    def flatten(x):
-        return x.reshape(*x.shape[:1], size)
-
-    return _labelled(inner, num_classes, input_shape, flatten, label_scale)
-
-
-def convolutional_attack_network(
-    num_classes: int = 10,
-    width: int = 32,
-    *,
-    input_shape: tuple[int, int, int] = (32, 32, 3),
-    conv: Callable[..., Array] = convolutions.unrolled,
-) -> Model:
-    """Six 3 x 3 convolutions in the form of a U: twice halved, twice doubled, with the old beside.
-
-    Args:
-      num_classes: number of classes `C`.
-      width: channels at full size; there are 2 and 4 times as many at half and quarter size.
-      input_shape: `(H, W, channels)` of one example.
-      conv: the convolution, one of `conv.unrolled`, `conv.scanned`, `conv.grouped`.
-
-    Returns:
-      The `Model`, called as that of `attack_network`.
-
-    Raises:
-      ValueError: if a size is below 1; by `apply` as by that of `attack_network`.
-
-    References:
-      Ronneberger et al., U-Net: convolutional networks for biomedical image segmentation, 2015.
-    """
-    _check.at_least(1, num_classes=num_classes, width=width)
-    module = _UNet(input_shape[-1], width, conv)
-    joined_shape = (*input_shape[:-1], input_shape[-1] + num_classes)
-    inner = from_linen(module, joined_shape, draw=he_normal)
-    return _labelled(inner, num_classes, input_shape, lambda x: x, 1.0)
-
-
-def _labelled(inner, num_classes, input_shape, flatten, label_scale) -> Model:
-    """The model of `(x, label)` from one whose input has the label's channels behind `x`'s own."""
     input_shape = tuple(input_shape)
 
     def apply(variables, x, label, *, train=False, key=None):
@@ -108,12 +67,10 @@ def _labelled(inner, num_classes, input_shape, flatten, label_scale) -> Model:
         leading = x.shape[: max(x.ndim - len(input_shape), 0)]
         _check.shape((*leading, *input_shape), x=x)
         _check.shape(leading, label=label)
-        centred = flatten(2.0 * x.reshape(math.prod(leading), *input_shape) - 1.0)
+        centred = 2.0 * x.reshape(math.prod(leading), size) - 1.0
         label = jnp.reshape(label, centred.shape[0])
         one_hot = label_scale * jax.nn.one_hot(label, num_classes, dtype=centred.dtype)
-        one_hot = one_hot.reshape(-1, *(1,) * (centred.ndim - 2), num_classes)
-        channels = jnp.broadcast_to(one_hot, (*centred.shape[:-1], num_classes))
-        joined = jnp.concatenate([centred, channels], axis=-1)
+        joined = jnp.concatenate([centred, one_hot], axis=-1)
         if not train:
             return inner.apply(variables, joined).reshape(x.shape)
         direction, variables = inner.apply(variables, joined, train=True, key=key)
@@ -132,23 +89,3 @@ class _Dense(nn.Module):
         for units in self.sizes[:-1]:
             x = drop(nn.relu(nn.Dense(units)(x)))
         return nn.Dense(self.sizes[-1])(x)
-
-
-class _UNet(nn.Module):
-    channels: int
-    width: int
-    conv: Callable[..., Array]
-
-    @nn.compact
-    def __call__(self, x):
-        def conv(x, features, stride=1):
-            layer = nn.Conv(features, (3, 3), (stride, stride), conv_general_dilated=self.conv)
-            return layer(x)
-
-        full = nn.relu(conv(x, self.width))
-        half = nn.relu(conv(full, 2 * self.width, 2))
-        x = nn.relu(conv(half, 4 * self.width, 2))
-        for beside, features in ((half, 2 * self.width), (full, self.width)):
-            doubled = x.repeat(2, 1).repeat(2, 2)[:, : beside.shape[1], : beside.shape[2]]
-            x = nn.relu(conv(jnp.concatenate([doubled, beside], axis=-1), features))
-        return conv(x, self.channels)
