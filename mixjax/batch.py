@@ -19,12 +19,6 @@ _Images = TypeVar("_Images", Array, np.ndarray)
 def example_keys(key: Key, indices: Array) -> Key:
     """One key for each example: a function of `key` and of its number in the data set alone.
 
-    >>> import jax, jax.numpy as jnp
-    >>> from mixjax import batch
-    >>> keys = batch.example_keys(jax.random.key(0), jnp.array([7, 3]))
-    >>> keys.shape, bool(keys[1] == jax.random.fold_in(jax.random.key(0), 3))
-    ((2,), True)
-
     Under `vmap` some generators (`rbg`) draw for all examples at once. Their keys are folded into
     one of threefry; a key of threefry is used as it is.
 
@@ -34,6 +28,13 @@ def example_keys(key: Key, indices: Array) -> Key:
 
     Raises:
       ValueError: if `key` is not a single key.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import batch
+      >>> keys = batch.example_keys(jax.random.key(0), jnp.array([7, 3]))
+      >>> keys.shape, bool(keys[1] == jax.random.fold_in(jax.random.key(0), 3))
+      ((2,), True)
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
@@ -78,15 +79,16 @@ def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
 def to_float(images: _Images) -> _Images:
     """`images / 255`: uint8 `[...]` to float32 in [0, 1]; floating point keeps its values.
 
-    >>> from mixjax import batch
-    >>> import jax.numpy as jnp
-    >>> batch.to_float(jnp.array([0, 255], jnp.uint8))
-    Array([0., 1.], dtype=float32)
-
     NumPy arrays stay such.
 
     Raises:
       ValueError: if `images` are of another type: what their white is cannot be known.
+
+    Example:
+      >>> from mixjax import batch
+      >>> import jax.numpy as jnp
+      >>> batch.to_float(jnp.array([0, 255], jnp.uint8))
+      Array([0., 1.], dtype=float32)
     """
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images.astype(jnp.float32)

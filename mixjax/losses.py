@@ -29,6 +29,12 @@ def cross_entropy(logits: Array, label: Array) -> Array:
 
     Raises:
       ValueError: if the logits are not `[C]` or the label is not one of their classes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import losses
+      >>> losses.cross_entropy(jnp.array([0.0, 0.0]), 1).round(4)  # log 2
+      Array(0.6931, dtype=float32)
     """
     logits = _of_one(logits, label)
     return -_softmax.log_softmax(logits)[label]
@@ -63,6 +69,12 @@ def margin(logits: Array, label: Array) -> Array:
     Raises:
       ValueError: if there is one class only, which nothing can lead, the logits are not `[C]` or
         the label is not one of their classes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import losses
+      >>> losses.margin(jnp.array([2.0, 0.5, 1.0]), 0)
+      Array(1., dtype=float32)
     """
     logits = _of_one(logits, label)
     return jnp.where(_masked(logits[label]), -jnp.inf, _lead(logits, label))
@@ -85,6 +97,13 @@ def dlr(logits: Array, label: Array) -> Array:
     References:
       Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
       parameter-free attacks, 2020, equation 6.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import losses
+      >>> logits = jnp.array([3.0, 2.0, 1.0])
+      >>> float(losses.dlr(logits, 0)), float(losses.dlr(100.0 * logits, 0))
+      (-0.5, -0.5)
     """
     logits = _of_one(logits, label)
     score = -_lead(logits, label) / _spread(logits, 3)
@@ -127,12 +146,6 @@ def expected(
 ) -> Array:
     """`sum_k weights_k loss(logits_k, label)`: `[L, C], [], [L] -> []`.
 
-    >>> import jax.numpy as jnp
-    >>> from mixjax import losses
-    >>> logits, weights = jnp.array([[2.0, 0.0], [0.0, 3.0]]), jnp.array([0.75, 0.25])
-    >>> losses.expected(losses.zero_one, logits, 0, weights)
-    Array(0.25, dtype=float32)
-
     Args:
       loss: `[C], [] -> []`, of one member.
       logits: `[L, C]` logits of the members on one example.
@@ -141,6 +154,13 @@ def expected(
 
     Raises:
       ValueError: if there is not one weight for each member, or as by `loss`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import losses
+      >>> logits, weights = jnp.array([[2.0, 0.0], [0.0, 3.0]]), jnp.array([0.75, 0.25])
+      >>> losses.expected(losses.zero_one, logits, 0, weights)
+      Array(0.25, dtype=float32)
     """
     return mixture.expected_loss(jax.vmap(loss, in_axes=(0, None))(logits, label), weights)
 
@@ -170,6 +190,13 @@ def expected_margin(logits: Array, label: Array, weights: Array) -> Array:
 
     Raises:
       ValueError: if there is not one weight for each member.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import losses
+      >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+      >>> losses.expected_margin(logits, 0, jnp.array([0.75, 0.25]))
+      Array(1.25, dtype=float32)
     """
     return mixture.expected_loss(_finite_margins(logits, label, weights), weights)
 

@@ -33,6 +33,12 @@ def expected_loss(losses_of_members: Array, weights: Array) -> Array:
 
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import mixture
+      >>> mixture.expected_loss(jnp.array([1.0, 4.0]), jnp.array([0.75, 0.25]))
+      Array(1.75, dtype=float32)
     """
     _check.shape(np.shape(losses_of_members), weights=weights)
     losses_of_members, weights = jnp.asarray(losses_of_members), jnp.asarray(weights)
@@ -57,6 +63,13 @@ def accuracy(logits: Array, label: Array, weights: Array) -> Array:
     Raises:
       ValueError: if `weights` is not on the simplex or not one for each member, the logits are not
         `[L, C]` or the label is not one of their classes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import mixture
+      >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])  # the first member alone is right
+      >>> mixture.accuracy(logits, 0, jnp.array([0.75, 0.25]))
+      Array(0.75, dtype=float32)
     """
     _check_members(logits, weights)
     _check.label(np.shape(logits)[-1], label=label)
@@ -87,6 +100,14 @@ def log_probs(logits: Array, weights: Array) -> Array:
 
     Raises:
       ValueError: if the logits are not `[L, C]` or there is not one weight for each member.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import mixture
+      >>> logits = jnp.log(jnp.array([[0.5, 0.5], [0.25, 0.75]]))
+      >>> log_probs = mixture.log_probs(logits, jnp.array([0.5, 0.5]))
+      >>> [round(float(jnp.exp(each)), 3) for each in log_probs]
+      [0.375, 0.625]
     """
     _check.logits("L C", logits=logits)
     _check.shape(np.shape(logits)[:1], weights=weights)
@@ -117,6 +138,13 @@ def predict(key: Key, logits: Array, weights: Array) -> Array:
     Raises:
       ValueError: if `weights` is not on the simplex or not one for each member, or the logits are
         not `[L, C]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import mixture
+      >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+      >>> mixture.predict(jax.random.key(0), logits, jnp.array([0.0, 1.0]))
+      Array(1, dtype=int32)
     """
     _check_members(logits, weights)
     logits, weights = jnp.asarray(logits), jnp.asarray(weights)

@@ -125,16 +125,17 @@ class Threat:
 def linf(epsilon: float | Array) -> Threat:
     """Every coordinate moves by at most `epsilon`.
 
-    >>> from mixjax import threats
-    >>> threat = threats.linf(0.5)
-    >>> threat, threat.project(jnp.array([3.0, -4.0, 0.25]))
-    (linf(epsilon=0.5), Array([ 0.5 , -0.5 ,  0.25], dtype=float32))
-
     Args:
       epsilon: radius, at least 0, in the units of the input.
 
     Raises:
       ValueError: if `epsilon` is negative or not finite.
+
+    Example:
+      >>> from mixjax import threats
+      >>> threat = threats.linf(0.5)
+      >>> threat, threat.project(jnp.array([3.0, -4.0, 0.25]))
+      (linf(epsilon=0.5), Array([ 0.5 , -0.5 ,  0.25], dtype=float32))
     """
     _check.non_negative(epsilon=epsilon)
     return Threat(epsilon, _BOX)
@@ -143,16 +144,17 @@ def linf(epsilon: float | Array) -> Threat:
 def l2(epsilon: float | Array) -> Threat:
     """The Euclidean norm of the whole perturbation is at most `epsilon`.
 
-    >>> from mixjax import threats
-    >>> threat = threats.l2(2.5)
-    >>> threat, threat.project(jnp.array([3.0, -4.0]))
-    (l2(epsilon=2.5), Array([ 1.5, -2. ], dtype=float32))
-
     Args:
       epsilon: radius, at least 0, in the units of the input.
 
     Raises:
       ValueError: if `epsilon` is negative or not finite.
+
+    Example:
+      >>> from mixjax import threats
+      >>> threat = threats.l2(2.5)
+      >>> threat, threat.project(jnp.array([3.0, -4.0]))
+      (l2(epsilon=2.5), Array([ 1.5, -2. ], dtype=float32))
     """
     _check.non_negative(epsilon=epsilon)
     return Threat(epsilon, _EUCLIDEAN)

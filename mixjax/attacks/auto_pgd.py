@@ -128,6 +128,17 @@ def apgd_targeted(
     References:
       Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
       parameter-free attacks, 2020, section 4.2.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import attacks, losses, threats
+      >>> key, x, label = jax.random.key(0), jnp.array([0.5, 0.4, 0.1]), 0
+      >>> targets = attacks.likeliest_wrong(x, label, 2)
+      >>> x_adv, info = attacks.apgd_targeted(
+      ...     key, lambda x, t: losses.targeted_dlr(x, label, t), x, targets, threats.linf(0.25)
+      ... )
+      >>> targets, bool(x_adv.argmax() != label)
+      (Array([1, 2], dtype=int32), True)
     """
     _check.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
     _check.non_empty(1, targets=targets)

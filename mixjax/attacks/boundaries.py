@@ -95,6 +95,16 @@ def arc(
       Dbouk and Shanbhag, Adversarial vulnerability of randomized ensembles, 2022, algorithm 2.
       There every gradient is taken anew within a step, the path is `u + beta n_k` scaled back to
       the ball (in l2 the same), and ties are accepted.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import attacks, threats
+      >>> def logits_fn(x):  # two members, each fooled by a step along its own coordinate
+      ...     return jnp.stack([x - 0.4, jnp.zeros(2)], axis=1)
+      >>> key, x, weights = jax.random.key(0), jnp.array([0.5, 0.5]), jnp.array([0.5, 0.5])
+      >>> x_adv, info = attacks.arc(key, logits_fn, weights, x, 0, threats.linf(0.2))
+      >>> float(info.first_accuracy), float(info.accuracy)
+      (1.0, 0.0)
     """
     _check.at_least(1, num_steps=num_steps, num_boundaries=num_boundaries)
     _check.threat(threat=threat)

@@ -50,6 +50,15 @@ def fgsm(
     References:
       Goodfellow et al., Explaining and harnessing adversarial examples, 2015;
       Hamm, Machine vs machine, 2018, equation 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import attacks, threats
+      >>> x_adv, info = attacks.fgsm(
+      ...     lambda x: x[0] - x[1], jnp.array([0.5, 0.5]), threats.linf(0.25)
+      ... )
+      >>> x_adv, float(info.first_loss), float(info.loss)
+      (Array([0.75, 0.25], dtype=float32), 0.0, 0.5)
     """
     x, bounds = as_input(x, threat, bounds, loss_fn=loss_fn)
     first_loss, gradient = value_and_grad(loss_fn, x)
@@ -106,6 +115,16 @@ def pgd(
     References:
       Madry et al., Towards deep learning models resistant to adversarial attacks, 2018;
       Hamm, Machine vs machine, 2018, equation 2.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import attacks, threats
+      >>> key, x = jax.random.key(0), jnp.array([0.5, 0.5])
+      >>> x_adv, info = attacks.pgd(
+      ...     key, lambda x: x[0] - x[1], x, threats.linf(0.25), num_steps=10, step_size=0.125
+      ... )
+      >>> x_adv
+      Array([0.75, 0.25], dtype=float32)
     """
     _check.one_of(("best", "last"), iterate=iterate)
     _check.at_least(1, num_steps=num_steps)

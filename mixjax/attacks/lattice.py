@@ -78,6 +78,16 @@ def lattice_climber(
     References:
       Gnecco Heredia et al., Lattice climber attack: adversarial attacks for randomized mixtures of
       classifiers, 2025: the two properties and the climb; the descent here is our own.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import attacks, threats
+      >>> def logits_fn(x):  # two members, each fooled by a step along its own coordinate
+      ...     return jnp.stack([x - 0.4, jnp.zeros(2)], axis=1)
+      >>> key, x, weights = jax.random.key(0), jnp.array([0.5, 0.5]), jnp.array([0.5, 0.5])
+      >>> x_adv, info = attacks.lattice_climber(key, logits_fn, weights, x, 0, threats.linf(0.2))
+      >>> float(info.first_accuracy), float(info.accuracy)
+      (1.0, 0.0)
     """
     _check.at_least(1, num_orders=num_orders, num_steps=num_steps)
     logits_fn, weights, x, bounds, dtype = widened(logits_fn, weights, x, label, threat, bounds)

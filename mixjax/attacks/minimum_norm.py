@@ -122,6 +122,14 @@ def carlini_wagner(
     References:
       Carlini and Wagner, Towards evaluating the robustness of neural networks, 2017, section V;
       Pinot et al., Randomization matters, 2020, section 7 and supplement 2.2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import attacks
+      >>> x = jnp.array([0.5, 0.5])
+      >>> x_adv, info = attacks.carlini_wagner(lambda x: x[0] - 0.25, x)  # fooled below .25
+      >>> bool(info.found), round(float(info.norm), 2)
+      (True, 0.25)
     """
     _check.at_least(1, num_steps=num_steps, num_binary_search_steps=num_binary_search_steps)
     _check.at_least(0, num_closing_steps=num_closing_steps)

@@ -64,6 +64,14 @@ def square(
     References:
       Andriushchenko et al., Square attack: a query-efficient black-box adversarial attack via
       random search, 2020, algorithms 1 to 3.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import attacks, threats
+      >>> key, x = jax.random.key(0), jnp.full((4, 4, 1), 0.5)
+      >>> x_adv, info = attacks.square(key, jnp.mean, x, threats.linf(0.25), num_queries=50)
+      >>> bool(0.5 < info.loss <= 0.75), bool(jnp.abs(x_adv - x).max() <= 0.25)
+      (True, True)
     """
     _check.at_least(1, num_queries=num_queries)
     _check.positive(first_share=first_share)

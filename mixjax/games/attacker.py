@@ -90,6 +90,13 @@ def losses_under(attack: Array, losses: Array) -> Array:
     Raises:
       ValueError: if the shapes do not fit, `attack` does not hold probabilities or `losses` holds
         what is negative or not finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import games
+      >>> losses = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])  # each member errs at a point of its own
+      >>> games.losses_under(jnp.array([[0.75, 0.25]]), losses)
+      Array([0.75, 0.25], dtype=float32)
     """
     _tables.check_probabilities(np.shape(losses)[:2], attack=attack)
     _check.non_empty(np.ndim(losses), losses=losses)

@@ -40,6 +40,14 @@ def simultaneous(
 
     References:
       Daskalakis et al., Training GANs with optimism, 2018.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from mixjax import games
+      >>> init, update = games.simultaneous(lambda u, v: u * v, optax.sgd(0.5), optax.sgd(0.5))
+      >>> state, info = update(init(jnp.float32(1.0), jnp.float32(1.0)))
+      >>> float(state.u), float(state.v)
+      (0.5, 1.5)
     """
 
     def update(state, *args):
@@ -70,6 +78,14 @@ def extragradient(
     References:
       Korpelevich, The extragradient method for finding saddle points, 1976.
       Gidel et al., A variational inequality perspective on GANs, 2019, section 3.2.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from mixjax import games
+      >>> init, update = games.extragradient(lambda u, v: u * v, optax.sgd(0.5), optax.sgd(0.5))
+      >>> state, info = update(init(jnp.float32(1.0), jnp.float32(1.0)))
+      >>> float(state.u), float(state.v)
+      (0.25, 1.25)
     """
 
     def update(state, *args):
@@ -105,6 +121,14 @@ def unrolled(
 
     References:
       Metz et al., Unrolled generative adversarial networks, 2017, eqs. 7 to 11.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from mixjax import games
+      >>> init, update = games.unrolled(lambda u, v: u * v, optax.sgd(0.5), optax.sgd(0.5))
+      >>> state, info = update(init(jnp.float32(1.0), jnp.float32(1.0)))
+      >>> float(state.u), float(state.v)
+      (-2.0, 1.5)
     """
     _check.at_least(1, num_unrolled_steps=num_unrolled_steps)
 
