@@ -132,6 +132,7 @@ def linf(epsilon: float | Array) -> Threat:
       ValueError: if `epsilon` is negative or not finite.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from mixjax import threats
       >>> threat = threats.linf(0.5)
       >>> threat, threat.project(jnp.array([3.0, -4.0, 0.25]))
@@ -151,6 +152,7 @@ def l2(epsilon: float | Array) -> Threat:
       ValueError: if `epsilon` is negative or not finite.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from mixjax import threats
       >>> threat = threats.l2(2.5)
       >>> threat, threat.project(jnp.array([3.0, -4.0]))

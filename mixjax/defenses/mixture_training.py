@@ -132,6 +132,23 @@ def mixture(
 
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, algorithm 2.
+
+    Example:
+      >>> import functools, jax, jax.numpy as jnp, optax
+      >>> from mixjax import attacks, defenses, models, threats
+      >>> defense = defenses.mixture(
+      ...     models.linear(2, input_shape=(3,)),
+      ...     optax.sgd(0.1),
+      ...     threats.linf(0.1),
+      ...     functools.partial(attacks.pgd, num_steps=2, step_size=0.1),
+      ...     num_members=2,
+      ...     weighing=defenses.oracle_weighing(num_steps=2),
+      ... )
+      >>> state = defense.init(jax.random.key(0))
+      >>> images, labels = jnp.array([[0.1, 0.9, 0.2], [0.8, 0.1, 0.3]]), jnp.array([0, 1])
+      >>> state, info = jax.jit(defense.step)(state, images, labels)
+      >>> int(state.step), state.weights
+      (1, Array([0.5, 0.5], dtype=float32))
     """
     _check.at_least(1, num_members=num_members, num_model_steps=num_model_steps)
     _check.at_least(1, num_weight_batches=num_weight_batches)
@@ -148,7 +165,7 @@ def mixture(
             variables=variables,
             opt_state=jax.vmap(optimizer.init)(variables["params"]),
             average=jax.tree.map(jnp.copy, variables),  # its own buffers: both are donated
-            weights=jnp.full(num_members, 1.0 / num_members),
+            weights=jnp.full(num_members, 1.0 / num_members, jnp.float32),
             key=train_key,
             step=jnp.zeros((), jnp.int32),
         )

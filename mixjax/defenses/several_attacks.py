@@ -67,6 +67,19 @@ def against_several(
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       eqs. 20 and 21.
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
+
+    Example:
+      >>> import functools, jax, jax.numpy as jnp, optax
+      >>> from mixjax import attacks, defenses, models, threats
+      >>> def fgsm(key, loss_fn, x, threat):
+      ...     return attacks.fgsm(loss_fn, x, threat)
+      >>> pgd = functools.partial(attacks.pgd, num_steps=2, step_size=0.1)
+      >>> model = models.linear(2, input_shape=(3,))
+      >>> defense = defenses.against_several(model, optax.sgd(0.1), threats.linf(0.1), [fgsm, pgd])
+      >>> images, labels = jnp.array([[0.1, 0.9, 0.2], [0.8, 0.1, 0.3]]), jnp.array([0, 1])
+      >>> state, info = jax.jit(defense.step)(defense.init(jax.random.key(0)), images, labels)
+      >>> int(state.step)
+      1
     """
     if not fixed_attacks and not networks:
         raise ValueError("fixed_attacks must not be empty without networks, got none of both")

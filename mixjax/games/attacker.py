@@ -43,6 +43,13 @@ def best_response(weights: Array, losses: Array) -> Array:
 
     Raises:
       ValueError: as `adversarial_risk`.
+
+    Example:
+      >>> import numpy as np
+      >>> from mixjax import games
+      >>> losses = np.array([[[1.0, 0.0], [0.0, 0.5]]])  # each member errs at a point of its own
+      >>> games.best_response(np.array([0.5, 0.5]), losses)
+      Array([[1., 0.]], dtype=float32)
     """
     _tables.check_table(weights, losses)
     worst = jnp.argmax(_tables.expected(losses, weights), axis=1)

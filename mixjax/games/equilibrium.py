@@ -88,6 +88,14 @@ def solve(losses) -> Equilibrium:
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, theorem 1.
       Kelley, The cutting-plane method for solving convex programs, 1960.
+
+    Example:
+      >>> import numpy as np
+      >>> from mixjax import games
+      >>> losses = np.array([[[1.0, 0.0], [0.0, 0.5]]])  # each member errs at a point of its own
+      >>> found = games.solve(losses)
+      >>> found.weights.round(3), round(float(found.value), 3)
+      (array([0.333, 0.667]), 0.333)
     """
     _tables.check_losses(losses)
     table, sure = _above_sure_gains(losses)
@@ -131,6 +139,14 @@ def duality_gap(weights, attack, losses) -> Array | float:
     Raises:
       ValueError: if the shapes do not fit, the strategies are not probabilities, or `losses` holds
         what is negative or not finite.
+
+    Example:
+      >>> import numpy as np
+      >>> from mixjax import games
+      >>> losses = np.array([[[1.0, 0.0], [0.0, 0.5]]])  # each member errs at a point of its own
+      >>> attack = np.array([[0.5, 0.5]])
+      >>> round(games.duality_gap(np.array([0.5, 0.5]), attack, losses), 6)
+      0.25
     """
     _tables.check_game(weights, losses)
     _tables.check_probabilities(np.shape(losses)[:2], attack=attack)

@@ -110,6 +110,20 @@ def double_oracle(
 
     References:
       McMahan et al., Planning in the presence of cost functions controlled by an adversary, 2003.
+
+    Example:
+      >>> import numpy as np
+      >>> from mixjax import games
+      >>> # Members and points are numbers; a member errs by its distance from the point.
+      >>> found, grown = games.double_oracle(
+      ...     lambda member, point: np.abs(point - member)[None],
+      ...     lambda weights, members, round: float(weights @ np.array(members) < 0.5),
+      ...     members=[0.0, 1.0],
+      ...     points=[0.25],
+      ...     num_rounds=10,
+      ... )
+      >>> found.weights, float(found.value)
+      (array([0.5, 0.5]), 0.5)
     """
     _check.at_least(1, num_rounds=num_rounds)
     _check.within(-math.inf, math.inf, tolerance=tolerance)

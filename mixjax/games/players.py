@@ -74,6 +74,16 @@ def minimax(
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       algorithm 1.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from mixjax import games
+      >>> init, update = games.minimax(lambda u, v: u * v, optax.sgd(0.1), optax.sgd(0.1))
+      >>> state = init(jnp.float32(1.0), jnp.float32(1.0))
+      >>> for _ in range(200):  # plain steps would lead away from (0, 0)
+      ...     state, info = update(state)
+      >>> bool(jnp.hypot(state.u, state.v) < 0.01)
+      True
     """
     _check.one_of(_ORDERS, order=order)
     _check.at_least(1, num_ascent_steps=num_ascent_steps)

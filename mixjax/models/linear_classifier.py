@@ -21,6 +21,14 @@ def linear(num_classes: int = 10, *, input_shape: tuple[int, ...] = (8, 8, 1)) -
 
     Raises:
       ValueError: if a size is below 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import models
+      >>> model = models.linear(10, input_shape=(8, 8, 1))
+      >>> variables = model.init(jax.random.key(0))
+      >>> model.apply(variables, jnp.zeros((5, 8, 8, 1))).shape
+      (5, 10)
     """
     _check.at_least(1, num_classes=num_classes)
     return from_linen(_Linear(num_classes, tuple(input_shape)), input_shape, draw=he_normal)

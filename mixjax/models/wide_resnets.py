@@ -83,6 +83,13 @@ def wide_resnet_28_10(num_classes: int = 10, **settings: Any) -> Model:
     """`wide_resnet(num_classes, 28, 10)`; 36,479,194 parameters for ten classes.
 
     Settings, result and errors are those of `wide_resnet`.
+
+    Example:
+      >>> import jax
+      >>> from mixjax import models
+      >>> variables = jax.eval_shape(models.wide_resnet_28_10().init, jax.random.key(0))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+      36479194
     """
     return wide_resnet(num_classes, 28, 10, **settings)
 
@@ -108,6 +115,13 @@ def preact_resnet18(
 
     References:
       He et al., Identity mappings in deep residual networks, 2016, figure 1b.
+
+    Example:
+      >>> import jax
+      >>> from mixjax import models
+      >>> variables = jax.eval_shape(models.preact_resnet18().init, jax.random.key(0))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+      11172170
     """
     _check.at_least(1, num_classes=num_classes, width=width)
     module = _PreActivationResNet(
