@@ -41,11 +41,11 @@ from benchmarks.attack_setting import (
     problem,
 )
 from mixjax import (
-    _check,
-    _files,
     attacks,
+    checks,
     ensemble,
     evaluation,
+    files,
     losses,
     mixture,
     models,
@@ -91,7 +91,7 @@ def main(argv=None):
         "suite": suite_cost(),
         "provenance": origin,
     }
-    _files.write_json(flags.output, result)
+    files.write_json(flags.output, result)
     print(table(result))
 
 
@@ -119,12 +119,12 @@ def parse(argv) -> argparse.Namespace:
     flags.batch_size = BATCH_SIZES[flags.network] if flags.batch_size is None else flags.batch_size
     flags.output = flags.output or setting.RESULTS / f"attack_peers-{flags.network}.json"
     try:
-        _check.at_least(1, batch_size=flags.batch_size, width=flags.width, repeats=flags.repeats)
-        _check.at_least(
+        checks.at_least(1, batch_size=flags.batch_size, width=flags.width, repeats=flags.repeats)
+        checks.at_least(
             1, steps=flags.steps, adam_steps=flags.adam_steps, search_steps=flags.search_steps
         )
-        _check.seed(seed=flags.seed)
-        _check.non_negative(seconds=flags.seconds)
+        checks.seed(seed=flags.seed)
+        checks.non_negative(seconds=flags.seconds)
         setting.check_output(flags.output)
     except ValueError as error:
         setting.fail(PROGRAM, error)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import cost, setting, timing
-from mixjax import _files, ensemble, reporting
+from mixjax import ensemble, files, reporting
 
 THREADS = "XLA takes the cores of the affinity mask; torch.set_num_threads is given their number"
 # Largest difference of logits allowed, as a part of the largest logit.
@@ -79,7 +79,7 @@ def run(name: str, description: str, argv, ours: Ours, theirs: Theirs, operation
         "load_before_and_after": load,
         "same_logits": checks,
     }
-    _files.write_json(flags.output, {**head, **result, "provenance": origin})
+    files.write_json(flags.output, {**head, **result, "provenance": origin})
     print(table(result))
 
 

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from benchmarks import comparison, setting
-from mixjax import _check, _files, games, reporting
+from mixjax import checks, files, games, reporting
 
 PROGRAM = "benchmarks.game_solvers"
 MAX_STANDARD_RISK = 0.4
@@ -78,7 +78,7 @@ def main(argv=None):
             comparison.argv_of(PROGRAM, argv), flags.seed, time.perf_counter() - start
         ),
     }
-    _files.write_json(flags.output, result)
+    files.write_json(flags.output, result)
     print("\n".join(map(line, cases)))
 
 
@@ -100,12 +100,12 @@ def parse(argv) -> argparse.Namespace:
     )
     flags = parser.parse_args(argv)
     try:
-        _check.at_least(1, examples=flags.examples, candidates=flags.candidates)
-        _check.at_least(1, members=flags.members, repeats=flags.repeats)
-        _check.at_least(8, max_steps=flags.max_steps)
-        _check.positive(tolerance=flags.tolerance, temperature=flags.temperature)
-        _check.seed(seed=flags.seed)
-        _check.non_negative(radius=flags.radius)
+        checks.at_least(1, examples=flags.examples, candidates=flags.candidates)
+        checks.at_least(1, members=flags.members, repeats=flags.repeats)
+        checks.at_least(8, max_steps=flags.max_steps)
+        checks.positive(tolerance=flags.tolerance, temperature=flags.temperature)
+        checks.seed(seed=flags.seed)
+        checks.non_negative(radius=flags.radius)
         setting.check_output(flags.output)
     except ValueError as error:
         setting.fail(PROGRAM, error)

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from benchmarks import comparison, setting, timing
-from mixjax import _check, _files, attacks, defenses, games, losses, models, reporting, threats
+from mixjax import attacks, checks, defenses, files, games, losses, models, reporting, threats
 
 PROGRAM = "benchmarks.minimax_step"
 NUM_CLASSES, SHAPE = 10, (28, 28, 1)
@@ -45,7 +45,7 @@ def main(argv=None):
     peer_players.start(setting.num_threads())
     problem = Problem(flags)
     try:
-        checks = compare(problem, peer_players)
+        agreement = compare(problem, peer_players)
         cases = []
         for name in STEPS:
             cases.append(timing.Case(f"torch {name}", 0, problem.theirs(peer_players, name)))
@@ -65,13 +65,13 @@ def main(argv=None):
         "settings": {key: value for key, value in vars(flags).items() if key != "output"},
         "threads": {"number": setting.num_threads(), "how": comparison.THREADS},
         "load_before_and_after": load,
-        "agreement": checks,
+        "agreement": agreement,
         **summary(timings),
     }
     command = comparison.argv_of(PROGRAM, argv)
     origin = reporting.provenance(command, flags.seed, time.perf_counter() - start)
     origin["versions"]["torch"] = peer_players.version()
-    _files.write_json(flags.output, {**result, "provenance": origin})
+    files.write_json(flags.output, {**result, "provenance": origin})
     print(table(result))
 
 
@@ -97,9 +97,9 @@ def parse(argv) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     try:
         names = "width hidden batch_size resnet_width resnet_batch_size repeats".split()
-        _check.at_least(1, **{name: getattr(flags, name) for name in names})
-        _check.seed(seed=flags.seed)
-        _check.non_negative(seconds=flags.seconds)
+        checks.at_least(1, **{name: getattr(flags, name) for name in names})
+        checks.seed(seed=flags.seed)
+        checks.non_negative(seconds=flags.seconds)
         setting.check_output(flags.output)
     except ValueError as error:
         setting.fail(PROGRAM, error)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, attacks, ensemble, models, threats
+from mixjax import attacks, checks, ensemble, models, threats
 from mixjax.models import conv
 from mixjax.typing import PyTree
 
@@ -163,7 +163,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _validate(flags):
-    _check.at_least(
+    checks.at_least(
         1,
         width=flags.width,
         batch_size=flags.batch_size,
@@ -171,7 +171,7 @@ def _validate(flags):
         repeats=flags.repeats,
     )
     for num_members in flags.members:
-        _check.at_least(1, members=num_members)
-    _check.seed(seed=flags.seed)
-    _check.non_negative(seconds=flags.seconds)
+        checks.at_least(1, members=num_members)
+    checks.seed(seed=flags.seed)
+    checks.non_negative(seconds=flags.seconds)
     check_output(flags.output)

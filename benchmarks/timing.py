@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from mixjax import _check
+from mixjax import checks
 
 
 class Case(NamedTuple):
@@ -77,8 +77,8 @@ def interleave(
     Raises:
       ValueError: if `num_repeats` is below 1 or `min_seconds` negative.
     """
-    _check.at_least(1, num_repeats=num_repeats)
-    _check.non_negative(min_seconds=min_seconds)
+    checks.at_least(1, num_repeats=num_repeats)
+    checks.non_negative(min_seconds=min_seconds)
     calls, timings = [], []
     for case in cases:
         start = clock()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments._config import flag
-from mixjax import _check, attacks, data, defenses, ensemble, models, parallel, threats
+from mixjax import attacks, checks, data, defenses, ensemble, models, parallel, threats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,24 +108,24 @@ PLACES = (
 def check(config: Config, dataset: data.Dataset, num_devices: int):
     """Raises `ValueError` for what would otherwise go wrong only after the run has begun."""
     names = "epsilon attack_step_size temperature learning_rate".split()
-    _check.positive(**{name: getattr(config, name) for name in names})
+    checks.positive(**{name: getattr(config, name) for name in names})
     names = (
         "members width attack_steps model_steps weight_batches epochs batch_size "
         "validation_examples validation_steps test_examples test_steps test_batch_size "
         "member_devices dispatch_steps"
     ).split()
-    _check.at_least(1, **{name: getattr(config, name) for name in names})
-    _check.at_least(0, samples=config.samples, devices=config.devices)
-    _check.at_least(-1, crop=config.crop)
-    _check.within(-1, min(dataset.image_shape[:2]) - 1, crop=config.crop)
-    _check.seed(seed=config.seed)
-    _check.at_least(0, weight_steps=config.weight_steps)
-    _check.non_negative(beta=config.beta, weight_decay=config.weight_decay)
-    _check.fraction(ramp=config.ramp, momentum=config.momentum, average_decay=config.average_decay)
+    checks.at_least(1, **{name: getattr(config, name) for name in names})
+    checks.at_least(0, samples=config.samples, devices=config.devices)
+    checks.at_least(-1, crop=config.crop)
+    checks.within(-1, min(dataset.image_shape[:2]) - 1, crop=config.crop)
+    checks.seed(seed=config.seed)
+    checks.at_least(0, weight_steps=config.weight_steps)
+    checks.non_negative(beta=config.beta, weight_decay=config.weight_decay)
+    checks.fraction(ramp=config.ramp, momentum=config.momentum, average_decay=config.average_decay)
     # A third of the runs attacks the members in turn, each at least once.
-    _check.at_least(3 * config.members, test_runs=config.test_runs)
-    _check.within(1, len(dataset.train.labels), batch_size=config.batch_size)
-    _check.within(1, num_devices, devices=config.devices or num_devices)
+    checks.at_least(3 * config.members, test_runs=config.test_runs)
+    checks.within(1, len(dataset.train.labels), batch_size=config.batch_size)
+    checks.within(1, num_devices, devices=config.devices or num_devices)
     num_devices = config.devices or num_devices
     parallel.check_divisible(config.member_devices, devices=num_devices, members=config.members)
     parallel.check_divisible(num_devices // config.member_devices, batch_size=config.batch_size)

@@ -17,7 +17,7 @@ import optax
 from experiments._config import flag
 from experiments._machine_initialization import tutorial
 from experiments._machine_variants import ATTACKERS, GRADIENT_ATTACKS, STRONG, Attacker
-from mixjax import _check, attacks, data, defenses, models, threats
+from mixjax import attacks, checks, data, defenses, models, threats
 from mixjax.typing import Array, PyTree
 
 
@@ -116,16 +116,16 @@ def check(config: RunConfig):
         "width batch_size steps network_width network_steps test_examples test_batch_size "
         "measurements dispatch_steps"
     ).split()
-    _check.at_least(1, **{name: getattr(config, name) for name in names})
-    _check.at_least(0, train_examples=config.train_examples)
-    _check.seed(seed=config.seed)
+    checks.at_least(1, **{name: getattr(config, name) for name in names})
+    checks.at_least(0, train_examples=config.train_examples)
+    checks.seed(seed=config.seed)
     names = ("learning_rate", "network_learning_rate")
-    _check.positive(**{name: getattr(config, name) for name in names})
+    checks.positive(**{name: getattr(config, name) for name in names})
     if isinstance(config, AttackConfig):
-        _check.at_least(1, ifgsm_steps=config.ifgsm_steps, apgd_steps=config.apgd_steps)
-        _check.positive(etas=np.array(etas(config)))
+        checks.at_least(1, ifgsm_steps=config.ifgsm_steps, apgd_steps=config.apgd_steps)
+        checks.positive(etas=np.array(etas(config)))
         for word in words(config.initialization):
-            _check.one_of(("tutorial", "he"), initialization=word)
+            checks.one_of(("tutorial", "he"), initialization=word)
             if word == "tutorial" and config.model != "mnist_cnn":
                 raise ValueError(
                     f"initialization tutorial is of model mnist_cnn, got {config.model}: take he"

@@ -18,11 +18,11 @@ from experiments._machine import Setting, ball, network_training, under_network
 from experiments._machine_training import train
 from experiments._machine_variants import fgsm
 from mixjax import (
-    _files,
     attacks,
     data,
     ensemble,
     evaluation,
+    files,
     games,
     losses,
     mixture,
@@ -56,7 +56,7 @@ def play(
     """
     path = setting.folder / folder / "mixture.json"
     if path.exists():
-        return _files.read_json(path)
+        return files.read_json(path)
     stacked = jax.tree.map(
         lambda *leaves: jnp.stack(leaves), *(variables for _, variables in members.values())
     )
@@ -107,8 +107,8 @@ def play(
         "num_examples": len(test.labels),
         "errors": errors,
     }
-    _files.write_json(path, result, "mixture")
-    return _files.read_json(path)
+    files.write_json(path, result, "mixture")
+    return files.read_json(path)
 
 
 def cells(result: dict[str, Any]) -> dict[str, list[str]]:

@@ -26,7 +26,7 @@ from experiments._machine import (
 )
 from experiments._machine_paper import PAPER
 from experiments._machine_variants import fgsm, said
-from mixjax import _files, checkpoint, losses, reporting
+from mixjax import checkpoint, files, losses, reporting
 from mixjax.typing import PyTree
 
 ATTACKS = {
@@ -116,7 +116,7 @@ def main(
             outcome = experiment(setting)
             origin = reporting.provenance(words, config.seed, time.monotonic() - start)
             result = {"dataset": config.dataset, **outcome.result, "config": recorded(config)}
-            _files.write_json(folder / "result.json", {**result, "provenance": origin}, "result")
+            files.write_json(folder / "result.json", {**result, "provenance": origin}, "result")
             write_page(setting, outcome, f"{name.replace('_', ' ')}: {preset}", origin)
         print(outcome.summary)
         print(f"{folder / 'report.md'} holds the report.")
@@ -128,7 +128,7 @@ def write_page(setting: Setting, outcome: Outcome, title: str, origin: dict[str,
     parts += [f"![{text}]({file})\n\n{text}\n" for file, text in outcome.figures.items()]
     parts += ["## Provenance\n"]
     parts += [f"- {name}: {value}" for name, value in origin.items()]
-    _files.write(setting.folder / "report.md", "\n".join(parts) + "\n")
+    files.write(setting.folder / "report.md", "\n".join(parts) + "\n")
 
 
 def tables(setting: Setting, rows: dict[tuple[str, float], dict[str, Any]]) -> list[str]:

@@ -13,7 +13,7 @@ import tqdm
 
 from experiments._machine import Setting
 from experiments._training import tell_skipped
-from mixjax import _fingerprint, checkpoint, data, defenses, reporting
+from mixjax import checkpoint, data, defenses, reporting
 from mixjax.interrupt import interruptible
 from mixjax.typing import PyTree
 
@@ -91,7 +91,7 @@ def train(
 
 def identity(tree: PyTree) -> str:
     """What tells one opponent, radius or classifier from another: all leaves, in 12 characters."""
-    text = json.dumps(_fingerprint.fingerprints(tree), sort_keys=True)
+    text = json.dumps(checkpoint.fingerprints(tree), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments import _config
-from mixjax import _check, _files, reporting
+from mixjax import checks, files, reporting
 
 _PLACES = ("run_dir", "debug")
 
@@ -35,7 +35,7 @@ def main(
         argv, {"paper": config}, default="paper", program=command, description=description
     )
     with _config.errors_in_one_line(command, debug=config.debug):
-        _check.seed(seed=config.seed)
+        checks.seed(seed=config.seed)
         start = time.monotonic()
         recorded = {
             name: value for name, value in dataclasses.asdict(config).items() if name not in _PLACES
@@ -47,7 +47,7 @@ def main(
             words = ["python", "-m", program, *(sys.argv[1:] if argv is None else argv)]
             origin = reporting.provenance(words, config.seed, time.monotonic() - start)
             result = {**result, "config": recorded, "provenance": origin}
-            _files.write_json(folder / "result.json", result, "result")
+            files.write_json(folder / "result.json", result, "result")
         print(summary)
         print(f"{folder} holds the figures and numbers.")
 
@@ -65,7 +65,7 @@ def numbers(low: float, high: float, **lists: str) -> list[float]:
         raise ValueError(f"{name} must be numbers, got {text!r}") from error
     if not values:
         raise ValueError(f"{name} must hold at least one number, got {text!r}")
-    _check.within(low, high, **{name: values})
+    checks.within(low, high, **{name: values})
     return values
 
 
@@ -73,4 +73,4 @@ def write_csv(path, columns: dict[str, Any]):
     """Writes columns of equal length as CSV, whole or not at all."""
     rows = zip(*columns.values(), strict=True)
     lines = [",".join(columns), *(",".join(f"{value:g}" for value in row) for row in rows)]
-    _files.write(path, "\n".join(lines) + "\n")
+    files.write(path, "\n".join(lines) + "\n")

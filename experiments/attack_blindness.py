@@ -36,8 +36,8 @@ from experiments._blindness import (
     linear_mixture,
 )
 from mixjax import (
-    _check,
     attacks,
+    checks,
     data,
     evaluation,
     losses,
@@ -71,7 +71,7 @@ def run(budget: str, config: Config, argv):
     """Attacks the linear mixtures, trains and attacks the pair, and reports."""
     check(config)
     dataset = data.load(config.dataset, config.data_dir or None)
-    _check.within(1, len(dataset.train.labels), batch_size=config.batch_size)
+    checks.within(1, len(dataset.train.labels), batch_size=config.batch_size)
     places = ("data_dir", "run_dir", "debug")
     recorded = {name: value for name, value in vars(config).items() if name not in places}
     with reporting.open_run(config.run_dir, {"budget": budget, **recorded}) as folder:
@@ -114,18 +114,18 @@ def score(
 def check(config: Config):
     """Raises `ValueError` for what would otherwise go wrong only after the run has begun."""
     names = "num_examples test_examples width train_steps train_attack_steps pgd_runs pgd_steps"
-    _check.at_least(1, **{name: getattr(config, name) for name in names.split()})
-    _check.at_least(2, dimension=config.dimension)
-    _check.seed(seed=config.seed)
-    _check.positive(
+    checks.at_least(1, **{name: getattr(config, name) for name in names.split()})
+    checks.at_least(2, dimension=config.dimension)
+    checks.seed(seed=config.seed)
+    checks.positive(
         linear_epsilon=config.linear_epsilon,
         epsilon=config.epsilon,
         alpha=config.alpha,
         learning_rate=config.learning_rate,
     )
-    _check.fraction(alpha=config.alpha)
+    checks.fraction(alpha=config.alpha)
     # Beyond it pixels meet their bounds, and the closed form does not know these.
-    _check.within(0.0, MARGIN_OF_PIXELS, linear_epsilon=config.linear_epsilon)
+    checks.within(0.0, MARGIN_OF_PIXELS, linear_epsilon=config.linear_epsilon)
 
 
 def attacked(name: str, target: Mixture, budget: str, config: Config) -> dict:

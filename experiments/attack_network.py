@@ -25,7 +25,7 @@ from experiments._machine import Setting, words
 from experiments._machine_report import Outcome
 from experiments._machine_training import train
 from experiments._machine_variants import PRINTED, STRONG
-from mixjax import _check, defenses, losses, reporting
+from mixjax import checks, defenses, losses, reporting
 
 PROGRAM = "experiments.attack_network"
 USUAL = "usual"
@@ -59,7 +59,7 @@ def main(argv=None):
 def check(config: Config):
     """Raises `ValueError` for what is out of range."""
     for word in words(config.networks):
-        _check.one_of(VARIANTS, networks=word)
+        checks.one_of(VARIANTS, networks=word)
 
 
 def experiment(setting: Setting) -> Outcome:

@@ -26,7 +26,7 @@ from experiments._machine_paper import PAPER
 from experiments._machine_report import Outcome
 from experiments._machine_training import train
 from experiments._machine_variants import fgsm, ifgsm
-from mixjax import _check, checkpoint, defenses, reporting
+from mixjax import checkpoint, checks, defenses, reporting
 
 PROGRAM = "experiments.cat_and_mouse"
 
@@ -51,7 +51,7 @@ def main(argv=None):
 
 def check(config: Config):
     """Raises `ValueError` for what is out of range."""
-    _check.at_least(1, rounds=config.rounds)
+    checks.at_least(1, rounds=config.rounds)
 
 
 def experiment(setting: Setting) -> Outcome:

@@ -27,7 +27,7 @@ import optax
 
 from experiments import _toy
 from experiments._config import flag
-from mixjax import _check, games, reporting
+from mixjax import checks, games, reporting
 from mixjax.data import toy
 from mixjax.games import Equilibrium, Growth
 
@@ -166,12 +166,12 @@ def each_kind_alone(finite: Finite, config: Config, shares) -> dict:
 def check(config: Config):
     """Boosting's shares; raises `ValueError` for what is out of range."""
     names = "examples candidates half_planes networks width steps rounds".split()
-    _check.at_least(1, **{name: getattr(config, name) for name in names})
-    _check.positive(epsilon=config.epsilon, learning_rate=config.learning_rate)
-    _check.positive(max_risk=config.max_risk)
-    _check.non_negative(training_radius=config.training_radius)
-    _check.fraction(max_risk=config.max_risk)
-    _check.positive(tolerance=config.tolerance)
+    checks.at_least(1, **{name: getattr(config, name) for name in names})
+    checks.positive(epsilon=config.epsilon, learning_rate=config.learning_rate)
+    checks.positive(max_risk=config.max_risk)
+    checks.non_negative(training_radius=config.training_radius)
+    checks.fraction(max_risk=config.max_risk)
+    checks.positive(tolerance=config.tolerance)
     shares = _toy.numbers(0.0, 1.0, shares=config.shares)
     for share in shares:
         games.boosting(share)  # refuses what is not inside (0, 1)

@@ -25,7 +25,7 @@ from experiments import _config
 from experiments._config import flag
 from experiments._finished import Run, read_run, restore
 from experiments._game import build, members
-from mixjax import _check, data, ensemble, evaluation, parallel, reporting, threats
+from mixjax import checks, data, ensemble, evaluation, parallel, reporting, threats
 from mixjax.interrupt import interruptible
 
 PROGRAM = "python -m experiments.evaluate"
@@ -100,11 +100,11 @@ def run(budget: str, settings: Settings, argv):
 
 def check(settings: Settings):
     """Raises `ValueError` for what would otherwise go wrong only after the attacks."""
-    _check.at_least(1, num_complete=settings.num_complete, num_diagnosed=settings.num_diagnosed)
+    checks.at_least(1, num_complete=settings.num_complete, num_diagnosed=settings.num_diagnosed)
     names = ("num_examples", "num_radii", "batch_size", "devices")
-    _check.at_least(0, **{name: getattr(settings, name) for name in names})
+    checks.at_least(0, **{name: getattr(settings, name) for name in names})
     number = jax.device_count()
-    _check.within(1, number, devices=settings.devices or number)
+    checks.within(1, number, devices=settings.devices or number)
     if not settings.run_dir:
         raise ValueError("run_dir must be the folder of a finished run: --run-dir DIR")
 

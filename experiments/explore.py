@@ -26,7 +26,7 @@ from experiments._config import flag
 from experiments._finished import read_run, restore
 from experiments._game import build, members
 from experiments.evaluate import BUDGETS
-from mixjax import _check, _files, data, evaluation, losses, mixture, reporting, threats
+from mixjax import checks, data, evaluation, files, losses, mixture, reporting, threats
 
 PROGRAM = "python -m experiments.explore"
 PAGE = "explore.html"
@@ -70,9 +70,9 @@ def main(argv=None):
 def write_page(budget: evaluation.Budget, settings: Settings) -> pathlib.Path:
     """Reads the run, attacks it, and writes the page into its folder."""
     names = ("num_images", "num_examples", "num_points", "batch_size")
-    _check.at_least(1, **{name: getattr(settings, name) for name in names})
-    _check.within(1, settings.num_examples, num_images=settings.num_images)
-    _check.at_least(2, num_radii=settings.num_radii)
+    checks.at_least(1, **{name: getattr(settings, name) for name in names})
+    checks.within(1, settings.num_examples, num_images=settings.num_images)
+    checks.at_least(2, num_radii=settings.num_radii)
     if settings.num_radii % 2:
         raise ValueError(f"num_radii must be even, got {settings.num_radii}")
     if not settings.run_dir:
@@ -116,7 +116,7 @@ def write_page(budget: evaluation.Budget, settings: Settings) -> pathlib.Path:
             f"num_images must be lower: with {settings.num_images} the page has {size / 1e6:.1f} "
             f"MB, above {MAX_BYTES / 1e6:.0f} MB"
         )
-    _files.write(folder / PAGE, page)
+    files.write(folder / PAGE, page)
     return folder / PAGE
 
 
@@ -225,7 +225,7 @@ def png(image: np.ndarray) -> str:
 
 def filled(template: str, content: dict) -> str:
     """The template with the content in it; no `<` of it can end the script that holds it."""
-    words = json.dumps(_files.plain(content), ensure_ascii=False, separators=(",", ":"))
+    words = json.dumps(files.plain(content), ensure_ascii=False, separators=(",", ":"))
     return template.replace("__CONTENT__", words.replace("<", "\\u003c"))
 
 

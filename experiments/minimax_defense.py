@@ -42,7 +42,7 @@ from experiments._machine import Setting, words
 from experiments._machine_report import Outcome
 from experiments._machine_training import train
 from experiments._machine_variants import ORDERS, Order, fgsm
-from mixjax import _check, defenses, games, losses, mixture, reporting
+from mixjax import checks, defenses, games, losses, mixture, reporting
 
 PROGRAM = "experiments.minimax_defense"
 GAMES = {"Alt": games.alternating, "Minimax": games.minimax, "Maximin": games.maximin}
@@ -80,10 +80,10 @@ def main(argv=None):
 
 def check(config: Config):
     """Raises `ValueError` for what is out of range."""
-    _check.non_negative(penalty=config.penalty)
-    _check.at_least(1, mixture_examples=config.mixture_examples)
+    checks.non_negative(penalty=config.penalty)
+    checks.at_least(1, mixture_examples=config.mixture_examples)
     for word in words(config.rows):
-        _check.one_of([short(row) for row in ROWS], rows=word)
+        checks.one_of([short(row) for row in ROWS], rows=word)
 
 
 def short(row: str) -> str:

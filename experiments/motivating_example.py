@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments import _toy
 from experiments._config import flag
-from mixjax import _check, games, reporting
+from mixjax import checks, games, reporting
 
 PROGRAM = "experiments.motivating_example"
 HALF = Fraction(1, 2)
@@ -56,7 +56,7 @@ def main(argv=None):
 
 def experiment(config: Config, folder: pathlib.Path):
     """All values, and the risk of every mixture under the two attacks."""
-    _check.at_least(2, points=config.points)
+    checks.at_least(2, points=config.points)
     shares = [Fraction(k, config.points - 1) for k in range(config.points)]
     mixtures = [(share, 1 - share) for share in shares]
     found = values()

@@ -24,7 +24,7 @@ import numpy as np
 from experiments import _penalized, _toy
 from experiments._config import flag
 from experiments._penalized import CLASSES, PENALTIES, Gaussians
-from mixjax import _check, reporting
+from mixjax import checks, reporting
 
 PROGRAM = "experiments.penalized_attackers"
 
@@ -102,18 +102,18 @@ def experiment(config: Config, folder: pathlib.Path):
 def check(config: Config):
     """The lists among the settings; raises `ValueError` for what is out of range."""
     names = "mean scale epsilon narrow_mean narrow_scale far_mean far_scale far_epsilon".split()
-    _check.positive(**{name: getattr(config, name) for name in names})
-    _check.within(0.0, 1.0, epsilon=config.epsilon, far_epsilon=config.far_epsilon)
-    _check.positive(lam=config.lam, far_lam=config.far_lam)
-    _check.fraction(lam=config.lam, far_lam=config.far_lam)
-    _check.at_least(8, cells=config.cells)
-    _check.at_least(1, rounds=config.rounds, points=config.points)
-    _check.at_least(3, alphas=config.alphas)
+    checks.positive(**{name: getattr(config, name) for name in names})
+    checks.within(0.0, 1.0, epsilon=config.epsilon, far_epsilon=config.far_epsilon)
+    checks.positive(lam=config.lam, far_lam=config.far_lam)
+    checks.fraction(lam=config.lam, far_lam=config.far_lam)
+    checks.at_least(8, cells=config.cells)
+    checks.at_least(1, rounds=config.rounds, points=config.points)
+    checks.at_least(3, alphas=config.alphas)
     epsilons = _toy.numbers(0.0, 1.0, epsilons=config.epsilons)
     lams = _toy.numbers(0.0, 1.0, lams=config.lams)
-    _check.positive(epsilons=np.array(epsilons), lams=np.array(lams))
+    checks.positive(epsilons=np.array(epsilons), lams=np.array(lams))
     for lam in lams:
-        _check.fraction(lams=lam)
+        checks.fraction(lams=lam)
     return epsilons, lams
 
 

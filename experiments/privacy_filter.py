@@ -29,7 +29,7 @@ from experiments._machine import Setting
 from experiments._machine_report import Outcome
 from experiments._machine_training import train
 from experiments._machine_variants import ORDERS, Order, said
-from mixjax import _check, defenses, evaluation, games, losses, models, reporting
+from mixjax import checks, defenses, evaluation, games, losses, models, reporting
 
 PROGRAM = "experiments.privacy_filter"
 SIDES = ("below 5", "5 or more")
@@ -78,10 +78,10 @@ def main(argv=None):
 
 def check(config: Config):
     """Raises `ValueError` for what is out of range."""
-    _check.one_of(("digits", "mnist"), dataset=config.dataset)
-    _check.positive(weight=config.weight)
-    _check.non_negative(penalty=config.penalty, noise=config.noise)
-    _check.at_least(1, ascent_steps=config.ascent_steps)
+    checks.one_of(("digits", "mnist"), dataset=config.dataset)
+    checks.positive(weight=config.weight)
+    checks.non_negative(penalty=config.penalty, noise=config.noise)
+    checks.at_least(1, ascent_steps=config.ascent_steps)
 
 
 def kept(labels):

@@ -33,7 +33,7 @@ import scipy.optimize
 
 from experiments import _toy
 from experiments._config import flag
-from mixjax import _check, games, reporting
+from mixjax import checks, games, reporting
 from mixjax.data import toy
 
 PROGRAM = "experiments.synthetic"
@@ -146,11 +146,11 @@ def experiment(config: Config, folder: pathlib.Path):
 def check(config: Config):
     """The lists among the settings; raises `ValueError` for what is out of range."""
     names = ("seeds", "examples", "candidates", "members", "iterations", "shown")
-    _check.at_least(1, **{name: getattr(config, name) for name in names})
-    _check.within(1, 15, members=config.members)  # a pattern of errors fits in 16 bits
-    _check.within(1, config.examples, shown=config.shown)
-    _check.positive(max_risk=config.max_risk)
-    _check.fraction(max_risk=config.max_risk)
+    checks.at_least(1, **{name: getattr(config, name) for name in names})
+    checks.within(1, 15, members=config.members)  # a pattern of errors fits in 16 bits
+    checks.within(1, config.examples, shown=config.shown)
+    checks.positive(max_risk=config.max_risk)
+    checks.fraction(max_risk=config.max_risk)
     radii = _toy.numbers(0.0, 1e3, radii=config.radii)
     if config.radius not in radii:
         raise ValueError(f"radius must be one of radii {radii}, got {config.radius}")

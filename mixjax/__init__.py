@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from mixjax import attacks as attacks
     from mixjax import batch as batch
     from mixjax import checkpoint as checkpoint
+    from mixjax import checks as checks
     from mixjax import data as data
     from mixjax import defenses as defenses
     from mixjax import ensemble as ensemble
     from mixjax import evaluation as evaluation
+    from mixjax import files as files
     from mixjax import games as games
     from mixjax import interrupt as interrupt
     from mixjax import losses as losses
@@ -35,10 +37,12 @@ __all__ = [
     "attacks",
     "batch",
     "checkpoint",
+    "checks",
     "data",
     "defenses",
     "ensemble",
     "evaluation",
+    "files",
     "games",
     "interrupt",
     "losses",

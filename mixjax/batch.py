@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.typing import Array, Key, PyTree
 
 _Images = TypeVar("_Images", Array, np.ndarray)
@@ -38,7 +38,7 @@ def example_keys(key: Key, indices: Array) -> Key:
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
-    _check.shape((), key=key)
+    checks.shape((), key=key)
     first = jax.random.key(0, impl="threefry2x32")
     if key.dtype != first.dtype:
         words = jax.random.key_data(key)

@@ -21,13 +21,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mixjax import _check, _files, _fingerprint
+from mixjax import _fingerprint, checks, files
+from mixjax._fingerprint import fingerprints
 from mixjax.interrupt import Interrupt, interruptible
 
 __all__ = [
     "Interrupt",
     "Manager",
     "check_directory",
+    "fingerprints",
     "interruptible",
     "open",
     "restore",
@@ -115,10 +117,10 @@ def open(directory, config, *, metric="robust_accuracy", num_latest=2, num_best=
         belongs to another config (the message names the differing fields), or fails
         `check_directory`.
     """
-    _check.at_least(1, num_latest=num_latest)
-    _check.at_least(0, num_best=num_best)
+    checks.at_least(1, num_latest=num_latest)
+    checks.at_least(0, num_best=num_best)
     check_directory(directory)
-    _files.claim(directory, config, argument="directory")
+    files.claim(directory, config, argument="directory")
     entries = {}
     policy = _Kept(entries, num_latest, num_best)
     manager = Manager(
@@ -178,14 +180,14 @@ def save(manager, step, state, metrics):
         something that is no array, an empty array, or two leaves of one name (`a.b`).
       OSError: if this or the last save could not be written.
     """
-    _check.at_least(0, step=step)
+    checks.at_least(0, step=step)
     step = int(step)
     if manager.metric not in metrics:
         raise ValueError(f"metrics must hold {manager.metric}, got {', '.join(metrics) or 'none'}")
     metrics = {name: _finite_or_none(value) for name, value in metrics.items()}
     _check_state(state)
     state = jax.tree.map(_as_array, state)
-    leaves = _fingerprint.fingerprints(state)
+    leaves = fingerprints(state)
     record = _signed({"step": step, "metrics": metrics, "leaves": leaves})
     present = _settle(manager)
     if any(manager.entries[number].record == record for number in present):
@@ -228,7 +230,7 @@ def restore(manager, template, step=None):
     elif isinstance(step, str) and step == "best":
         candidates = _ranked(manager.entries, newest_first)
     else:
-        _check.at_least(0, step=step)
+        checks.at_least(0, step=step)
         step = int(step)
         candidates = [number for number in newest_first if manager.entries[number].step == step]
     skipped = []
@@ -256,7 +258,7 @@ def _read(manager, number, template):
         state = manager.orbax.restore(number, args=args)["state"]
     except Exception as error:  # Whatever damage makes a reader raise, the checkpoint is unsound.
         raise UnsoundError(f"unreadable: {_first_line(error)}") from error
-    for name, found in _fingerprint.fingerprints(state).items():
+    for name, found in fingerprints(state).items():
         if found != record["leaves"][name]:
             raise UnsoundError(f"sha256 of state{name} is not what was saved")
     manager.entries[number] = manager.entries[number]._replace(record=record)

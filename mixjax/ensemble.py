@@ -15,7 +15,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.batch import mean_over
 from mixjax.typing import Array, Key, PyTree
 
@@ -34,7 +34,7 @@ def init(init_fn: Callable, key: Key, num_members: int) -> PyTree:
     Raises:
       ValueError: if `num_members` is not a whole number of at least 1.
     """
-    _check.at_least(1, num_members=num_members)
+    checks.at_least(1, num_members=num_members)
     members = [init_fn(member_key) for member_key in jax.random.split(key, num_members)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check, _softmax, mixture
+from mixjax import _softmax, checks, mixture
 from mixjax.typing import Array
 
 _SMALLEST_SPREAD = 1e-12  # of logits that differ; far below the spacing of float32 around 1
@@ -56,7 +56,7 @@ def trades(clean_logits: Array, logits: Array) -> Array:
     References:
       Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019.
     """
-    _check.logits("C", clean_logits=clean_logits, logits=logits)
+    checks.logits("C", clean_logits=clean_logits, logits=logits)
     log_p, log_q = (_softmax.log_softmax(_wide(z)) for z in (clean_logits, logits))
     p = jnp.exp(log_p)
     # A class that x excludes costs nothing, whatever x' says of it: 0 log 0 is 0.
@@ -127,7 +127,7 @@ def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
       parameter-free attacks, 2020, equation 7.
     """
     logits = _of_one(logits, label)
-    _check.label(logits.shape[-1], target=target)
+    checks.label(logits.shape[-1], target=target)
     # Both differences are finite where they are not used: no infinity gets into the gradient.
     out_of_reach, wrong = _masked(logits[target]), _masked(logits[label])
     known = jnp.where(_masked(logits), 0.0, logits)
@@ -173,7 +173,7 @@ def mean_probability_margin(logits: Array, label: Array, weights: Array) -> Arra
     Raises:
       ValueError: if there is not one weight for each member.
     """
-    _check.shape((len(logits),), weights=weights)
+    checks.shape((len(logits),), weights=weights)
     logits = jnp.minimum(logits, jnp.finfo(logits.dtype).max)  # infinite ones are certain
     answers = ~jnp.any(jnp.isnan(_softmax.log_softmax(logits)), axis=-1)
     weights = jnp.where(answers, weights, 0.0)
@@ -234,9 +234,9 @@ def accuracy_margin(
     Raises:
       ValueError: if there is not one weight for each member, or `share` is out of its range.
     """
-    _check.shape((len(logits),), weights=weights)
-    _check.positive(share=share)
-    _check.within(0.0, 1.0, share=share)
+    checks.shape((len(logits),), weights=weights)
+    checks.positive(share=share)
+    checks.within(0.0, 1.0, share=share)
     margins = _margins(logits, label)
     order = jnp.argsort(jnp.where(jnp.isnan(margins), -jnp.inf, margins))
     margins, weights = margins[order], jnp.asarray(weights)[order]
@@ -247,8 +247,8 @@ def accuracy_margin(
 
 def _of_one(logits, label):
     """Checked logits of one member on one example, in float32 at least."""
-    _check.logits("C", logits=logits)
-    _check.label(logits.shape[-1], label=label)
+    checks.logits("C", logits=logits)
+    checks.label(logits.shape[-1], label=label)
     return _wide(logits)
 
 
@@ -263,7 +263,7 @@ def _masked(logits):
 
 def _lead(logits, label):
     """`logits[label] - max of the others`, finite where the label is masked."""
-    _check.at_least(2, num_classes=logits.shape[-1])
+    checks.at_least(2, num_classes=logits.shape[-1])
     others = jnp.max(logits, where=jnp.arange(logits.shape[-1]) != label, initial=-jnp.inf)
     masked = _masked(logits[label])
     return jnp.where(masked, 0.0, logits[label]) - jnp.where(masked, 0.0, others)
@@ -286,5 +286,5 @@ def _margins(logits, label):
 
 def _finite_margins(logits, label, weights):
     """0 for a member that errs by NaN or does not count: 0 times infinity is none."""
-    _check.shape((len(logits),), weights=weights)
+    checks.shape((len(logits),), weights=weights)
     return jnp.nan_to_num(jnp.where(weights > 0, _margins(logits, label), 0.0), nan=0.0)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, _softmax
+from mixjax import _softmax, checks
 from mixjax.typing import Array, Key
 
 
@@ -40,7 +40,7 @@ def expected_loss(losses_of_members: Array, weights: Array) -> Array:
       >>> mixture.expected_loss(jnp.array([1.0, 4.0]), jnp.array([0.75, 0.25]))
       Array(1.75, dtype=float32)
     """
-    _check.shape(np.shape(losses_of_members), weights=weights)
+    checks.shape(np.shape(losses_of_members), weights=weights)
     losses_of_members, weights = jnp.asarray(losses_of_members), jnp.asarray(weights)
     answered = ~jnp.isnan(losses_of_members)
     # A weight of 0 keeps its derivative, the loss, where that is finite.
@@ -72,7 +72,7 @@ def accuracy(logits: Array, label: Array, weights: Array) -> Array:
       Array(0.75, dtype=float32)
     """
     _check_members(logits, weights)
-    _check.label(np.shape(logits)[-1], label=label)
+    checks.label(np.shape(logits)[-1], label=label)
     return jnp.sum(jnp.asarray(weights) * correct(logits, label))
 
 
@@ -109,8 +109,8 @@ def log_probs(logits: Array, weights: Array) -> Array:
       >>> [round(float(jnp.exp(each)), 3) for each in log_probs]
       [0.375, 0.625]
     """
-    _check.logits("L C", logits=logits)
-    _check.shape(np.shape(logits)[:1], weights=weights)
+    checks.logits("L C", logits=logits)
+    checks.shape(np.shape(logits)[:1], weights=weights)
     logits, weights = jnp.asarray(logits), jnp.asarray(weights)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     # Finite from here on where a member does not count: a gradient of 0 * NaN would be NaN.
@@ -153,6 +153,6 @@ def predict(key: Key, logits: Array, weights: Array) -> Array:
 
 
 def _check_members(logits, weights):
-    _check.simplex(weights=weights)
-    _check.logits("L C", logits=logits)
-    _check.shape(np.shape(logits)[:1], weights=weights)
+    checks.simplex(weights=weights)
+    checks.logits("L C", logits=logits)
+    checks.shape(np.shape(logits)[:1], weights=weights)

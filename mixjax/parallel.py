@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.typing import PyTree
 
 MEMBER_AXIS, DATA_AXIS = "member", "data"
@@ -85,7 +85,7 @@ def mesh(num_member_devices: int = 1, devices: Sequence[Any] | None = None) -> M
     Raises:
       ValueError: if the devices do not divide into that many equal parts.
     """
-    _check.at_least(1, num_member_devices=num_member_devices)
+    checks.at_least(1, num_member_devices=num_member_devices)
     everywhere = _devices(devices)
     if len(everywhere) % num_member_devices:
         raise ValueError(
@@ -217,8 +217,8 @@ def initialize(
     Raises:
       ValueError: if a number is out of range or several processes have no address.
     """
-    _check.at_least(1, num_processes=num_processes)
-    _check.at_least(0, process_id=process_id)
+    checks.at_least(1, num_processes=num_processes)
+    checks.at_least(0, process_id=process_id)
     if process_id >= num_processes:
         raise ValueError(f"process_id must be below {num_processes} processes, got {process_id}")
     if coordinator_address is None:

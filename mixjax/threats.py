@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.typing import Array, Key
 
 REACH = 2.5  # of all steps of an attack together, in radii: Madry et al. and everybody since
@@ -138,7 +138,7 @@ def linf(epsilon: float | Array) -> Threat:
       >>> threat, threat.project(jnp.array([3.0, -4.0, 0.25]))
       (linf(epsilon=0.5), Array([ 0.5 , -0.5 ,  0.25], dtype=float32))
     """
-    _check.non_negative(epsilon=epsilon)
+    checks.non_negative(epsilon=epsilon)
     return Threat(epsilon, _BOX)
 
 
@@ -158,7 +158,7 @@ def l2(epsilon: float | Array) -> Threat:
       >>> threat, threat.project(jnp.array([3.0, -4.0]))
       (l2(epsilon=2.5), Array([ 1.5, -2. ], dtype=float32))
     """
-    _check.non_negative(epsilon=epsilon)
+    checks.non_negative(epsilon=epsilon)
     return Threat(epsilon, _EUCLIDEAN)
 
 

@@ -10,7 +10,7 @@ import chex
 import numpy as np
 import pytest
 
-from mixjax import _files, data, models, reporting
+from mixjax import data, files, models, reporting
 from mixjax.data import cache, sources
 from mixjax.evaluation import turns
 from mixjax.evaluation.outcomes import Outcomes
@@ -55,7 +55,7 @@ def outcomes(path, read, expected):
 def test_arrays(save, tmp_path):
     arrays = {"rows": np.arange(5), "values": np.linspace(0, 1, 7), "ok": np.array([True, False])}
     save(tmp_path / "a.npz", **arrays)
-    numbers = outcomes(tmp_path / "a.npz", _files.read_arrays, arrays)
+    numbers = outcomes(tmp_path / "a.npz", files.read_arrays, arrays)
     assert numbers["refused"] > NUM_FLIPS / 3
 
 
@@ -68,7 +68,7 @@ def test_a_header_that_asks_for_less_than_there_is(tmp_path):
     with np.load(tmp_path / "a.npz") as believed:
         assert len(believed["a"]) == 20_000
     with pytest.raises(ValueError, match=r"a.npz is not a sound .npz file: BadZipFile"):
-        _files.read_arrays(tmp_path / "a.npz")
+        files.read_arrays(tmp_path / "a.npz")
 
 
 def test_a_batch_of_an_evaluation_is_as_it_was_or_made_again(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mixjax import _files, evaluation, reporting, threats
+from mixjax import evaluation, files, reporting, threats
 
 NUM_EXAMPLES, NUM_RUNS = 12, 5
 WEIGHTS = np.array([0.2, 0.5, 0.3])
@@ -451,7 +451,7 @@ def test_an_attack_is_traced_once_for_all_members_and_their_average(key):
 def test_who_holds_a_folder_works_in_it_alone(key, tmp_path):
     _, images, labels, attacks = game()
     with (
-        _files.hold(tmp_path, argument="folder"),
+        files.hold(tmp_path, argument="folder"),
         pytest.raises(ValueError, match="folder .* is in use by another process") as caught,
     ):
         evaluate(key, attacks, images, labels, folder=tmp_path)
@@ -459,7 +459,7 @@ def test_who_holds_a_folder_works_in_it_alone(key, tmp_path):
     evaluate(key, attacks, images, labels, folder=tmp_path)
 
     def progress(*_):
-        with pytest.raises(ValueError, match="in use"), _files.hold(tmp_path, argument="folder"):
+        with pytest.raises(ValueError, match="in use"), files.hold(tmp_path, argument="folder"):
             pass
 
     evaluate(key, attacks, images, labels, folder=tmp_path, progress=progress)

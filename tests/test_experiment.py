@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import setting
 from experiments import _config, _game, _training, cifar10_mixture
-from mixjax import _files, data
+from mixjax import data, files
 
 # A linear model on digits: the whole experiment in seconds.
 TINY = (
@@ -229,7 +229,7 @@ def test_without_a_home_programs_are_compiled_without_a_cache(monkeypatch):
 
 def test_a_second_process_on_a_run_folder_is_refused_and_the_metrics_stay(finished, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
-    with _files.hold(finished, argument="run_dir"):
+    with files.hold(finished, argument="run_dir"):
         with pytest.raises(SystemExit) as stop:
             run(finished, "--resume")
     error = capsys.readouterr().err

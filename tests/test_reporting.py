@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixjax import _files, reporting
+from mixjax import files, reporting
 
 CONFIG = {"dataset": "digits", "num_members": 2, "epsilon": 0.2, "milestones": (1, 2)}
 
@@ -65,8 +65,8 @@ def test_a_folder_in_use_is_refused_in_one_line_with_the_process_and_free_afterw
 
 HOLD = """
 import sys, time
-from mixjax import _files
-with _files.hold(sys.argv[1], argument="run_dir"):
+from mixjax import files
+with files.hold(sys.argv[1], argument="run_dir"):
     time.sleep(600)
 """
 
@@ -75,23 +75,23 @@ def test_a_killed_process_frees_its_folder(tmp_path, children):
     process = children.start([sys.executable, "-c", HOLD, str(tmp_path)])
     children.wait(lambda: (tmp_path / ".lock").exists() and (tmp_path / ".lock").read_text())
     with pytest.raises(ValueError, match=f"in use by another process .pid {process.pid}."):
-        with _files.hold(tmp_path, argument="run_dir"):
+        with files.hold(tmp_path, argument="run_dir"):
             pass
     process.kill()
     children.finish(process)
-    with _files.hold(tmp_path, argument="run_dir"):
+    with files.hold(tmp_path, argument="run_dir"):
         pass
 
 
 def test_of_two_that_claim_a_folder_at_once_one_has_it(tmp_path, monkeypatch):
     """The other writes its config between the claim of the first and its lock."""
-    hold = _files.hold
+    hold = files.hold
 
     def late(directory, *, argument):
         (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"epsilon": 0.3}))
         return hold(directory, argument=argument)
 
-    monkeypatch.setattr(_files, "hold", late)
+    monkeypatch.setattr(files, "hold", late)
     with pytest.raises(ValueError, match="another config: epsilon: 0.3 -> 0.2"):
         open_and_close(tmp_path, CONFIG)
 

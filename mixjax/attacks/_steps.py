@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.typing import Array
 
 
@@ -37,11 +37,11 @@ def as_input(x, threat, bounds, **functions):
       bounds: numbers, or arrays per feature.
       **functions: the functions of `x` that must answer with one number, by their names.
     """
-    _check.threat(threat=threat)
-    _check.inside(bounds, x=x)
+    checks.threat(threat=threat)
+    checks.inside(bounds, x=x)
     x = jnp.asarray(x)
     given = {name: function for name, function in functions.items() if function is not None}
-    _check.one_number(x, **given)
+    checks.one_number(x, **given)
     low, high = (_bound(bound, x) for bound in bounds)
     return x, (low, high)
 

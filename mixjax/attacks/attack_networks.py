@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixjax import _check, _softmax
+from mixjax import _softmax, checks
 from mixjax.attacks._steps import AttackInfo, as_input
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LossFn, PyTree
@@ -65,9 +65,9 @@ def follow(
         the threat is none or of several radii, or the direction does not have the shape of `x`. The
         values of traced inputs, as those under `jax.vmap` are, are not known and not checked.
     """
-    _check.positive(gain=gain)
+    checks.positive(gain=gain)
     x, bounds = as_input(x, threat, bounds)
-    _check.shape(jnp.shape(x), direction=direction)
+    checks.shape(jnp.shape(x), direction=direction)
     moved = _moved(x, gain * _direction(direction), threat)
     clipped = jnp.clip(moved, *bounds).astype(x.dtype)
     return moved + jax.lax.stop_gradient(clipped - moved) if straight_through else clipped
@@ -95,7 +95,7 @@ def squash(x: Array, output: Array, threat: Threat, *, bounds: Bounds = (0.0, 1.
       section 4.1.
     """
     x, bounds = as_input(x, threat, bounds)
-    _check.shape(jnp.shape(x), output=output)
+    checks.shape(jnp.shape(x), output=output)
     return jnp.clip(_moved(x, _wide(output), threat), *bounds).astype(x.dtype)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.attacks._steps import (
     AttackInfo,
     Visited,
@@ -74,7 +74,7 @@ def apgd(
       Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
       parameter-free attacks, 2020, algorithm 1 and section 3.
     """
-    _check.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
+    checks.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
     x, bounds = as_input(x, threat, bounds, loss_fn=loss_fn, accuracy_fn=accuracy_fn)
 
     def run(key):
@@ -140,8 +140,8 @@ def apgd_targeted(
       >>> targets, bool(x_adv.argmax() != label)
       (Array([1, 2], dtype=int32), True)
     """
-    _check.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
-    _check.non_empty(1, targets=targets)
+    checks.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
+    checks.non_empty(1, targets=targets)
     targets = jnp.asarray(targets)
     x, bounds = as_input(
         x, threat, bounds, loss_fn=lambda x: loss_fn(x, targets[0]), accuracy_fn=accuracy_fn
@@ -170,7 +170,7 @@ def likeliest_wrong(logits: Array, label: Array, num_targets: int) -> Array:
     Raises:
       ValueError: if there are not that many other classes.
     """
-    _check.at_least(1, num_targets=num_targets)
+    checks.at_least(1, num_targets=num_targets)
     if num_targets >= logits.shape[-1]:
         raise ValueError(
             f"num_targets must be below the number of classes {logits.shape[-1]}, got {num_targets}"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check, losses, mixture
+from mixjax import checks, losses, mixture
 from mixjax.attacks._steps import as_input
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
@@ -106,14 +106,14 @@ def arc(
       >>> float(info.first_accuracy), float(info.accuracy)
       (1.0, 0.0)
     """
-    _check.at_least(1, num_steps=num_steps, num_boundaries=num_boundaries)
-    _check.threat(threat=threat)
+    checks.at_least(1, num_steps=num_steps, num_boundaries=num_boundaries)
+    checks.threat(threat=threat)
     if step_size is None:
         halves = (num_steps - num_steps // 2, num_steps // 2)
         radii = [jnp.geomspace(_LONGEST, _SHORTEST, half) for half in halves]
         step_sizes = threat.epsilon * jnp.concatenate(radii)
     else:
-        _check.positive(step_size=step_size)
+        checks.positive(step_size=step_size)
         step_sizes = jnp.full(num_steps, step_size)
     logits_fn, weights, x, bounds, dtype = widened(logits_fn, weights, x, label, threat, bounds)
     step_sizes = step_sizes.astype(x.dtype)
@@ -195,13 +195,13 @@ def widened(logits_fn, weights, x, label, threat, bounds):
 
     The members still see inputs of the dtype of `x`, so that what is scored is what is returned.
     """
-    _check.simplex(weights=weights)
+    checks.simplex(weights=weights)
     x, bounds = as_input(x, threat, bounds)
     dtype = x.dtype
     logits = jax.eval_shape(logits_fn, x)
-    _check.logits("L C", logits=logits)
-    _check.label(logits.shape[1], label=label)
-    _check.shape(logits.shape[:1], weights=weights)
+    checks.logits("L C", logits=logits)
+    checks.label(logits.shape[1], label=label)
+    checks.shape(logits.shape[:1], weights=weights)
     wide = jnp.promote_types(dtype, jnp.float32)
 
     def wide_logits_fn(point):

@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.attacks._steps import (
     AttackInfo,
     as_input,
@@ -126,11 +126,11 @@ def pgd(
       >>> x_adv
       Array([0.75, 0.25], dtype=float32)
     """
-    _check.one_of(("best", "last"), iterate=iterate)
-    _check.at_least(1, num_steps=num_steps)
-    _check.positive(step_size=step_size)
+    checks.one_of(("best", "last"), iterate=iterate)
+    checks.at_least(1, num_steps=num_steps)
+    checks.positive(step_size=step_size)
     if start is not None:
-        _check.threat(start=start)
+        checks.threat(start=start)
     x, bounds = as_input(x, threat, bounds, loss_fn=loss_fn, accuracy_fn=accuracy_fn)
     first = x
     if random_start:

@@ -7,7 +7,7 @@ heaviest of them; the climb from the empty set ends at one that no further membe
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check, mixture
+from mixjax import checks, mixture
 from mixjax.attacks.boundaries import (
     MixtureAttackInfo,
     margins_of,
@@ -89,7 +89,7 @@ def lattice_climber(
       >>> float(info.first_accuracy), float(info.accuracy)
       (1.0, 0.0)
     """
-    _check.at_least(1, num_orders=num_orders, num_steps=num_steps)
+    checks.at_least(1, num_orders=num_orders, num_steps=num_steps)
     logits_fn, weights, x, bounds, dtype = widened(logits_fn, weights, x, label, threat, bounds)
     _, _, sizes = nearest_boundaries(logits_fn, x, label, threat, 1)
     first_correct = mixture.correct(logits_fn(x), label)

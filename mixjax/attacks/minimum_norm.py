@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.typing import Array, Bounds, LossFn
 
 _INSIDE = 0.999999  # of the way to the bounds: on them the tanh variables would be infinite
@@ -131,17 +131,17 @@ def carlini_wagner(
       >>> bool(info.found), round(float(info.norm), 2)
       (True, 0.25)
     """
-    _check.at_least(1, num_steps=num_steps, num_binary_search_steps=num_binary_search_steps)
-    _check.at_least(0, num_closing_steps=num_closing_steps)
-    _check.positive(learning_rate=learning_rate, initial_const=initial_const)
-    _check.inside(bounds, x=x)
+    checks.at_least(1, num_steps=num_steps, num_binary_search_steps=num_binary_search_steps)
+    checks.at_least(0, num_closing_steps=num_closing_steps)
+    checks.positive(learning_rate=learning_rate, initial_const=initial_const)
+    checks.inside(bounds, x=x)
     x = jnp.asarray(x)
-    _check.one_number(x, margin_fn=margin_fn)
+    checks.one_number(x, margin_fn=margin_fn)
     if fooled_fn is not None:
-        _check.one_number(x, fooled_fn=fooled_fn)
+        checks.one_number(x, fooled_fn=fooled_fn)
     if steps_between_checks is None:
         steps_between_checks = max(-(-num_steps // 10), _FEWEST_BETWEEN_CHECKS)
-    _check.at_least(1, steps_between_checks=steps_between_checks)
+    checks.at_least(1, steps_between_checks=steps_between_checks)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     none = float(jnp.finfo(wide).max)  # instead of infinity, which `jax.debug_infs` refuses
     optimizer = optax.adam(jnp.asarray(learning_rate, wide))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.attacks._steps import AttackInfo, as_input, is_higher, keep_better, move, once, visit
 from mixjax.threats import Threat
 from mixjax.typing import AccuracyFn, Array, Bounds, Key, LossFn
@@ -73,9 +73,9 @@ def square(
       >>> bool(0.5 < info.loss <= 0.75), bool(jnp.abs(x_adv - x).max() <= 0.25)
       (True, True)
     """
-    _check.at_least(1, num_queries=num_queries)
-    _check.positive(first_share=first_share)
-    _check.within(0.0, 1.0, first_share=first_share)
+    checks.at_least(1, num_queries=num_queries)
+    checks.positive(first_share=first_share)
+    checks.within(0.0, 1.0, first_share=first_share)
     x, bounds = as_input(x, threat, bounds, score_fn=score_fn, accuracy_fn=accuracy_fn)
     image = jnp.reshape(x, x.shape if x.ndim == 3 else (1, x.size, 1))
     low, high = (jnp.reshape(bound, image.shape) if jnp.ndim(bound) else bound for bound in bounds)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.typing import Array, Key
 
 
@@ -48,8 +48,8 @@ def augment(key: Key, images: Array, *, pad: int = 4, flip: bool = True) -> Arra
     References:
       He et al., Deep residual learning for image recognition, 2016, section 4.2.
     """
-    _check.at_least(0, pad=pad)
-    _check.shape((None,) * 4, images=images)
+    checks.at_least(0, pad=pad)
+    checks.shape((None,) * 4, images=images)
     # One draw says all about an image: every new shape of a draw costs compilation.
     num_shifts = 2 * pad + 1
     draw = jax.random.randint(key, images.shape[:1], 0, num_shifts**2 * (2 if flip else 1))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.data.datasets import Split
 from mixjax.typing import Array, Key
 
@@ -24,8 +24,8 @@ def batch_indices(key: Key, step: Array | int, num_examples: int, batch_size: in
     Raises:
       ValueError: if `batch_size` or `step` is out of range.
     """
-    _check.at_least(1, num_examples=num_examples, batch_size=batch_size)
-    _check.at_least(0, step=step)
+    checks.at_least(1, num_examples=num_examples, batch_size=batch_size)
+    checks.at_least(0, step=step)
     if batch_size > num_examples:
         raise ValueError(
             f"batch_size must be at most the number of examples, {num_examples}, got {batch_size}"

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download.checksums import UrlInfo
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.data.cache import checked
 from mixjax.data.datasets import Split
 from mixjax.data.errors import DataError
@@ -157,7 +157,7 @@ def _read_split(builder, source, name):
 
 def _from_png(encoded, shape):
     image = np.asarray(Image.open(io.BytesIO(encoded)))
-    _check.shape(shape, image=image[..., None] if image.ndim == 2 else image)
+    checks.shape(shape, image=image[..., None] if image.ndim == 2 else image)
     return image.reshape(shape)
 
 

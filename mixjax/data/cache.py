@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.data.datasets import Split, check
 from mixjax.data.errors import DataError
 from mixjax.data.sources import Source
@@ -77,8 +77,8 @@ def checked(split: Split, source: Source, *, name: str = "") -> Split:
       ValueError: unless its images are uint8 of the shape of `source`, its labels classes of it.
     """
     check(split.images, split.labels, len(source.class_names), name=name)
-    _check.one_of([np.dtype(np.uint8)], **{f"{name}images.dtype": split.images.dtype})
-    _check.shape((None, *source.image_shape), **{f"{name}images": split.images})
+    checks.one_of([np.dtype(np.uint8)], **{f"{name}images.dtype": split.images.dtype})
+    checks.shape((None, *source.image_shape), **{f"{name}images": split.images})
     return split
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.data.augmentation import NO_AUGMENTATION, Augmentation
 from mixjax.typing import Array
 
@@ -51,13 +51,13 @@ class Dataset:
         for name in ("train", "validation", "test"):
             split = getattr(self, name)
             check(split.images, split.labels, self.num_classes, name=f"{name}.")
-            _check.shape((None, *self.image_shape), **{f"{name}.images": split.images})
+            checks.shape((None, *self.image_shape), **{f"{name}.images": split.images})
             if not split.images.dtype.isnative:
                 raise ValueError(
                     f"{name}.images must have the byte order of this machine, "
                     f"got {split.images.dtype}"
                 )
-            _check.one_of([self.train.images.dtype], **{f"{name}.images.dtype": split.images.dtype})
+            checks.one_of([self.train.images.dtype], **{f"{name}.images.dtype": split.images.dtype})
 
     @property
     def num_classes(self) -> int:
@@ -82,16 +82,16 @@ def check(images: ArrayLike, labels: ArrayLike, num_classes: int, *, name: str =
     Raises:
       ValueError: naming the argument and what it holds.
     """
-    _check.at_least(2, num_classes=num_classes)
+    checks.at_least(2, num_classes=num_classes)
     images, labels = np.asarray(images), np.asarray(labels)
-    _check.non_empty(4, **{f"{name}images": images})
+    checks.non_empty(4, **{f"{name}images": images})
     if np.issubdtype(images.dtype, np.floating):
-        _check.within(0, 1, **{f"{name}images": images})
+        checks.within(0, 1, **{f"{name}images": images})
     elif images.dtype != np.uint8:
         raise ValueError(f"{name}images must be uint8 or floating point, got {images.dtype}")
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{name}labels must be integers, got {labels.dtype}")
-    _check.shape((len(images),), **{f"{name}labels": labels})
+    checks.shape((len(images),), **{f"{name}labels": labels})
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= num_classes:
         wrong = lowest if lowest < 0 else highest
@@ -127,8 +127,8 @@ def from_arrays(
         check(split.images, split.labels, len(class_names), name=f"{split_name}.")
     num_examples = len(train.labels)
     num_validation = max(1, num_examples // 10) if num_validation is None else num_validation
-    _check.at_least(1, num_validation=num_validation)
-    _check.seed(seed=seed)
+    checks.at_least(1, num_validation=num_validation)
+    checks.seed(seed=seed)
     if num_validation >= num_examples:
         raise ValueError(
             f"num_validation must be below the {num_examples} training examples, "

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.data import cache
 from mixjax.data.augmentation import NO_AUGMENTATION
 from mixjax.data.datasets import Dataset, Split, choose, from_arrays
@@ -62,10 +62,10 @@ def load(
       DataError: saying in one line what to do, if the data cannot be had or is damaged.
       ValueError: if the name is unknown or `num_validation` or `seed` is out of range.
     """
-    _check.one_of(NAMES, name=name)
-    _check.seed(seed=seed)
+    checks.one_of(NAMES, name=name)
+    checks.seed(seed=seed)
     if num_validation is not None:
-        _check.at_least(1, num_validation=num_validation)
+        checks.at_least(1, num_validation=num_validation)
     if name == "digits":
         class_names, augmentation = tuple("0123456789"), NO_AUGMENTATION
         train, test = _digits()

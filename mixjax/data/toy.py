@@ -6,7 +6,7 @@ Everything here is a function of a key, so that `jax.vmap` over keys draws many 
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.typing import Array, Key
 
 _TRIES = 64  # half-planes drawn for each one wanted; about every seventh one is good enough
@@ -32,8 +32,8 @@ def three_gaussians(key: Key, num_examples: int, *, separation: float = 3.0) -> 
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 5.1.
     """
-    _check.at_least(1, num_examples=num_examples)
-    _check.non_negative(separation=separation)
+    checks.at_least(1, num_examples=num_examples)
+    checks.non_negative(separation=separation)
     label_key, side_key, point_key = jax.random.split(key, 3)
     labels = jax.random.rademacher(label_key, (num_examples,), jnp.float32)
     sides = jax.random.rademacher(side_key, (num_examples,), jnp.float32)
@@ -70,9 +70,9 @@ def half_planes(
     Raises:
       ValueError: if a number is not positive or `max_risk` is not below 1.
     """
-    _check.at_least(1, num_members=num_members)
-    _check.positive(max_risk=max_risk, spread=spread)
-    _check.fraction(max_risk=max_risk)
+    checks.at_least(1, num_members=num_members)
+    checks.positive(max_risk=max_risk, spread=spread)
+    checks.fraction(max_risk=max_risk)
     slope_key, offset_key = jax.random.split(key)
     slopes = jax.random.normal(slope_key, (_TRIES * num_members, x.shape[1]))
     lengths = jnp.linalg.norm(slopes, axis=1)

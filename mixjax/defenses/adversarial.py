@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from mixjax import _check, losses
+from mixjax import checks, losses
 from mixjax.threats import Threat
 from mixjax.typing import Array
 
@@ -55,7 +55,7 @@ def trades(beta: float = 6.0) -> Objective:
     References:
       Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019.
     """
-    _check.non_negative(beta=beta)
+    checks.non_negative(beta=beta)
 
     def attack_loss(clean_logits, logits, label):
         del label
@@ -87,7 +87,7 @@ def trades_start(threat: Threat, *, deviation: float = 1e-3) -> Threat:
     References:
       Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019.
     """
-    _check.positive(deviation=deviation)
+    checks.positive(deviation=deviation)
     geometry = dataclasses.replace(threat.geometry, sample=_Noise(deviation))
     return dataclasses.replace(threat, geometry=geometry)
 

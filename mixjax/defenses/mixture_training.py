@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixjax import _check, ensemble, losses
+from mixjax import checks, ensemble, losses
 from mixjax.batch import example_indices, example_keys, mean_over
 from mixjax.defenses.adversarial import Objective, adversarial_training
 from mixjax.defenses.weighing import Weighing
@@ -150,10 +150,10 @@ def mixture(
       >>> int(state.step), state.weights
       (1, Array([0.5, 0.5], dtype=float32))
     """
-    _check.at_least(1, num_members=num_members, num_model_steps=num_model_steps)
-    _check.at_least(1, num_weight_batches=num_weight_batches)
-    _check.one_of(UPDATES, update=update)
-    _check.fraction(average_decay=average_decay)
+    checks.at_least(1, num_members=num_members, num_model_steps=num_model_steps)
+    checks.at_least(1, num_weight_batches=num_weight_batches)
+    checks.one_of(UPDATES, update=update)
+    checks.fraction(average_decay=average_decay)
     objective = adversarial_training() if objective is None else objective
     optimizer = optax.with_extra_args_support(optimizer)
     period = num_model_steps * (num_members if update == "one" else 1) + 1

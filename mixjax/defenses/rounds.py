@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.defenses.classifier import (
     ClassifierInfo,
     attack_classifier,
@@ -55,7 +55,7 @@ def cat_and_mouse(
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 3.1.
     """
-    _check.at_least(1, num_steps_per_round=num_steps_per_round)
+    checks.at_least(1, num_steps_per_round=num_steps_per_round)
 
     def opponent(state):
         is_first = state.step % num_steps_per_round == 0

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixjax import _check, attacks, games, losses
+from mixjax import attacks, checks, games, losses
 from mixjax.batch import mean_over
 from mixjax.defenses.classifier import (
     ClassifierInfo,
@@ -86,7 +86,7 @@ def against_several(
     if networks and ascent is None:
         raise ValueError(f"ascent must be an optimiser for {len(networks)} networks, got None")
     if temperature is not None:
-        _check.positive(temperature=temperature)
+        checks.positive(temperature=temperature)
     networks = tuple(networks)
 
     def losses_of(variables, key, points, labels):

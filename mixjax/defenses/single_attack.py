@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.defenses.classifier import (
     ClassifierInfo,
     attack_classifier,
@@ -58,10 +58,10 @@ def sensitivity(
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018, eq. 7.
     """
-    _check.increasing(bounds=bounds)
-    _check.fraction(clean_weight=clean_weight)
+    checks.increasing(bounds=bounds)
+    checks.fraction(clean_weight=clean_weight)
     rate = threat.epsilon * (bounds[1] - bounds[0]) / 2 if penalty is None else penalty
-    _check.non_negative(penalty=rate)
+    checks.non_negative(penalty=rate)
 
     def objective(variables, state, key, images, labels):
         attacked = attack_classifier(
@@ -111,7 +111,7 @@ def learning_with_adversary(
     References:
       Huang et al., Learning with a strong adversary, 2015.
     """
-    _check.fraction(clean_weight=clean_weight)
+    checks.fraction(clean_weight=clean_weight)
 
     def objective(variables, state, key, images, labels):
         attacked = attack_classifier(

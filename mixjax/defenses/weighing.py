@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check, games
+from mixjax import checks, games
 from mixjax.batch import mean_over
 from mixjax.typing import Array
 
@@ -40,9 +40,9 @@ def oracle_weighing(*, num_steps: int, loss_bound: float = 1.0, iterate: str = "
     Raises:
       ValueError: if a number is not positive or `iterate` is unknown.
     """
-    _check.at_least(1, num_steps=num_steps)
-    _check.positive(loss_bound=loss_bound)
-    _check.one_of(games.ITERATES, iterate=iterate)
+    checks.at_least(1, num_steps=num_steps)
+    checks.positive(loss_bound=loss_bound)
+    checks.one_of(games.ITERATES, iterate=iterate)
 
     def weigh(key, losses_fn, attack_fn, sample_fn, weights, axis_name=None):
         del sample_fn
@@ -92,9 +92,9 @@ def entropic_weighing(
       ValueError: if a number is out of its range.
     """
     if num_steps is not None:
-        _check.at_least(1, num_steps=num_steps)
-    _check.at_least(0, num_samples=num_samples)
-    _check.positive(temperature=temperature, tolerance=tolerance, loss_bound=loss_bound)
+        checks.at_least(1, num_steps=num_steps)
+    checks.at_least(0, num_samples=num_samples)
+    checks.positive(temperature=temperature, tolerance=tolerance, loss_bound=loss_bound)
 
     def weigh(key, losses_fn, attack_fn, sample_fn, weights, axis_name=None):
         attack_key, sample_key = jax.random.split(key)

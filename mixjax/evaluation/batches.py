@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.evaluation.inputs import UNIT, bounds_of, check_members, checked
 from mixjax.evaluation.outcomes import Outcomes, evaluate_batch
 from mixjax.evaluation.suite import Attack
@@ -99,7 +99,7 @@ def over_batches(
       ValueError: if `batch_size` is not at least 1, or images or labels are not what they should
         be.
     """
-    _check.at_least(1, batch_size=batch_size)
+    checks.at_least(1, batch_size=batch_size)
     images, labels = checked(images, labels, bounds)
     num_examples = len(images)
     batches = []
@@ -123,8 +123,8 @@ def check_evaluation(logits_fn, weights, images, labels, batch_size, bounds):
     Raises:
       ValueError: if they are not what `evaluate_mixture` asks for, or do not fit the members.
     """
-    _check.at_least(1, batch_size=batch_size)
-    _check.simplex(weights=weights)
+    checks.at_least(1, batch_size=batch_size)
+    checks.simplex(weights=weights)
     images, labels = checked(images, labels, bounds)
     check_members(logits_fn, weights, images.shape[1:], labels)
     return jnp.asarray(weights, jnp.float32), images, labels

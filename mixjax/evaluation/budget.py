@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, attacks, losses, mixture
+from mixjax import attacks, checks, losses, mixture
 from mixjax.evaluation.suite import Attack, expected_accuracy_of
 from mixjax.threats import Threat
 from mixjax.typing import Bounds
@@ -94,8 +94,8 @@ def attack_suite(
     Raises:
       ValueError: if a number of the budget is not at least 1.
     """
-    _check.at_least(1, **budget._asdict())
-    _check.increasing(bounds=bounds)
+    checks.at_least(1, **budget._asdict())
+    checks.increasing(bounds=bounds)
     settings = {"bounds": bounds}
     suite = [_baseline(threat, settings), _auto_pgd(threat, budget, settings)]
     suite += [_member_aware(threat, budget, settings, attack) for attack in MEMBER_AWARE]

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, losses, mixture
+from mixjax import checks, losses, mixture
 from mixjax.batch import to_float
 from mixjax.evaluation.batches import as_pytree, check_evaluation
 from mixjax.evaluation.budget import (
@@ -108,10 +108,10 @@ def diagnose(
     Raises:
       ValueError: if an argument is out of its range.
     """
-    _check.at_least(2, num_steps=num_steps)
-    _check.at_least(1, num_examples=num_examples)
-    _check.positive(epsilon=threat.epsilon)
-    _check.increasing(bounds=bounds)
+    checks.at_least(2, num_steps=num_steps)
+    checks.at_least(1, num_examples=num_examples)
+    checks.positive(epsilon=threat.epsilon)
+    checks.increasing(bounds=bounds)
     logits_fn = as_pytree(logits_fn)
     weights, images, labels = check_evaluation(
         logits_fn, weights, images, labels, num_examples, bounds
@@ -215,7 +215,7 @@ def compare_attacks(record: Record, weights: Any, attacks: Sequence[Attack]) -> 
     """
     names = np.array(["clean"] + [name for attack in attacks for name in attack.names])
     accuracies = expected_accuracy(record.outcomes, weights)[record.is_complete]
-    _check.shape((None, len(names)), accuracies=accuracies)
+    checks.shape((None, len(names)), accuracies=accuracies)
 
     def left(*lines):
         """Accuracy left by these attacks together; None if one is missing."""

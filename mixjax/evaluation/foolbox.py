@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check, mixture
+from mixjax import checks, mixture
 from mixjax.typing import Array, Bounds, LogitsFn
 
 
@@ -27,13 +27,13 @@ def foolbox_model(logits_fn: LogitsFn, weights: Array, *, bounds: Bounds = (0.0,
         called, if there is not one weight for each member.
       ImportError: if foolbox is not installed.
     """
-    _check.simplex(weights=weights)
-    _check.increasing(bounds=bounds)
+    checks.simplex(weights=weights)
+    checks.increasing(bounds=bounds)
     weights = jnp.asarray(weights)
 
     def log_probs_of(x):
         logits = logits_fn(x)
-        _check.shape((len(weights), None), logits=logits)
+        checks.shape((len(weights), None), logits=logits)
         return mixture.log_probs(logits, weights)
 
     log_probs = jax.vmap(log_probs_of)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.evaluation.suite import Attack
 from mixjax.typing import Bounds, LogitsFn
 
@@ -65,7 +65,7 @@ def check_batch(images: Any, labels: Any, bounds: Bounds | None):
         raise ValueError(f"images must be uint8 or floats within bounds, got {images.dtype}")
     elif bounds is not None and not isinstance(images, Tracer):
         _check_within(np.asarray(images).astype(np.float32), bounds)
-    _check.shape(images.shape[:1], labels=labels)
+    checks.shape(images.shape[:1], labels=labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integers, got {labels.dtype}")
     if not isinstance(labels, Tracer) and np.min(np.asarray(labels)) < 0:
@@ -74,12 +74,12 @@ def check_batch(images: Any, labels: Any, bounds: Bounds | None):
 
 def check_members(logits_fn: LogitsFn, weights: Any, shape: Sequence[int], labels: Any):
     """Raises `ValueError` unless an input of this shape has `[L, C]` logits, and the rest fits."""
-    _check.simplex(weights=weights)
+    checks.simplex(weights=weights)
     logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
     if len(logits.shape) != 2:
         raise ValueError(f"logits_fn must return [L, C] logits, got shape {list(logits.shape)}")
-    _check.shape(logits.shape[:1], weights=weights)
-    _check.within(0, logits.shape[1] - 1, labels=labels)
+    checks.shape(logits.shape[:1], weights=weights)
+    checks.within(0, logits.shape[1] - 1, labels=labels)
 
 
 def _check_within(images, bounds):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from mixjax import _check
+from mixjax import checks
 
 
 def mean_and_error_bar(values: Any) -> tuple[float, float]:
@@ -23,7 +23,7 @@ def paired_difference(values: Any, others: Any) -> tuple[float, float]:
       ValueError: if the shapes differ.
     """
     values, others = np.asarray(values, np.float64), np.asarray(others, np.float64)
-    _check.shape(values.shape, others=others)
+    checks.shape(values.shape, others=others)
     return mean_and_error_bar(values - others)
 
 
@@ -76,9 +76,9 @@ def wilson_interval(mean: Any, num_examples: int, *, z: float = 1.96) -> tuple[f
     References:
       Wilson, Probable inference, the law of succession, and statistical inference, 1927.
     """
-    _check.within(0, 1, mean=mean)
-    _check.at_least(1, num_examples=num_examples)
-    _check.positive(z=z)
+    checks.within(0, 1, mean=mean)
+    checks.at_least(1, num_examples=num_examples)
+    checks.positive(z=z)
     mean = float(np.clip(mean, 0.0, 1.0))  # of float32 it may be 1 + 1e-7
     drawn = z**2 / num_examples
     center = (mean + drawn / 2) / (1 + drawn)
@@ -110,8 +110,8 @@ def paired_interval(values: Any, others: Any, *, z: float = 1.96) -> tuple[float
       on paired data, 1998, method 10.
     """
     values, others = np.asarray(values, np.float64), np.asarray(others, np.float64)
-    _check.shape(values.shape, others=others)
-    _check.within(0, 1, values=values, others=others)
+    checks.shape(values.shape, others=others)
+    checks.within(0, 1, values=values, others=others)
     gains, losses = np.maximum(values - others, 0), np.maximum(others - values, 0)
     gain, loss = gains.mean(), losses.mean()
     least_gain, most_gain = wilson_interval(gain, values.size, z=z)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.evaluation.intervals import mean_and_error_bar, wilson_interval
 from mixjax.evaluation.outcomes import Outcomes
 from mixjax.evaluation.suite import Attack
@@ -140,8 +140,8 @@ def nan_answers(outcomes: Outcomes) -> list[int]:
 
 
 def _weigh(correct, weights):
-    _check.simplex(weights=weights)
+    checks.simplex(weights=weights)
     correct, weights = np.asarray(correct, np.float64), np.asarray(weights, np.float64)
-    _check.shape(correct.shape[-1:], weights=weights)
+    checks.shape(correct.shape[-1:], weights=weights)
     # Float32 weights sum to 1 only up to rounding, and nobody is right with probability 1 + 1e-7.
     return (correct * (weights / weights.sum())).sum(axis=-1)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, mixture
+from mixjax import checks, mixture
 from mixjax.batch import example_keys, to_float
 from mixjax.evaluation.batches import as_pytree, check_evaluation, over_batches
 from mixjax.evaluation.budget import BASELINE, EXPECTED_LOSS, MEMBER_AWARE
@@ -67,7 +67,7 @@ def security_curves(
     Raises:
       ValueError: if an argument is not what it should be, or the suite has none of `names`.
     """
-    _check.non_empty(1, radii=radii)
+    checks.non_empty(1, radii=radii)
     radii = np.append(0.0, radii)
     if not np.all(np.diff(radii) > 0):
         raise ValueError(f"radii must be increasing and above 0, got {radii[1:].tolist()}")

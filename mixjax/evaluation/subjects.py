@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, _files, mixture
+from mixjax import checks, files, mixture
 from mixjax.evaluation.batches import as_pytree, check_evaluation
 from mixjax.evaluation.inputs import bounds_of
 from mixjax.evaluation.outcomes import evaluate_run
@@ -89,7 +89,7 @@ def evaluate_suite(
         for the members, or `folder` holds another evaluation (the message names the differing
         settings) or is in use by another process.
     """
-    _check.at_least(0, num_complete=num_complete)
+    checks.at_least(0, num_complete=num_complete)
     logits_fn = as_pytree(logits_fn)
     batch_size = min(256, len(images)) if batch_size is None else batch_size
     weights, images, labels = check_evaluation(
@@ -151,7 +151,7 @@ def _alone(folder):
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"folder {folder} cannot be written: {error.strerror}") from error
-    return _files.hold(folder, argument="folder")
+    return files.hold(folder, argument="folder")
 
 
 def _member(logits_fn, k, x):

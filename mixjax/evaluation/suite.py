@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, losses, mixture
+from mixjax import checks, losses, mixture
 from mixjax.attacks import once, pgd
 from mixjax.threats import Threat
 from mixjax.typing import AccuracyFn, Array, Bounds, Key, LogitsFn
@@ -67,10 +67,10 @@ def pgd_attacks(
     Raises:
       ValueError: if an argument is out of its range.
     """
-    _check.at_least(3, num_runs=num_runs)
-    _check.at_least(1, num_steps=num_steps)
-    _check.positive(step_size=step_size)
-    _check.increasing(bounds=bounds)
+    checks.at_least(3, num_runs=num_runs)
+    checks.at_least(1, num_steps=num_steps)
+    checks.positive(step_size=step_size)
+    checks.increasing(bounds=bounds)
     share = num_runs // 3
     num_member_runs = num_runs - 2 * share
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _files, _fingerprint, program
+from mixjax import _fingerprint, files, program
 from mixjax.batch import example_keys
 from mixjax.evaluation.outcomes import Outcomes
 from mixjax.evaluation.passes import passes_in
@@ -124,7 +124,7 @@ def attack_in_turn(
             "versions": program.versions(),
         }
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _files.claim(folder, settings, argument="folder")
+        files.claim(folder, settings, argument="folder")
 
     is_complete = np.zeros(num_examples, bool)
     is_complete[np.linspace(0, num_examples - 1, min(num_complete, num_examples)).astype(int)] = (
@@ -180,7 +180,7 @@ def _write(path, batch, found):
         outcomes, duration = found
         buffer = io.BytesIO()
         np.savez(buffer, **dict(zip(_STORED, (batch, *outcomes, duration), strict=True)))
-        _files.write(path, buffer.getvalue())
+        files.write(path, buffer.getvalue())
 
 
 def _read(path, batch):
@@ -188,7 +188,7 @@ def _read(path, batch):
     if path is None or not path.exists():
         return None
     try:
-        stored = _files.read_arrays(path)
+        stored = files.read_arrays(path)
         rows, *outcomes, seconds = (stored[name] for name in _STORED)
     except (ValueError, KeyError):
         return None

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.typing import Array, PyTree
 
 Payoff = Callable[..., Array]  # `(u, v, *args) -> []`: what `u` lowers and `v` raises
@@ -106,7 +106,7 @@ def _check_parameters(name, tree):
         if not _is_real(leaf):
             raise ValueError(f"{name} must hold real floating-point arrays, got {leaf}")
         if jnp.size(leaf):
-            _check.within(-math.inf, math.inf, **{name: leaf})  # NaN is nowhere in it
+            checks.within(-math.inf, math.inf, **{name: leaf})  # NaN is nowhere in it
 
 
 def _check_fits(name, expected, opt_state):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.typing import Array
 
 _LARGEST = sys.float_info.max
@@ -82,9 +82,9 @@ def tempered(weights, losses, temperature, mass):
     of the losses themselves could run over.
     """
     check_table(weights, losses)
-    _check.positive(temperature=temperature)
+    checks.positive(temperature=temperature)
     if np.ndim(temperature):
-        _check.shape(losses.shape[:1], temperature=temperature)
+        checks.shape(losses.shape[:1], temperature=temperature)
     temperature = jnp.broadcast_to(temperature, losses.shape[:1])
     values = expected(losses, weights)
     if mass is None:
@@ -102,11 +102,11 @@ def checked(losses, loss_bound=None):
     Its losses are floating-point numbers of at least 32 bits.
     """
     if loss_bound is not None:
-        _check.positive(loss_bound=loss_bound)
+        checks.positive(loss_bound=loss_bound)
     check_losses(losses, _LARGEST if loss_bound is None else loss_bound)
     dtype = check_dtype(losses=losses)
     if loss_bound is not None:
-        _check.within(0.0, float(jnp.finfo(dtype).max), loss_bound=loss_bound)
+        checks.within(0.0, float(jnp.finfo(dtype).max), loss_bound=loss_bound)
     # On the host in double precision, before JAX rounds off what differs.
     losses = np.asarray(losses, np.float64) if are_host_arrays(losses) else losses.astype(dtype)
     least = losses.min(axis=(1, 2), keepdims=True)
@@ -120,8 +120,8 @@ def checked(losses, loss_bound=None):
 
 def check_losses(losses, loss_bound=_LARGEST):
     """Raises `ValueError` unless `losses [N, M, L]` hold numbers from 0 to the bound."""
-    _check.non_empty(3, losses=losses)
-    _check.within(0.0, loss_bound, losses=losses)
+    checks.non_empty(3, losses=losses)
+    checks.within(0.0, loss_bound, losses=losses)
 
 
 def check_table(weights, losses):
@@ -135,25 +135,25 @@ def check_dtype(**values):
     ((name, value),) = values.items()
     array = value if hasattr(value, "dtype") else np.asarray(value)
     dtype = jnp.result_type(jnp.float32, array)
-    _check.within(0.0, float(jnp.finfo(dtype).max), **{name: value})
+    checks.within(0.0, float(jnp.finfo(dtype).max), **{name: value})
     return dtype
 
 
 def check_game(weights, losses):
     """Raises `ValueError` unless the losses are sound and the weights probabilities of members."""
     check_losses(losses)
-    _check.shape(np.shape(losses)[2:], weights=weights)
-    _check.simplex(weights=weights)
+    checks.shape(np.shape(losses)[2:], weights=weights)
+    checks.simplex(weights=weights)
 
 
 def check_probabilities(shape, **values):
     """Raises `ValueError` unless each value `[N, M]` holds probabilities for each example."""
     for name, value in values.items():
-        _check.non_empty(2, **{name: value})
-        _check.shape(shape, **{name: value})
-        _check.within(0.0, 1.0 + _TOLERANCE, **{name: value})
+        checks.non_empty(2, **{name: value})
+        checks.shape(shape, **{name: value})
+        checks.within(0.0, 1.0 + _TOLERANCE, **{name: value})
         sums = value.sum(axis=1) if hasattr(value, "sum") else np.sum(value, axis=1)
-        _check.within(1.0 - _TOLERANCE, 1.0 + _TOLERANCE, **{f"the sums of {name}": sums})
+        checks.within(1.0 - _TOLERANCE, 1.0 + _TOLERANCE, **{f"the sums of {name}": sums})
 
 
 def are_host_arrays(*arrays: Any) -> bool:

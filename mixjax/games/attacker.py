@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.games import _tables
 from mixjax.typing import Array, Key
 
@@ -106,7 +106,7 @@ def losses_under(attack: Array, losses: Array) -> Array:
       Array([0.75, 0.25], dtype=float32)
     """
     _tables.check_probabilities(np.shape(losses)[:2], attack=attack)
-    _check.non_empty(np.ndim(losses), losses=losses)
+    checks.non_empty(np.ndim(losses), losses=losses)
     _tables.check_dtype(losses=losses)
     return _tables.mean_losses(jnp.asarray(attack), jnp.asarray(losses))
 
@@ -152,10 +152,10 @@ def score(losses_fn: Callable[[Array], Array], attacker: Attacker) -> Array:
 
     points, attack = jnp.asarray(attacker.points), jnp.asarray(attacker.attack)
     found = jax.eval_shape(losses_fn, points[:, 0])
-    _check.shape((len(points), *found.shape[1:]), losses=found)
+    checks.shape((len(points), *found.shape[1:]), losses=found)
     candidates = jnp.swapaxes(points, 0, 1), attack.T / len(points)
     mean = jnp.sum(jax.lax.map(candidate_losses, candidates), axis=0)
-    _check.within(0.0, sys.float_info.max, **{"the mean losses": mean})
+    checks.within(0.0, sys.float_info.max, **{"the mean losses": mean})
     return mean
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.games import _tables
 from mixjax.games.equilibrium import Equilibrium, solve
 from mixjax.typing import PyTree
@@ -125,8 +125,8 @@ def double_oracle(
       >>> found.weights, float(found.value)
       (array([0.5, 0.5]), 0.5)
     """
-    _check.at_least(1, num_rounds=num_rounds)
-    _check.within(-math.inf, math.inf, tolerance=tolerance)
+    checks.at_least(1, num_rounds=num_rounds)
+    checks.within(-math.inf, math.inf, tolerance=tolerance)
     if not members or not points:
         raise ValueError(
             "members and points must not be empty, "
@@ -190,8 +190,8 @@ def boosting(share: float) -> Strategies:
     References:
       Pinot et al., Randomization matters, 2020, algorithm 1.
     """
-    _check.positive(share=share)
-    _check.fraction(share=share)
+    checks.positive(share=share)
+    checks.fraction(share=share)
 
     def strategies(losses):
         num_examples, num_candidates, num_members = losses.shape
@@ -221,13 +221,13 @@ def _equilibrium(losses):
 
 def _scored(losses_fn, member, points):
     losses = np.asarray(losses_fn(member, points), np.float64)
-    _check.non_empty(1, losses=losses)
-    _check.within(0.0, sys.float_info.max, losses=losses)
+    checks.non_empty(1, losses=losses)
+    checks.within(0.0, sys.float_info.max, losses=losses)
     return losses
 
 
 def _table(columns):
     """`[N, M, L]` from `M` lists of `L` losses `[N]`."""
     for losses in (losses for column in columns for losses in column):
-        _check.shape(columns[0][0].shape, losses=losses)
+        checks.shape(columns[0][0].shape, losses=losses)
     return np.ascontiguousarray(np.transpose(np.array(columns), (2, 0, 1)))

@@ -8,7 +8,7 @@ itself. The strategies averaged over all steps are returned, with what they guar
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.games import _tables
 from mixjax.games.equilibrium import Equilibrium
 from mixjax.typing import Array
@@ -58,11 +58,11 @@ def hedge(
     """
     table = _tables.checked(losses, loss_bound)
     losses = table.losses
-    _check.at_least(1, num_steps=num_steps)
+    checks.at_least(1, num_steps=num_steps)
     rate = table.unit / loss_bound  # in inverse units of the table
     if step_size is not None:
-        _check.positive(step_size=step_size)
-        _check.shape((), step_size=step_size)
+        checks.positive(step_size=step_size)
+        checks.shape((), step_size=step_size)
         rate = jnp.asarray(step_size, losses.dtype) * table.unit
 
     def step(state, _):
@@ -120,7 +120,7 @@ def regret_matching(losses: Array, *, num_steps: int, best_response: bool = Fals
     """
     table = _tables.checked(losses)
     losses = table.losses
-    _check.at_least(1, num_steps=num_steps)
+    checks.at_least(1, num_steps=num_steps)
 
     def answer(regrets, values):
         """The attacker's regrets, what he plays and what that costs the members."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.games._players import (
     Method,
     Payoff,
@@ -130,7 +130,7 @@ def unrolled(
       >>> float(state.u), float(state.v)
       (-2.0, 1.5)
     """
-    _check.at_least(1, num_unrolled_steps=num_unrolled_steps)
+    checks.at_least(1, num_unrolled_steps=num_unrolled_steps)
 
     def update(state, *args):
         def objective(u):

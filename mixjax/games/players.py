@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.batch import mean_over
 from mixjax.games._players import (
     Method,
@@ -85,8 +85,8 @@ def minimax(
       >>> bool(jnp.hypot(state.u, state.v) < 0.01)
       True
     """
-    _check.one_of(_ORDERS, order=order)
-    _check.at_least(1, num_ascent_steps=num_ascent_steps)
+    checks.one_of(_ORDERS, order=order)
+    checks.at_least(1, num_ascent_steps=num_ascent_steps)
     turn = _turn(f, descent, ascent, _schedule(penalty), order, num_ascent_steps, data_axis)
 
     def update(state, *args):
@@ -133,8 +133,8 @@ def maximin(
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 4.3.
     """
-    _check.one_of(_ORDERS, order=order)
-    _check.at_least(1, num_descent_steps=num_descent_steps)
+    checks.one_of(_ORDERS, order=order)
+    checks.at_least(1, num_descent_steps=num_descent_steps)
 
     def exchanged(v, u, *args):
         return -f(u, v, *args)
@@ -243,5 +243,5 @@ def _schedule(penalty):
     """`step -> gamma`, or None where it is known to be 0 and second derivatives are not needed."""
     if callable(penalty):
         return penalty
-    _check.non_negative(penalty=penalty)
+    checks.non_negative(penalty=penalty)
     return None if isinstance(penalty, int | float) and penalty == 0 else lambda step: penalty

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.batch import mean_over
 from mixjax.games import _tables
 from mixjax.typing import Array
@@ -167,10 +167,10 @@ def projected_subgradient(
       ValueError: if `num_steps` or `loss_bound` is not positive, `weights` is not on the simplex or
         `iterate` is unknown.
     """
-    _check.at_least(1, num_steps=num_steps)
-    _check.positive(loss_bound=loss_bound)
-    _check.one_of(ITERATES, iterate=iterate)
-    _check.simplex(weights=weights)
+    checks.at_least(1, num_steps=num_steps)
+    checks.positive(loss_bound=loss_bound)
+    checks.one_of(ITERATES, iterate=iterate)
+    checks.simplex(weights=weights)
     step_size = 2.0 / math.sqrt(weights.shape[0] * num_steps)
 
     def step(weights, index):
@@ -234,12 +234,12 @@ def entropic(
       True
     """
     table = _tables.checked(losses, loss_bound)
-    _check.at_least(1, num_steps=num_steps)
-    _check.positive(temperature=temperature)
+    checks.at_least(1, num_steps=num_steps)
+    checks.positive(temperature=temperature)
     num_members, dtype = table.losses.shape[2], table.losses.dtype
     start = _tables.uniform(num_members, dtype) if weights is None else jnp.asarray(weights, dtype)
-    _check.shape((num_members,), weights=start)
-    _check.simplex(weights=start if weights is None else weights)
+    checks.shape((num_members,), weights=start)
+    checks.simplex(weights=start if weights is None else weights)
     temperature = jnp.asarray(temperature, dtype) / table.unit
 
     average = functools.partial(mean_over, axis_name)

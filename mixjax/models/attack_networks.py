@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.models.initialization import he_normal
 from mixjax.models.model import Model, from_linen
 
@@ -49,24 +49,24 @@ def attack_network(
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 4.1.
     """
-    _check.at_least(1, num_classes=num_classes)
+    checks.at_least(1, num_classes=num_classes)
     for units in hidden:
-        _check.at_least(1, hidden=units)
-    _check.fraction(dropout=dropout)
+        checks.at_least(1, hidden=units)
+    checks.fraction(dropout=dropout)
     size = math.prod(input_shape)
     if label_scale is None:
         label_scale = math.sqrt(size)
-    _check.positive(label_scale=label_scale)
+    checks.positive(label_scale=label_scale)
     module = _Dense((*hidden, size), dropout)
     inner = from_linen(module, (size + num_classes,), draw=he_normal)
 
     input_shape = tuple(input_shape)
 
     def apply(variables, x, label, *, train=False, key=None):
-        _check.floating(x=x)
+        checks.floating(x=x)
         leading = x.shape[: max(x.ndim - len(input_shape), 0)]
-        _check.shape((*leading, *input_shape), x=x)
-        _check.shape(leading, label=label)
+        checks.shape((*leading, *input_shape), x=x)
+        checks.shape(leading, label=label)
         centred = 2.0 * x.reshape(math.prod(leading), size) - 1.0
         label = jnp.reshape(label, centred.shape[0])
         one_hot = label_scale * jax.nn.one_hot(label, num_classes, dtype=centred.dtype)

@@ -4,7 +4,7 @@ import math
 
 from flax import linen as nn
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.models.initialization import he_normal
 from mixjax.models.model import Model, from_linen
 
@@ -30,7 +30,7 @@ def linear(num_classes: int = 10, *, input_shape: tuple[int, ...] = (8, 8, 1)) -
       >>> model.apply(variables, jnp.zeros((5, 8, 8, 1))).shape
       (5, 10)
     """
-    _check.at_least(1, num_classes=num_classes)
+    checks.at_least(1, num_classes=num_classes)
     return from_linen(_Linear(num_classes, tuple(input_shape)), input_shape, draw=he_normal)
 
 

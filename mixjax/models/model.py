@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.typing import Array, Key, PyTree
 
 # How the arguments of a call are named that switch between training and use, and those for which
@@ -69,7 +69,7 @@ def from_linen(
         does not end in `input_shape`, has no batch axis in training, or holds integers.
     """
     for size in input_shape:
-        _check.at_least(1, input_shape=size)
+        checks.at_least(1, input_shape=size)
     switches = _switches(type(module), train_argument)
     example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
 
@@ -126,7 +126,7 @@ def from_nnx(
       ValueError: as `from_linen`; a call that takes `**kwargs` may hide a switch.
     """
     for size in input_shape:
-        _check.at_least(1, input_shape=size)
+        checks.at_least(1, input_shape=size)
     abstract = nnx.eval_shape(lambda: constructor(nnx.Rngs(0)))
     structure, params, rest = nnx.split(abstract, nnx.Param, ...)
     switches = _switches(type(abstract), train_argument)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.models import conv as convolutions
 from mixjax.models.initialization import he_normal
 from mixjax.models.model import Model, from_linen
@@ -43,7 +43,7 @@ def mnist_cnn(
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       appendix A.
     """
-    _check.at_least(1, num_classes=num_classes, width=width)
+    checks.at_least(1, num_classes=num_classes, width=width)
     module = _PlainCNN((width, 2 * width), 2, (16 * width, num_classes), conv)
     return from_linen(module, input_shape, draw=he_normal)
 
@@ -75,7 +75,7 @@ def cifar_cnn(
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       appendix B: the network of TensorFlow's tutorial without local response normalisation.
     """
-    _check.at_least(1, num_classes=num_classes, width=width)
+    checks.at_least(1, num_classes=num_classes, width=width)
     module = _PlainCNN((width, width), 3, (6 * width, 3 * width, num_classes), conv)
     return from_linen(module, input_shape, draw=he_normal)
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _files
+from mixjax import files
 from mixjax.models.model import Model
 from mixjax.typing import PyTree
 
@@ -156,4 +156,4 @@ def _read_safetensors(content):
     return arrays
 
 
-_READERS = {".npz": _files.arrays_in, ".safetensors": _read_safetensors}
+_READERS = {".npz": files.arrays_in, ".safetensors": _read_safetensors}

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.models import conv as convolutions
 from mixjax.models.initialization import he_normal
 from mixjax.models.model import Model, from_linen
@@ -75,7 +75,7 @@ def small_resnet(
 
 
 def _residual(num_classes, input_shape, stages, width, mean, std, dtype, axis_name, conv) -> Model:
-    _check.at_least(1, num_classes=num_classes, width=width)
+    checks.at_least(1, num_classes=num_classes, width=width)
     check_std(std)
     module = _ResNet(num_classes, stages, width, mean, std, dtype, axis_name, conv)
     return from_linen(module, input_shape, draw=he_normal)
@@ -84,7 +84,7 @@ def _residual(num_classes, input_shape, stages, width, mean, std, dtype, axis_na
 def check_std(std):
     """Raises `ValueError` unless every standard deviation is positive."""
     for value in std if isinstance(std, Sequence) else (std,):
-        _check.positive(std=value)
+        checks.positive(std=value)
 
 
 def layers(dtype, axis_name, conv, train):

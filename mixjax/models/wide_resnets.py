@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.models import conv as convolutions
 from mixjax.models.initialization import he_normal
 from mixjax.models.model import Model, from_linen
@@ -59,7 +59,7 @@ def wide_resnet(
     References:
       Zagoruyko and Komodakis, Wide residual networks, 2016, table 1 and section 2.4.
     """
-    _check.at_least(1, num_classes=num_classes, width=width)
+    checks.at_least(1, num_classes=num_classes, width=width)
     if depth < 10 or depth % 6 != 4:
         raise ValueError(f"depth must be 6 n + 4 for a whole n of at least 1, got {depth}")
     module = _PreActivationResNet(
@@ -123,7 +123,7 @@ def preact_resnet18(
       >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
       11172170
     """
-    _check.at_least(1, num_classes=num_classes, width=width)
+    checks.at_least(1, num_classes=num_classes, width=width)
     module = _PreActivationResNet(
         num_classes=num_classes,
         stem=width,
@@ -142,8 +142,8 @@ def preact_resnet18(
 
 
 def _model(module, input_shape):
-    _check.fraction(dropout=module.dropout)
-    _check.non_negative(negative_slope=module.negative_slope)
+    checks.fraction(dropout=module.dropout)
+    checks.non_negative(negative_slope=module.negative_slope)
     check_std(module.std)
     return from_linen(module, input_shape, draw=he_normal)
 

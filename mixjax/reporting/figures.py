@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from mixjax import _files
+from mixjax import files
 from mixjax.reporting.tables import interval_of
 
 # Okabe and Ito, Color universal design, 2008: blue, vermilion, green, orange, purple, sky, black.
@@ -264,4 +264,4 @@ def _line(axis, number, name, entries, values):
 def _write(figure, path):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
-    _files.write(path, buffer.getvalue())
+    files.write(path, buffer.getvalue())

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from mixjax import _files
+from mixjax import files
 from mixjax.reporting.tables import (
     attack_table,
     findings_table,
@@ -80,7 +80,7 @@ def write_report(run_dir, results, title="Report", evaluations=None):
     parts.append("## Provenance\n")
     parts += [_provenance(name, result["provenance"]) for name, result in results.items()]
     path = run_dir / "report.md"
-    _files.write(path, "\n".join(parts))
+    files.write(path, "\n".join(parts))
     return path
 
 

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from mixjax import _check, _files
+from mixjax import checks, files
 from mixjax.reporting.origin import without_paths
 
 RESULT = "result.json"
@@ -38,10 +38,10 @@ def write_result(run_dir, result, file=RESULT):
     Raises:
       ValueError: naming the entry that is missing, not finite, or contradicts another one.
     """
-    result = _files.plain(result, "result")
+    result = files.plain(result, "result")
     check_result(result)
     result["config"] = without_paths(result["config"])
-    _files.write_json(pathlib.Path(run_dir) / file, result, "result")
+    files.write_json(pathlib.Path(run_dir) / file, result, "result")
     return result
 
 
@@ -52,7 +52,7 @@ def read_result(path):
       ValueError: if it is not JSON or not a result.
     """
     path = pathlib.Path(path)
-    result = _files.read_json(path / RESULT if path.is_dir() else path)
+    result = files.read_json(path / RESULT if path.is_dir() else path)
     check_result(result)
     return result
 
@@ -93,11 +93,11 @@ def check_result(result):
     _check_fields(result["provenance"], _PROVENANCE, "result.provenance")
     if not isinstance(result["dataset"], str):
         raise ValueError(f"result.dataset must be a name, got {result['dataset']}")
-    _check.at_least(
+    checks.at_least(
         1,
         **{f"result.{name}": _number(result, name) for name in ("num_members", "num_examples")},
     )
-    _check.simplex(**{"result.weights": result["weights"]})
+    checks.simplex(**{"result.weights": result["weights"]})
     for name in ("weights", "members"):
         if len(result[name]) != result["num_members"]:
             raise ValueError(
@@ -137,7 +137,7 @@ def _check_accuracies(result):
 def _check_error_bars(result):
     names = ("clean", *result["robust_accuracy"])
     _check_fields(result["error_bar"], names, "result.error_bar")
-    _check.non_negative(
+    checks.non_negative(
         **{f"result.error_bar.{name}": _number(result["error_bar"], name) for name in names}
     )
 

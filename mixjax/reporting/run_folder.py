@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 
-from mixjax import _files
+from mixjax import files
 
 METRICS = "metrics.jsonl"
 
@@ -34,15 +34,15 @@ def open_run(run_dir, config, *, resume=False):
         by another process.
     """
     run_dir = pathlib.Path(run_dir)
-    if not resume and (run_dir / _files.CONFIG).exists():
+    if not resume and (run_dir / files.CONFIG).exists():
         raise ValueError(
             f"run_dir {run_dir} holds a run already: continue it with --resume "
             "or choose another --run-dir"
         )
-    new = _files.claim(run_dir, config, argument="run_dir")
-    with _files.hold(run_dir, argument="run_dir"):
+    new = files.claim(run_dir, config, argument="run_dir")
+    with files.hold(run_dir, argument="run_dir"):
         # Another process may have claimed it at the same time, and with another config.
-        _files.claim(run_dir, config, argument="run_dir")
+        files.claim(run_dir, config, argument="run_dir")
         if not new:
             truncate_metrics(run_dir, math.inf)  # A line that a kill has torn swallows the next.
         yield run_dir
@@ -54,7 +54,7 @@ def read_config(run_dir):
     Raises:
       ValueError: if it is not JSON.
     """
-    return _files.read_json(pathlib.Path(run_dir) / _files.CONFIG)
+    return files.read_json(pathlib.Path(run_dir) / files.CONFIG)
 
 
 def append_metrics(run_dir, entry):
@@ -69,7 +69,7 @@ def append_metrics(run_dir, entry):
     Raises:
       ValueError: if `step` is missing or an entry is not finite; nothing is written then.
     """
-    entry = _files.plain(entry, "metrics")
+    entry = files.plain(entry, "metrics")
     if not isinstance(entry.get("step"), int):
         raise ValueError(f"metrics must hold the integer step, got {entry.get('step')}")
     with (pathlib.Path(run_dir) / METRICS).open("a", encoding="utf-8") as file:
@@ -103,4 +103,4 @@ def truncate_metrics(run_dir, step):
     path = pathlib.Path(run_dir) / METRICS
     if path.exists():
         kept = [entry for entry in read_metrics(run_dir) if entry["step"] <= step]
-        _files.write(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        files.write(path, "".join(json.dumps(entry) + "\n" for entry in kept))

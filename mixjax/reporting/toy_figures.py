@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from mixjax import _files
+from mixjax import files
 from mixjax.reporting.figures import _COLORS, _MARKERS, _STYLES, _figure
 
 _DOTS_PER_INCH = 110
@@ -108,7 +108,7 @@ def _write(figure, path):
         .quantize(_PALETTE, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     )
     picture.save(small, format="png", optimize=True)
-    _files.write(path, small.getvalue())
+    files.write(path, small.getvalue())
 
 
 def plot_game_of_two(path, shares, risks, *, value):

@@ -1,8 +1,14 @@
 """Checks of arguments: each raises `ValueError` naming the argument and its value.
 
 Every function takes its arguments by keyword so that the message can name them:
-`_check.positive(step_size=step_size)`. Traced values pass unchecked: inside `jit` a value is
-known only when it is too late to raise.
+
+>>> from mixjax import checks
+>>> checks.positive(step_size=-0.1)
+Traceback (most recent call last):
+    ...
+ValueError: step_size must be positive, got -0.1
+
+Traced values pass unchecked: inside `jit` a value is known only when it is too late to raise.
 """
 
 import jax
