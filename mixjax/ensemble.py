@@ -33,6 +33,13 @@ def init(init_fn: Callable, key: Key, num_members: int) -> PyTree:
 
     Raises:
       ValueError: if `num_members` is not a whole number of at least 1.
+
+    Example:
+      >>> import jax
+      >>> from mixjax import ensemble
+      >>> members = ensemble.init(lambda key: jax.random.normal(key, (4,)), jax.random.key(0), 3)
+      >>> members.shape
+      (3, 4)
     """
     checks.at_least(1, num_members=num_members)
     members = [init_fn(member_key) for member_key in jax.random.split(key, num_members)]
@@ -54,6 +61,14 @@ def apply(
       `[L, ..., C]` logits. With `axis_name` they, and their derivatives of any order in `x` and in
       the local variables, are those of the whole ensemble on every device. `shard_map` needs
       `check_vma=False`: its checker has no notion of these derivatives and refuses them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import ensemble
+      >>> scales = jnp.array([1.0, 10.0])  # the variables of two members
+      >>> ensemble.apply(lambda scale, x: scale * x, scales, jnp.array([1.0, 2.0]))
+      Array([[ 1.,  2.],
+             [10., 20.]], dtype=float32)
     """
     x = jnp.asarray(x) if axis_name is None else _share(axis_name, jnp.asarray(x))
     num_members = jax.tree.leaves(variables)[0].shape[0]

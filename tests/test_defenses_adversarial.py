@@ -55,7 +55,9 @@ def test_trades_starts_a_thousandth_away_in_each_coordinate(norm, key):
     moves = np.asarray(start.sample(key, (28, 28, 1)))
     np.testing.assert_allclose(moves.std(), 1e-3, rtol=0.1)
     assert np.abs(moves).max() > 2.5e-3
-    assert start.epsilon == 0.5
+    assert start.epsilon == 0.5 and start.name == norm
+    assert start == defenses.trades_start(threat) != threat
+    assert start != defenses.trades_start(threat, deviation=2e-3)
     x = jnp.full((28, 28, 1), 0.5)
     found, _ = attacks.pgd(
         key, lambda x: 0.0 * x.sum(), x, threat, num_steps=1, step_size=1e-9, start=start

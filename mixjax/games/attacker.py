@@ -123,6 +123,15 @@ def draw(key: Key, attacker: Attacker) -> Array:
 
     Raises:
       ValueError: if the shapes do not fit or the attack does not hold probabilities.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import games
+      >>> points = jnp.array([[[0.1], [0.2]], [[0.3], [0.4]]])  # two examples, two candidates
+      >>> attacker = games.Attacker(points, attack=jnp.array([[1.0, 0.0], [0.0, 1.0]]))
+      >>> games.draw(jax.random.key(0), attacker)
+      Array([[0.1],
+             [0.4]], dtype=float32)
     """
     _check_attacker(attacker)
     points, attack = jnp.asarray(attacker.points), jnp.asarray(attacker.attack)
@@ -143,6 +152,14 @@ def score(losses_fn: Callable[[Array], Array], attacker: Attacker) -> Array:
 
     Raises:
       ValueError: if the shapes do not fit or the attack does not hold probabilities.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import games
+      >>> points = jnp.array([[[0.1], [0.2]], [[0.3], [0.4]]])  # two examples, two candidates
+      >>> attacker = games.Attacker(points, attack=jnp.array([[1.0, 0.0], [0.0, 1.0]]))
+      >>> games.score(lambda points: 1.0 * (points[:, 0] > 0.25), attacker)
+      Array(0.5, dtype=float32)
     """
     _check_attacker(attacker)
 

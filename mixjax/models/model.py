@@ -67,6 +67,14 @@ def from_linen(
       ValueError: if a size in `input_shape` is below 1, the call does not take `train_argument`,
         or the module has dropout or statistics and no switch is found; `apply` raises it when `x`
         does not end in `input_shape`, has no batch axis in training, or holds integers.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import linen as nn
+      >>> from mixjax import models
+      >>> model = models.from_linen(nn.Dense(2), (3,))
+      >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((5, 3))).shape
+      (5, 2)
     """
     for size in input_shape:
         checks.at_least(1, input_shape=size)
@@ -124,6 +132,14 @@ def from_nnx(
 
     Raises:
       ValueError: as `from_linen`; a call that takes `**kwargs` may hide a switch.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from mixjax import models
+      >>> model = models.from_nnx(lambda rngs: nnx.Linear(3, 2, rngs=rngs), (3,))
+      >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((5, 3))).shape
+      (5, 2)
     """
     for size in input_shape:
         checks.at_least(1, input_shape=size)
