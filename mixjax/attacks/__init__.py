@@ -17,9 +17,11 @@ from mixjax.attacks.boundaries import MixtureAttackInfo, arc
 from mixjax.attacks.gradient_ascent import fgsm, pgd
 from mixjax.attacks.lattice import lattice_climber
 from mixjax.attacks.minimum_norm import CarliniWagnerInfo, carlini_wagner
+from mixjax.attacks.protocol import NEEDS, check_numbers, name_of, on_mixture
 from mixjax.attacks.random_search import square
 
 __all__ = [
+    "NEEDS",
     "AttackInfo",
     "AttackNetworkInfo",
     "AttackNetworkState",
@@ -33,11 +35,14 @@ __all__ = [
     "attack_network",
     "attack_network_training",
     "carlini_wagner",
+    "check_numbers",
     "fgsm",
     "follow",
     "lattice_climber",
     "likeliest_wrong",
     "log_error",
+    "name_of",
+    "on_mixture",
     "once",
     "pgd",
     "square",

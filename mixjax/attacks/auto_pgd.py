@@ -85,7 +85,7 @@ def apgd(
 
 def apgd_targeted(
     key: Key,
-    loss_fn: Callable[[Array, Array], Array],
+    targeted_loss_fn: Callable[[Array, Array], Array],
     x: Array,
     targets: Array,
     threat: Threat,
@@ -95,7 +95,7 @@ def apgd_targeted(
     accuracy_fn: AccuracyFn | None = None,
     bounds: Bounds = (0.0, 1.0),
 ) -> tuple[Array, AttackInfo]:
-    r"""`apgd` towards each of several classes: `max_t max_x' loss_fn(x', t)`.
+    r"""`apgd` towards each of several classes: `max_t max_x' targeted_loss_fn(x', t)`.
 
     APGD-T is the targeted difference of logits ratio towards the likeliest wrong classes:
 
@@ -108,7 +108,7 @@ def apgd_targeted(
 
     Args:
       key: random key of the starts; consumed.
-      loss_fn: `([...], []) -> []`, what the attacker raises, given an input and a target.
+      targeted_loss_fn: `([...], []) -> []`, what the attacker raises, given an input and a target.
       x: `[...]` one input, inside `bounds`.
       targets: `[T]` classes, each attacked by `num_restarts` runs of its own.
       threat: the allowed perturbations, in the units of `x`.
@@ -144,13 +144,21 @@ def apgd_targeted(
     checks.non_empty(1, targets=targets)
     targets = jnp.asarray(targets)
     x, bounds = as_input(
-        x, threat, bounds, loss_fn=lambda x: loss_fn(x, targets[0]), accuracy_fn=accuracy_fn
+        x,
+        threat,
+        bounds,
+        targeted_loss_fn=lambda x: targeted_loss_fn(x, targets[0]),
+        accuracy_fn=accuracy_fn,
     )
     num_runs = len(targets) * num_restarts
 
     def run(keys_and_target):
         key, target = keys_and_target
-        return _run(key, lambda x: loss_fn(x, target), accuracy_fn, x, threat, num_steps, bounds)
+
+        def loss_fn(x):
+            return targeted_loss_fn(x, target)
+
+        return _run(key, loss_fn, accuracy_fn, x, threat, num_steps, bounds)
 
     return _best_run(run, (jax.random.split(key, num_runs), jnp.repeat(targets, num_restarts)))
 

@@ -10,7 +10,7 @@ References:
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,44 +19,21 @@ import numpy as np
 
 from mixjax import checks, losses, mixture
 from mixjax.batch import to_float
-from mixjax.evaluation.batches import as_pytree, check_evaluation
-from mixjax.evaluation.budget import (
+from mixjax.evaluation.inputs import as_pytree, check_evaluation
+from mixjax.evaluation.result import Evaluation, Finding
+from mixjax.evaluation.suite import (
     BLACK_BOX,
     EXPECTED_LOSS,
     MEMBER_AWARE,
     ON_THE_MIXTURE,
     TRANSFERRED,
 )
-from mixjax.evaluation.report import expected_accuracy
-from mixjax.evaluation.suite import Attack
-from mixjax.evaluation.turns import Record
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, LogitsFn
 
 _REACH = 5.0  # all steps together, in radii: half of them are the usual attack
 _ROUNDING = 1e-6
 _ROUNDING_OF_SUMS = 1e-3  # of probabilities, whatever their precision was
-
-
-class Finding(NamedTuple):
-    """One check.
-
-    Attributes:
-      name: what was checked.
-      value: what was measured, in units of accuracy or as a share of the examples.
-      limit: above it the evaluation is not to be trusted.
-      text: what the value is, and what it means above the limit.
-    """
-
-    name: str
-    value: float
-    limit: float
-    text: str
-
-    @property
-    def is_suspicious(self) -> bool:
-        """Whether the value is above its limit; NaN is."""
-        return not self.value <= self.limit + _ROUNDING
 
 
 class _Ascent(NamedTuple):
@@ -195,13 +172,11 @@ def diagnose(
     )
 
 
-def compare_attacks(record: Record, weights: Any, attacks: Sequence[Attack]) -> tuple[Finding, ...]:
+def compare_attacks(found: Evaluation) -> tuple[Finding, ...]:
     """What one kind of attack finds and another should have found, on the complete examples.
 
     Args:
-      record: of the mixture, from `evaluate_suite`.
-      weights: `[L]` probabilities of the members.
-      attacks: those of the suite; a comparison that lacks an attack is left out.
+      found: of a mixture; a comparison that lacks an attack is left out.
 
     Returns:
       `black_box_is_stronger`: accuracy that the black-box attack takes beyond all others.
@@ -209,13 +184,9 @@ def compare_attacks(record: Record, weights: Any, attacks: Sequence[Attack]) -> 
       losses of the mixture. `expected_loss_is_blind`: by how much the attacks that know the
       members leave less than AutoPGD on the expected loss. `restarts_help`: accuracy that the
       second half of the restarts on the expected loss takes.
-
-    Raises:
-      ValueError: if `attacks` or `weights` do not fit the record.
     """
-    names = np.array(["clean"] + [name for attack in attacks for name in attack.names])
-    accuracies = expected_accuracy(record.outcomes, weights)[record.is_complete]
-    checks.shape((None, len(names)), accuracies=accuracies)
+    names = np.array(["clean", *found.runs])
+    accuracies = found.accuracies[found.is_complete]
 
     def left(*lines):
         """Accuracy left by these attacks together; None if one is missing."""

@@ -99,3 +99,24 @@ def _check_within(images, bounds):
         raise ValueError(
             f"images must lie in {place}, got values from {images.min()} to {images.max()}"
         )
+
+
+def as_pytree(logits_fn: LogitsFn) -> LogitsFn:
+    """The function as an argument of compiled code; a `Partial` in a `Partial` hides its leaves."""
+    is_pytree = isinstance(logits_fn, jax.tree_util.Partial)
+    return logits_fn if is_pytree else jax.tree_util.Partial(logits_fn)
+
+
+def check_evaluation(
+    logits_fn: LogitsFn, weights: Any, images: Any, labels: Any, batch_size: int, bounds: Bounds
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The weights `[L]`, the images `[N, ...]` and the labels `[N]` as NumPy arrays.
+
+    Raises:
+      ValueError: if they are not what an evaluation asks for, or do not fit the members.
+    """
+    _check.at_least(1, batch_size=batch_size)
+    _check.simplex(weights=weights)
+    images, labels = checked(images, labels, bounds)
+    check_members(logits_fn, weights, images.shape[1:], labels)
+    return np.asarray(weights, np.float32), images, labels

@@ -5,6 +5,7 @@ network, and every pullback through it, carries a name in the traced program, an
 it say how often it runs.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
-from mixjax.evaluation.suite import Attack
-from mixjax.typing import Array, LogitsFn
+from mixjax.evaluation.inputs import UNIT
+from mixjax.evaluation.suite import Attack, run_attack
+from mixjax.typing import LogitsFn
 
 _FORWARD, _BACKWARD = "mixjax_forward", "mixjax_backward"
 
@@ -31,7 +33,7 @@ class Passes(NamedTuple):
     backward: int
 
 
-def count_passes(attack: Attack, logits_fn: LogitsFn, weights: Array, x: Any) -> Passes:
+def count_passes(attack: Attack, logits_fn: LogitsFn, weights: Any, x: Any) -> Passes:
     """Passes of one run on one example: nothing is computed, the program is only read.
 
     Of a branch the dearer side counts; a loop that ends by itself is taken for `num_steps` turns,
@@ -45,31 +47,14 @@ def count_passes(attack: Attack, logits_fn: LogitsFn, weights: Array, x: Any) ->
     """
     x = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     logits = jax.eval_shape(logits_fn, x)
-    shape_of_weights = jax.ShapeDtypeStruct(jnp.shape(weights), jnp.result_type(weights))
     key = jax.eval_shape(jax.random.key, 0)
-    return passes_in(trace(attack, logits, shape_of_weights, x, key), logits)
-
-
-class Trace(NamedTuple):
-    """What an attack does with networks of which only the shape of their logits is known.
-
-    Attributes:
-      attack: the attack.
-      closed: the program of one run on one example.
-    """
-
-    attack: Attack
-    closed: core.ClosedJaxpr
+    return passes_in(trace(attack, logits, weights, x, key), attack.num_steps, logits)
 
 
 def trace(
-    attack: Attack,
-    logits: jax.ShapeDtypeStruct,
-    weights: jax.ShapeDtypeStruct,
-    x: jax.ShapeDtypeStruct,
-    key: jax.ShapeDtypeStruct,
-) -> Trace:
-    """Traces one run, in place of the networks a stand-in: an attack sees nothing but logits.
+    attack: Attack, logits: jax.ShapeDtypeStruct, weights: Any, x: jax.ShapeDtypeStruct, key: Any
+) -> core.ClosedJaxpr:
+    """The program of one run, in place of the networks a stand-in: an attack sees only logits.
 
     So one trace, in a small part of the time, serves for all networks of `[L, C]` logits.
 
@@ -80,22 +65,40 @@ def trace(
       x: `[...]` an input.
       key: the random key of one run on one example.
     """
+    shapes = logits, jax.ShapeDtypeStruct(jnp.shape(weights), jnp.result_type(weights)), x, key
+    given = jax.tree.map(_shape, (attack.threat, UNIT if attack.bounds is None else attack.bounds))
+    leaves, structure = jax.tree.flatten(given)
+    return _trace(attack.function, shapes, tuple(leaves), structure)
+
+
+@functools.lru_cache(maxsize=256)
+def _trace(function, shapes, leaves, structure):
+    logits, weights, x, key = shapes
 
     def stand_in(x):
         return jnp.full(logits.shape, jnp.mean(x), logits.dtype)
 
-    def run(key, number, weights, x, label):
-        return attack.run(key, number, _named(stand_in), weights, x, label)
+    def run(key, number, weights, x, label, leaves):
+        threat, bounds = jax.tree.unflatten(structure, leaves)
+        return run_attack(
+            function, key, number, _named(stand_in), weights, x, label, threat, bounds
+        )
 
     integer = jax.ShapeDtypeStruct((), jnp.int32)
-    return Trace(attack, jax.make_jaxpr(run)(key, integer, weights, x, integer))
+    return jax.make_jaxpr(run)(key, integer, weights, x, integer, leaves)
 
 
-def passes_in(traced: Trace, logits: jax.ShapeDtypeStruct) -> Passes:
-    """As `count_passes`, of a run that is traced already."""
-    found = _count(traced.closed.jaxpr, traced.attack.num_steps)
+def passes_in(closed: core.ClosedJaxpr, num_steps: int, logits: jax.ShapeDtypeStruct) -> Passes:
+    """As `count_passes`, of a run of `num_steps` that is traced already."""
+    found = _count(closed.jaxpr, num_steps)
     networks, size = logits.shape[0], math.prod(logits.shape)
     return Passes(*(round(found[name] * networks / size) for name in (_FORWARD, _BACKWARD)))
+
+
+def _shape(value):
+    return jax.ShapeDtypeStruct(
+        jnp.shape(value), jnp.result_type(value), weak_type=jnp.ndim(value) == 0
+    )
 
 
 def _named(logits_fn):

@@ -1,6 +1,5 @@
 """Security curves: the accuracy that each attack leaves, against the radius that it is allowed."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import checks, mixture
-from mixjax.batch import example_keys, to_float
-from mixjax.evaluation.batches import as_pytree, check_evaluation, over_batches
-from mixjax.evaluation.budget import BASELINE, EXPECTED_LOSS, MEMBER_AWARE
-from mixjax.evaluation.inputs import bounds_of
-from mixjax.evaluation.report import score
-from mixjax.evaluation.suite import Attack, of_members_that_count
-from mixjax.typing import Array, Key, LogitsFn
+from mixjax import _check
+from mixjax.evaluation.inputs import as_pytree, bounds_of, check_evaluation
+from mixjax.evaluation.result import expected_accuracy, score
+from mixjax.evaluation.runner import attack_batch, equal_batches, judge_batch, padded_batches
+from mixjax.evaluation.suite import BASELINE, EXPECTED_LOSS, MEMBER_AWARE, Attack
+from mixjax.threats import Threat
+from mixjax.typing import Key, LogitsFn
 
 CURVES = (BASELINE, EXPECTED_LOSS, *MEMBER_AWARE)
 
@@ -34,6 +32,23 @@ class SecurityCurves(NamedTuple):
     accuracies: dict[str, np.ndarray]
     points: dict[str, np.ndarray]
 
+    def report(self) -> dict[str, Any]:
+        """The curves, ready for JSON.
+
+        Returns:
+          `radii`, `num_examples`, and by attack the lists `accuracy`, `error_bar` and `interval`
+          (`wilson_interval`), one entry for each radius.
+        """
+        scores = {name: [score(left) for left in lefts] for name, lefts in self.accuracies.items()}
+        return {
+            "radii": self.radii.tolist(),
+            "num_examples": self.accuracies["worst"].shape[1],
+            **{
+                entry: {name: [at[entry] for at in each] for name, each in scores.items()}
+                for entry in ("accuracy", "error_bar", "interval")
+            },
+        }
+
 
 def security_curves(
     key: Key,
@@ -41,14 +56,14 @@ def security_curves(
     weights: Any,
     images: Any,
     labels: Any,
-    attacks_within: Callable[[Array], Sequence[Attack]],
+    attacks: Sequence[Attack],
     radii: Any,
     *,
     names: Sequence[str] = CURVES,
     batch_size: int = 50,
-    transform: Callable = jax.jit,
+    transform: Callable | None = None,
 ) -> SecurityCurves:
-    """Attacks the examples within one radius after the other.
+    """Attacks the examples within one radius after the other; the radius compiles nothing anew.
 
     Args:
       key: random key; consumed.
@@ -56,89 +71,66 @@ def security_curves(
       weights: `[L]` probabilities of the members.
       images: `[N, ...]` inputs, floats within the bounds of the attacks, or uint8.
       labels: `[N]` integer classes.
-      attacks_within: `[] radius -> ` a suite, traced:
-        `lambda epsilon: attack_suite(threats.linf(epsilon))`.
+      attacks: such as `attack_suite(threat)`, whatever the radius of its threat.
       radii: `[R]` increasing, above 0.
-      names: which lines of the suite, one run of each; those that it lacks are left out.
+      names: which lines of the list, one run of each; those that it lacks are left out.
       batch_size: number of examples attacked at once, at most.
-      transform: what is done to a function of six positional arguments before it is called:
-        compiled for one device, or a `shard_map` that splits the last three.
+      transform: as of `evaluate`.
 
     Raises:
-      ValueError: if an argument is not what it should be, or the suite has none of `names`.
+      ValueError: if an argument is not what it should be, or the list has none of `names`.
     """
     checks.non_empty(1, radii=radii)
     radii = np.append(0.0, radii)
     if not np.all(np.diff(radii) > 0):
         raise ValueError(f"radii must be increasing and above 0, got {radii[1:].tolist()}")
+    lines = {
+        name: attack._replace(number=number if attack.number is None else attack.number)
+        for number, attack in enumerate(attacks, 1)
+        for name in attack.names
+        if name in names
+    }
+    if not lines:
+        raise ValueError(f"names must be among those of the attacks, got {', '.join(names)}")
     logits_fn = as_pytree(logits_fn)
-    bounds = bounds_of(attacks_within(jnp.float32(radii[1])))
+    bounds = bounds_of(attacks)
     weights, images, labels = check_evaluation(
         logits_fn, weights, images, labels, batch_size, bounds
     )
+    batch_size = equal_batches(len(images), batch_size)
 
-    def counting(radius):
-        return [of_members_that_count(attack, weights) for attack in attacks_within(radius)]
+    def accuracies_and_points(attack, run):
+        """What one run of an attack leaves `[N]`, and where `[N, ...]`; None: no attack."""
+        left, found = [], []
+        for rows, padded in padded_batches(len(images), batch_size):
+            batch = images[padded], labels[padded], padded
+            points = batch[0]
+            if attack is not None:
+                points = attack_batch(
+                    key, logits_fn, weights, attack, run, *batch, transform=transform
+                )
+            answers = judge_batch(logits_fn, weights, points, *batch[1:], transform=transform)
+            left.append(expected_accuracy(answers.correct, weights)[: len(rows)])
+            found.append(np.asarray(points)[: len(rows)])
+        return np.concatenate(left), np.concatenate(found)
 
-    attack = transform(functools.partial(_attacked, names=names, attacks_within=counting))
-    found = [
-        over_batches(
-            functools.partial(attack, (key, np.float32(radius)), logits_fn, weights),
-            images,
-            labels,
-            batch_size=batch_size,
-            bounds=bounds,
-        )
-        for radius in radii[1:]
-    ]
-    there = [name for name in names if name in found[0][0]]
-    if not there:
-        raise ValueError(f"names must be among those of the suite, got {', '.join(names)}")
-    accuracies = {
-        name: np.minimum.accumulate([found[0][2], *(left[name] for _, left, _ in found)])
-        for name in there
-    }
+    clean = accuracies_and_points(None, 0)[0]
+    accuracies, points = {}, {}
+    for name in (name for name in names if name in lines):
+        attack = lines[name]
+        within = [
+            accuracies_and_points(
+                attack._replace(threat=_within(attack.threat, radius)), attack.names.index(name)
+            )
+            for radius in radii[1:]
+        ]
+        accuracies[name] = np.minimum.accumulate([clean, *(left for left, _ in within)])
+        points[name] = np.stack([found for _, found in within])
     accuracies["worst"] = np.min(list(accuracies.values()), axis=0)
-    points = {name: np.stack([at[name] for at, _, _ in found]) for name in there}
     return SecurityCurves(radii, accuracies, points)
 
 
-def security_report(curves: SecurityCurves) -> dict[str, Any]:
-    """The curves, ready for JSON.
-
-    Returns:
-      `radii`, `num_examples`, and by attack the lists `accuracy`, `error_bar` and `interval`
-      (`wilson_interval`), one entry for each radius.
-    """
-    scores = {name: [score(left) for left in lefts] for name, lefts in curves.accuracies.items()}
-    return {
-        "radii": curves.radii.tolist(),
-        "num_examples": curves.accuracies["worst"].shape[1],
-        **{
-            entry: {name: [at[entry] for at in each] for name, each in scores.items()}
-            for entry in ("accuracy", "error_bar", "interval")
-        },
-    }
-
-
-def _attacked(
-    key_and_radius, logits_fn, weights, images, labels, indices, *, names, attacks_within
-):
-    """`name -> points [B, ...]`, `name -> accuracies there [B]`, and those of the images [B]."""
-    key, radius = key_and_radius
-    suite = {name: attack for attack in attacks_within(radius) for name in attack.names}
-
-    def accuracy(x, label):
-        return jnp.sum(weights * mixture.correct(logits_fn(x), label))
-
-    def one(key, x, label):
-        points = {
-            name: suite[name].run(
-                key, jnp.int32(suite[name].names.index(name)), logits_fn, weights, x, label
-            )
-            for name in names
-            if name in suite
-        }
-        return points, {name: accuracy(points[name], label) for name in points}, accuracy(x, label)
-
-    return jax.vmap(one)(example_keys(key, indices), to_float(images), labels)
+def _within(threat: Threat | None, radius):
+    """The threat with another radius."""
+    leaves, structure = jax.tree.flatten(threat)
+    return jax.tree.unflatten(structure, [jnp.float32(radius) for _ in leaves])

@@ -2,21 +2,44 @@
 
 No single attack suffices: ascent on the expected loss stalls where the members' gradients cancel
 or spends itself on a steep member of little weight, and a member's own attack does not know the
-others. So several run, and per example the worst counts. More runs lower a score by themselves:
-their number belongs to the suite and not to the mixture, and is the same for every `L`.
+others. So several run, and per example the worst counts. On linear mixtures, whose optimum a
+linear program gives, each alone misses up to half of what can be gained; together they reach it
+within a few percent. More runs lower a score by themselves: their number belongs to the suite and
+not to the mixture, and is the same for every `L`.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import checks, losses, mixture
-from mixjax.attacks import once, pgd
+from mixjax import _check, attacks, losses, mixture
 from mixjax.threats import Threat
-from mixjax.typing import AccuracyFn, Array, Bounds, Key, LogitsFn
+from mixjax.typing import Array, Bounds, Key, LogitsFn
+
+# Lines of the report, by what an attack knows: `diagnostics` compares them.
+BASELINE = "pgd_expected_loss"
+EXPECTED_LOSS = "apgd_expected_loss"
+EXPECTED_DLR = "apgd_expected_dlr"
+ON_THE_MIXTURE = (
+    EXPECTED_LOSS,
+    "apgd_mean_probability",
+    EXPECTED_DLR,
+    "apgd_expected_margin",
+    "apgd_targeted_dlr",
+)
+TRANSFERRED = "apgd_members"
+MEMBER_AWARE = ("arc", "lattice_climber")
+MINIMUM_NORM = "carlini_wagner"
+MINIMUM_NORM_OF_MEMBERS = "carlini_wagner_members"
+BLACK_BOX = "square"
+
+_SHARES = (0.5, 1.0)  # of the weight that Carlini and Wagner's attack on members fools
+_BASELINE_STEPS = 20
+_BASELINE_REACH = 2.5  # all steps of the baseline together, in radii
 
 
 class Attack(NamedTuple):
@@ -25,16 +48,122 @@ class Attack(NamedTuple):
     Attributes:
       names: for each run, the line of the report on which it counts.
       num_steps: gradient steps of one run.
-      run: `(key, run, logits_fn, weights, x, label) -> x_adv`; `run` is the `[]` number of the
-        run, from 0 to `len(names) - 1`, traced; `logits_fn: x -> [L, C]`.
+      function: the attack. What it needs, the names of its parameters say, as
+        `attacks.on_mixture` explains; `run` is the number of the run, from 0 to
+        `len(names) - 1`, traced.
+      threat: the allowed perturbations; None for a function that asks for none.
       bounds: lowest and highest value of an input, numbers or arrays that fit one input; None if
         the attack does not know: those of the attacks beside it, else [0, 1].
+      number: which random numbers it draws: attacks of one suite have different ones, and none
+        draws others because another stands before it. None: its place in the list, from 1.
     """
 
     names: tuple[str, ...]
     num_steps: int
-    run: Callable[[Key, Array, LogitsFn, Array, Array, Array], Array]
+    function: Callable
+    threat: Threat | None = None
     bounds: Bounds | None = None
+    number: int | None = None
+
+    def run(
+        self,
+        key: Key,
+        run: int | Array,
+        logits_fn: LogitsFn,
+        weights: Array,
+        x: Array,
+        label: Array,
+    ) -> Array:
+        """The point `[...]` that one run of the attack finds on one example."""
+        return run_attack(
+            self.function, key, run, logits_fn, weights, x, label, self.threat, self.bounds
+        )
+
+
+def run_attack(function, key, run, logits_fn, weights, x, label, threat, bounds):
+    """One run on one example: `[...]`."""
+    bounds = (0.0, 1.0) if bounds is None else bounds
+    return attacks.on_mixture(
+        function, key, logits_fn, weights, x, label, threat, bounds=bounds, run=run
+    )[0]
+
+
+class Budget(NamedTuple):
+    """What is spent on each example, whatever `L`.
+
+    Attributes:
+      num_restarts: runs of AutoPGD on each of four losses of the mixture.
+      num_targets: runs of AutoPGD towards one wrong class each, the likeliest first.
+      num_member_runs: runs of AutoPGD on one member each, the members taking turns; at least `L`.
+      num_steps: gradient steps of one run of AutoPGD and of Carlini and Wagner's attack.
+      num_member_aware_runs: runs of ARC, and as many of the lattice climber.
+      num_member_aware_steps: steps of each of these.
+      num_orders: orders in which a run of the lattice climber adds members.
+      num_queries: questions that the black-box attack may ask.
+    """
+
+    num_restarts: int
+    num_targets: int
+    num_member_runs: int
+    num_steps: int
+    num_member_aware_runs: int
+    num_member_aware_steps: int
+    num_orders: int
+    num_queries: int
+
+
+QUICK = Budget(2, 2, 6, 20, 1, 20, 2, 200)
+STANDARD = Budget(5, 9, 12, 100, 5, 50, 5, 5000)
+
+
+def attack_suite(
+    threat: Threat, budget: Budget = STANDARD, *, bounds: Bounds = (0.0, 1.0)
+) -> tuple[Attack, ...]:
+    """The attacks that a mixture, and each of its members, has to survive.
+
+    One run of PGD with 20 steps on the expected loss comes first: it is what papers report, and
+    what it fools the others need not attack. Then AutoPGD on the expected cross-entropy, `-log` of
+    the mean probability, the expected difference of logits ratio, the expected margin and the
+    expected targeted ratio, each on single members as well; ARC and the lattice climber, which
+    know which members they have; under an l2 threat Carlini and Wagner's nearest fooling points,
+    dropped beyond the radius: of the mean probability, once along its own margin and once along
+    the expected loss as Pinot et al. do, and of half of the members by weight and of all; and at
+    last a black-box attack that asks for nothing but the members' answers, as a check on all the
+    gradients. Of all the points on its path every run of PGD and AutoPGD returns that of lowest
+    exact expected accuracy, whatever loss it climbed.
+
+    Args:
+      threat: the allowed perturbations, in the units of the inputs.
+      budget: `QUICK`, `STANDARD` or one of your own.
+      bounds: lowest and highest value of an input, of any range, numbers or arrays that fit one
+        input; every evaluation with these attacks takes inputs within them.
+
+    Returns:
+      A list of attacks for `evaluate`, which anybody may extend, by a trained network for
+      example: `(*attack_suite(threat), Attack(("attack_network",), 1, function, threat))`. The
+      number of runs is the same for every `L`, and two lists of one budget share what is compiled.
+
+    Raises:
+      ValueError: if a number of the budget is not at least 1, or the threat is none.
+
+    Example:
+      >>> from mixjax import evaluation, threats
+      >>> suite = evaluation.attack_suite(threats.linf(8 / 255), evaluation.QUICK)
+      >>> sum(len(attack.names) for attack in suite)
+      20
+    """
+    _check.threat(threat=threat)
+    if not isinstance(budget, Budget):
+        raise ValueError(f"budget must be a Budget, such as evaluation.QUICK, got {budget!r}")
+    _check.at_least(1, **budget._asdict())
+    _check.increasing(bounds=bounds)
+    suite = _functions(budget)
+    if threat.name != "l2":
+        suite = tuple(entry for entry in suite if entry[0][0] != MINIMUM_NORM)
+    return tuple(
+        Attack(names, num_steps, function, threat, bounds, number)
+        for number, (names, num_steps, function) in enumerate(suite, 1)
+    )
 
 
 def pgd_attacks(
@@ -67,58 +196,160 @@ def pgd_attacks(
     Raises:
       ValueError: if an argument is out of its range.
     """
-    checks.at_least(3, num_runs=num_runs)
-    checks.at_least(1, num_steps=num_steps)
-    checks.positive(step_size=step_size)
-    checks.increasing(bounds=bounds)
+    _check.threat(threat=threat)
+    _check.at_least(3, num_runs=num_runs)
+    _check.at_least(1, num_steps=num_steps)
+    _check.positive(step_size=step_size)
+    _check.increasing(bounds=bounds)
     share = num_runs // 3
     num_member_runs = num_runs - 2 * share
-
-    def run(key, run, logits_fn, weights, x, label):
-        logits_fn = once(logits_fn)
-
-        def loss_fn(x):
-            logits = logits_fn(x)
-            _check_share(num_runs, num_member_runs, num_members=logits.shape[0])
-            member_losses = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits, label)
-            choices = (
-                mixture.expected_loss(member_losses, weights),
-                -mixture.log_probs(logits, weights)[label],
-                member_losses[(run - 2 * share) % logits.shape[0]],
-            )
-            return jnp.stack(choices)[jnp.minimum(run // share, 2)]
-
-        settings = {"num_steps": num_steps, "step_size": step_size, "bounds": bounds}
-        accuracy_fn = expected_accuracy_of(logits_fn, weights, label)
-        return pgd(key, loss_fn, x, threat, accuracy_fn=accuracy_fn, **settings)[0]
-
     names = ("pgd_expected_loss",) * share + ("pgd_mean_probability",) * share
-    return (Attack(names + ("pgd_members",) * num_member_runs, num_steps, run, bounds),)
+    names += ("pgd_members",) * num_member_runs
+    function = _pgd(num_runs, num_steps, float(step_size))
+    return (Attack(names, num_steps, function, threat, bounds, 0),)
 
 
-def of_members_that_count(attack: Attack, weights: Any) -> Attack:
-    """The attack on a mixture without its members of weight 0; `weights` `[L]` must be known.
-
-    What these answer cannot matter then: it reaches no order of turns, no direction and no draw.
-    """
-    rows = np.flatnonzero(np.asarray(weights) > 0)
-    if len(rows) == len(weights):
-        return attack
-
-    def run(key, run, logits_fn, weights, x, label):
-        return attack.run(key, run, lambda x: logits_fn(x)[rows], weights[rows], x, label)
-
-    return attack._replace(run=run)
+# Remembered: what is compiled for one function is compiled for every list that holds the same one.
+@functools.cache
+def _pgd(num_runs, num_steps, step_size):
+    return functools.partial(
+        _pgd_in_turn, num_runs=num_runs, num_steps=num_steps, step_size=step_size
+    )
 
 
-def expected_accuracy_of(logits_fn: LogitsFn, weights: Array, label: Array) -> AccuracyFn:
-    """`x -> []`, the exact expected accuracy: of the points of an attack the lowest is returned."""
-    return lambda x: mixture.accuracy(logits_fn(x), label, weights)
+@functools.cache
+def _functions(budget):
+    """`(names, num_steps, function)` of each attack of a suite."""
+    num_runs = (*[budget.num_restarts] * 4, budget.num_targets, budget.num_member_runs)
+    lines = (*ON_THE_MIXTURE, TRANSFERRED)
+    names = tuple(name for name, number in zip(lines, num_runs, strict=True) for _ in range(number))
+    num_steps = budget.num_member_aware_steps
+    names_of_aware = [(name,) * budget.num_member_aware_runs for name in MEMBER_AWARE]
+    return (
+        ((BASELINE,), _BASELINE_STEPS, _baseline),
+        (
+            names,
+            budget.num_steps,
+            functools.partial(_auto_pgd, num_runs=num_runs, num_steps=budget.num_steps),
+        ),
+        (names_of_aware[0], num_steps, functools.partial(attacks.arc, num_steps=num_steps)),
+        (
+            names_of_aware[1],
+            num_steps,
+            functools.partial(
+                attacks.lattice_climber, num_steps=num_steps, num_orders=budget.num_orders
+            ),
+        ),
+        (
+            (MINIMUM_NORM,) * 2 + (MINIMUM_NORM_OF_MEMBERS,) * len(_SHARES),
+            budget.num_steps,
+            functools.partial(_carlini_wagner, num_steps=budget.num_steps),
+        ),
+        (
+            (BLACK_BOX,),
+            budget.num_queries,
+            functools.partial(attacks.square, num_queries=budget.num_queries),
+        ),
+    )
 
 
-def _check_share(num_runs, num_member_runs, *, num_members):
-    if num_member_runs < num_members:
-        raise ValueError(
-            f"num_runs must be at least {3 * num_members} for {num_members} members, "
-            f"a third of them for the members in turn, got {num_runs}"
+def _baseline(key, loss_fn, accuracy_fn, x, threat, bounds):
+    step_size = _BASELINE_REACH / _BASELINE_STEPS * threat.epsilon
+    if not isinstance(step_size, jax.core.Tracer) and step_size == 0:
+        step_size = 1.0  # of any length: a ball of radius 0 has one point
+    return attacks.pgd(
+        key,
+        loss_fn,
+        x,
+        threat,
+        num_steps=_BASELINE_STEPS,
+        step_size=step_size,
+        accuracy_fn=accuracy_fn,
+        bounds=bounds,
+    )
+
+
+def _pgd_in_turn(
+    key, run, logits_fn, weights, x, label, threat, accuracy_fn, bounds, *, num_runs, **numbers
+):
+    share = num_runs // 3
+
+    def loss_fn(x):
+        logits = logits_fn(x)
+        if num_runs - 2 * share < logits.shape[0]:
+            raise ValueError(
+                f"num_runs must be at least {3 * logits.shape[0]} for {logits.shape[0]} members, "
+                f"a third of them for the members in turn, got {num_runs}"
+            )
+        member_losses = jax.vmap(losses.cross_entropy, in_axes=(0, None))(logits, label)
+        choices = (
+            mixture.expected_loss(member_losses, weights),
+            -mixture.log_probs(logits, weights)[label],
+            member_losses[(run - 2 * share) % logits.shape[0]],
         )
+        return jnp.stack(choices)[jnp.minimum(run // share, 2)]
+
+    return attacks.pgd(key, loss_fn, x, threat, accuracy_fn=accuracy_fn, bounds=bounds, **numbers)
+
+
+def _auto_pgd(
+    key, run, logits_fn, weights, x, label, threat, accuracy_fn, bounds, *, num_runs, num_steps
+):
+    """All runs of AutoPGD: the loss is chosen inside, so that one compiled loop serves all."""
+    chosen = np.repeat(np.arange(len(num_runs)), num_runs)
+    turns = np.concatenate([np.arange(number) for number in num_runs])
+    logits = logits_fn(x)
+    if num_runs[-1] < logits.shape[0]:
+        raise ValueError(
+            f"num_member_runs must be at least the number of members {logits.shape[0]}, "
+            f"got {num_runs[-1]}"
+        )
+    turn = jnp.asarray(turns)[run]
+    wrong = attacks.likeliest_wrong(mixture.log_probs(logits, weights), label, logits.shape[1] - 1)
+    target = wrong[turn % len(wrong)]
+
+    def expected(loss, logits):
+        return mixture.expected_loss(jax.vmap(loss, (0, None))(logits, label), weights)
+
+    def loss_fn(x):
+        return jax.lax.switch(
+            jnp.asarray(chosen)[run],
+            (
+                lambda logits: expected(losses.cross_entropy, logits),
+                lambda logits: -mixture.log_probs(logits, weights)[label],
+                lambda logits: expected(losses.dlr, logits),
+                lambda logits: expected(lambda *each: -losses.margin(*each), logits),
+                lambda logits: expected(lambda *each: losses.targeted_dlr(*each, target), logits),
+                lambda logits: losses.cross_entropy(logits[turn % len(logits)], label),
+            ),
+            logits_fn(x),
+        )
+
+    return attacks.apgd(
+        key, loss_fn, x, threat, num_steps=num_steps, accuracy_fn=accuracy_fn, bounds=bounds
+    )
+
+
+def _carlini_wagner(run, logits_fn, weights, x, label, bounds, *, num_steps):
+    """One run for each way to see a mixture, chosen inside, as `_auto_pgd`."""
+    share = jnp.asarray(_SHARES)[jnp.maximum(run - 2, 0)]
+
+    def of_accuracy(logits):
+        return losses.accuracy_margin(logits, label, weights, share)
+
+    def of_mean(logits):
+        return losses.mean_probability_margin(logits, label, weights)
+
+    def expected(logits):
+        return losses.expected_hinge(logits, label, weights)
+
+    def margin_fn(x):
+        branches = (of_mean, expected, of_accuracy)
+        return jax.lax.switch(jnp.minimum(run, 2), branches, logits_fn(x))
+
+    def fooled_fn(x):
+        return jax.lax.cond(run < 2, of_mean, of_accuracy, logits_fn(x)) <= 0
+
+    return attacks.carlini_wagner(
+        margin_fn, x, fooled_fn=fooled_fn, num_steps=num_steps, bounds=bounds
+    )

@@ -1,0 +1,352 @@
+"""What an evaluation found: one table of who is right where, and every figure read off it.
+
+An expected accuracy is `weights @ correct`, a finite sum in double precision: nothing is estimated
+by drawing members. The clean example is a point of every attack: an attacker need not move.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mixjax import _check
+from mixjax.evaluation.suite import BASELINE, EXPECTED_DLR, EXPECTED_LOSS
+from mixjax.intervals import mean_and_error_bar, wilson_interval
+from mixjax.threats import Threat
+
+
+class Finding(NamedTuple):
+    """One check of whether the attacks, and not the mixture, are what is weak.
+
+    Attributes:
+      name: what was checked.
+      value: what was measured, in units of accuracy or as a share of the examples.
+      limit: above it the evaluation is not to be trusted.
+      text: what the value is, and what it means above the limit.
+    """
+
+    name: str
+    value: float
+    limit: float
+    text: str
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the value is above its limit; NaN is."""
+        return not self.value <= self.limit + 1e-6
+
+
+class Evaluation(NamedTuple):
+    """`R` attack runs on `N` examples, in NumPy arrays; `print` shows the figures as a table.
+
+    Attributes:
+      name: who was attacked.
+      threat: the allowed perturbations; None if the attacks say none.
+      weights: `[L]` probabilities of the members.
+      runs: for each run, the line of the report on which it counts.
+      num_steps: for each run, its gradient steps.
+      labels: `[N]` the true classes.
+      correct: `[N, R + 1, L]` whether each member is right, at the clean point and at that of each
+        run; where a run was left out because the example was lost, nobody is.
+      averaged_correct: `[N, R + 1]` whether the class of highest mean probability is right.
+      is_nan: `[N, R + 1, L]` whether each member answers NaN, which is never right.
+      is_complete: `[N]` whether the example met every run, lost or not.
+      images: `[N, ...]` floats, of the points found that of lowest expected accuracy; the clean
+        example where none lowered it.
+      num_attacked: `[R]` number of examples that met each run.
+      num_answers: `[R]` forward passes through single networks of one run on one example.
+      num_gradients: `[R]` the same of backward passes.
+      seconds: `[R]` wall-clock time, that of compilation in the first run of each attack.
+      findings: signs that the attacks are weak and not the mixture strong.
+      alone: each member under its own attacks; empty if they were not attacked alone.
+      averaged: the classifier that answers with the class of highest mean probability, under its
+        own attacks; None if it was not.
+    """
+
+    name: str
+    threat: Threat | None
+    weights: np.ndarray
+    runs: tuple[str, ...]
+    num_steps: tuple[int, ...]
+    labels: np.ndarray
+    correct: np.ndarray
+    averaged_correct: np.ndarray
+    is_nan: np.ndarray
+    is_complete: np.ndarray
+    images: np.ndarray
+    num_attacked: np.ndarray
+    num_answers: np.ndarray
+    num_gradients: np.ndarray
+    seconds: np.ndarray
+    findings: tuple[Finding, ...] = ()
+    alone: tuple["Evaluation", ...] = ()
+    averaged: "Evaluation | None" = None
+
+    @property
+    def accuracies(self) -> np.ndarray:
+        """`sum_k weights_k 1[member k is right]` at every point: `[N, R + 1]`, clean first."""
+        return expected_accuracy(self.correct, self.weights)
+
+    @property
+    def worst(self) -> np.ndarray:
+        """Lowest expected accuracy over all points of each example, `[N]`.
+
+        An upper bound of the mixture's robust accuracy, as tight as the attacks are strong.
+        """
+        return self.accuracies.min(axis=1)
+
+    @property
+    def lower(self) -> np.ndarray:
+        """`sum_k weights_k rob(member k)` for each example, `[N]`: never above `worst`.
+
+        A member is robust if it is right at all points found, those of attacks on the mixture and,
+        if it was attacked alone, those. It bounds the truth from below as far as the attacks on
+        each member are strong: only if it met them alone is it to be called a lower bound.
+        """
+        robust = self.correct.all(axis=1)
+        if self.alone:
+            robust &= np.stack([each.correct[:, :, 0].all(axis=1) for each in self.alone], axis=1)
+        return expected_accuracy(robust, self.weights)
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Mean expected accuracy on the examples themselves."""
+        return float(self.accuracies[:, 0].mean())
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Mean of `worst`: what is left under all attacks."""
+        return float(self.worst.mean())
+
+    @property
+    def identity(self) -> str:
+        """Who was attacked, by what and on how many examples, in a line."""
+        within = f" within {self.threat}" if self.threat is not None else ""
+        return f"{self.name} under {len(self.runs)} runs{within} on {len(self.labels)} examples"
+
+    def report(self) -> dict[str, Any]:
+        """All figures, ready for JSON.
+
+        Each attack alone is judged on the complete examples, which met every run; everything else
+        on all examples.
+
+        Returns:
+          `num_members`, `weights`, `num_examples`, `clean_accuracy`; `robust_accuracy`: per example
+          the worst expected accuracy over the runs of each attack, and over all of them (`worst`);
+          `error_bar`: standard errors of the clean accuracy (`clean`) and of each of these, and
+          `interval`: `wilson_interval` of the same; `sandwich`: `upper`, which is `worst`, and
+          `lower`, the mean of `Evaluation.lower`, a lower bound where members were attacked alone
+          (then with an `interval.lower_bound`); `members` and `averaged`: `clean_accuracy`, and
+          `robust_accuracy` with its `error_bar` and `interval`; `num_nan_answers`: for each member,
+          at how many of all points scored it answered NaN, which is an error of its own and no
+          success of an attack; `num_attack_runs`; `attacks`: each one's `num_runs`, `num_steps`,
+          `num_examples`, of one run and example `num_gradients` and `num_answers`, passes through
+          single networks, and the `seconds` of all its runs; `reported_by`: on the complete
+          examples the accuracies under PGD on the expected loss, AutoPGD on the expected loss, and
+          all attacks (`worst`), each with its `error_bar` and `interval`, and `rob_acc`, the worst
+          of AutoPGD on the expected cross-entropy and on the expected DLR, with the `num_restarts`
+          and `num_steps` of either: with 5 and 100, as in the `STANDARD` budget, it is the robust
+          accuracy of Meunier et al., but for the point that a run returns, here the worst that it
+          visits; `cost`, per example, of attacking the `mixture` and `all` with it; `diagnostics`,
+          the findings.
+
+        References:
+          Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 5,
+          for `rob_acc`.
+        """
+        names = np.array(self.runs)
+        lines = {name: names == name for name in self.runs}
+        accuracies = self.accuracies
+        complete = accuracies[self.is_complete]
+        examples = {"clean": accuracies[:, 0]}
+        if len(complete):
+            examples |= {
+                name: complete[:, np.append(True, is_line)].min(axis=1)
+                for name, is_line in lines.items()
+            }
+        examples["worst"] = self.worst
+        scores = {name: score(values) for name, values in examples.items()}
+        lower = score(self.lower)
+        shown = _figures(scores)
+        if self.alone:
+            shown["interval"]["lower_bound"] = lower["interval"]
+        return {
+            "num_members": len(self.weights),
+            "weights": self.weights.tolist(),
+            "num_examples": len(self.labels),
+            **shown,
+            "sandwich": {"lower": lower["accuracy"], "upper": scores["worst"]["accuracy"]},
+            "members": [_of_one(each) for each in self._members_alone()],
+            "averaged": _of_one(
+                self.averaged_correct if self.averaged is None else self.averaged.correct[:, :, 0]
+            ),
+            "num_nan_answers": self.num_nan_answers,
+            "num_attack_runs": len(names),
+            "attacks": {
+                name: {
+                    "num_runs": int(is_line.sum()),
+                    "num_steps": self.num_steps[int(np.argmax(is_line))],
+                    "num_examples": len(complete),
+                    "num_gradients": int(self.num_gradients[is_line].max()),
+                    "num_answers": int(self.num_answers[is_line].max()),
+                    "seconds": round(float(self.seconds[is_line].sum()), 2),
+                }
+                for name, is_line in lines.items()
+            },
+            "reported_by": self._reported_by(lines, complete),
+            "cost": {"mixture": _cost([self]), "all": _cost(self.everyone)},
+            "diagnostics": [
+                finding._asdict() | {"is_suspicious": finding.is_suspicious}
+                for finding in self.findings
+            ],
+        }
+
+    @property
+    def everyone(self) -> tuple["Evaluation", ...]:
+        """The mixture, each member and their average, as far as they were attacked."""
+        if len(self.weights) == 1 or self.averaged is None:
+            return (self,)
+        return (self, *self.alone, self.averaged)
+
+    @property
+    def num_nan_answers(self) -> list[int]:
+        """For each member the number of points at which it answers NaN."""
+        number = self.is_nan.sum(axis=(0, 1))
+        if self.alone and len(self.weights) > 1:
+            number = number + [each.is_nan.sum() for each in self.alone]
+        return number.tolist()
+
+    def to_json(self) -> str:
+        """The `report` as strict JSON."""
+        return json.dumps(self.report(), indent=2, allow_nan=False)
+
+    def __str__(self) -> str:
+        """The figures as a table for the terminal."""
+        rows = [("", "accuracy", "95 % interval"), *self._rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        text = [
+            f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}".rstrip()
+            for row in rows
+        ]
+        return "\n".join([self._head(), "", *text, *(f"! {line}" for line in self._warnings())])
+
+    def _repr_markdown_(self) -> str:
+        rows = [f"| {' | '.join(row)} |" for row in self._rows()]
+        table = ["| | accuracy | 95 % interval |", "| --- | ---: | ---: |", *rows]
+        warnings = [f"- **{line}**" for line in self._warnings()]
+        return "\n".join([self._head(), "", *table, "", *warnings])
+
+    def _head(self):
+        number = len(self.weights)
+        who = self.name if number == 1 else f"{self.name} of {number}, weights {self._weights()}"
+        within = "" if self.threat is None else f", {self.threat}"
+        return f"{who}: {len(self.labels)} examples, {len(self.runs)} attack runs{within}"
+
+    def _weights(self):
+        return " ".join(f"{weight:.2f}" for weight in self.weights)
+
+    def _rows(self):
+        report = self.report()
+        robust, interval = report["robust_accuracy"], report["interval"]
+
+        def row(name, accuracy, ends):
+            return name, f"{100 * accuracy:.1f} %", "{:.1f} to {:.1f}".format(*100 * np.array(ends))
+
+        rows = [row("clean", report["clean_accuracy"], interval["clean"])]
+        rows += [row(name, robust[name], interval[name]) for name in robust if name != "worst"]
+        rows.append(row("all attacks", robust["worst"], interval["worst"]))
+        if self.alone and len(self.weights) > 1:
+            rows.append(row("lower bound", report["sandwich"]["lower"], interval["lower_bound"]))
+            named = [(f"member {k}", each) for k, each in enumerate(report["members"], 1)]
+            rows += [
+                row(f"{name} alone", each["robust_accuracy"], each["interval"])
+                for name, each in (*named, ("averaged", report["averaged"]))
+            ]
+        return rows
+
+    def _warnings(self):
+        return [
+            f"{each.name} {each.value:.3f}, above {each.limit:.3f}: {each.text}"
+            for each in self.findings
+            if each.is_suspicious
+        ]
+
+    def _members_alone(self):
+        """`[N, R + 1]` of each member: who is right at the points of attacks on it."""
+        if self.alone:
+            return [each.correct[:, :, 0] for each in self.alone]
+        return list(np.moveaxis(self.correct, -1, 0))
+
+    def _reported_by(self, lines, complete):
+        found = {"num_examples": len(complete)}
+        if not len(complete):
+            return found
+        for name in (BASELINE, EXPECTED_LOSS):
+            if name in lines:
+                found[name] = score(complete[:, np.append(True, lines[name])].min(axis=1))
+        found["worst"] = score(complete.min(axis=1))
+        if {EXPECTED_LOSS, EXPECTED_DLR} <= {*lines}:
+            both = lines[EXPECTED_LOSS] | lines[EXPECTED_DLR]
+            found["rob_acc"] = score(complete[:, np.append(True, both)].min(axis=1)) | {
+                "num_restarts": int(lines[EXPECTED_LOSS].sum()),
+                "num_steps": self.num_steps[int(np.argmax(lines[EXPECTED_LOSS]))],
+            }
+        return found
+
+
+def expected_accuracy(correct: Any, weights: Any) -> np.ndarray:
+    """`sum_k weights_k correct_k`: `[..., L], [L] -> [...]`, in double precision.
+
+    Raises:
+      ValueError: if `weights` is not on the simplex or is not `[L]`.
+    """
+    _check.simplex(weights=weights)
+    correct, weights = np.asarray(correct, np.float64), np.asarray(weights, np.float64)
+    _check.shape(correct.shape[-1:], weights=weights)
+    # Float32 weights sum to 1 only up to rounding, and nobody is right with probability 1 + 1e-7.
+    return (correct * (weights / weights.sum())).sum(axis=-1)
+
+
+def score(values: Any) -> dict[str, Any]:
+    """`accuracy`, `error_bar` and `interval` (a list) of the mean over `[N]` values in [0, 1]."""
+    mean, error_bar = mean_and_error_bar(values)
+    interval = list(wilson_interval(mean, np.size(values)))
+    return {"accuracy": mean, "error_bar": error_bar, "interval": interval}
+
+
+def _figures(scores):
+    """The entries of a report that give the `score` of `clean` and of each attack."""
+    accuracies, error_bars, intervals = (
+        {name: each[entry] for name, each in scores.items()}
+        for entry in ("accuracy", "error_bar", "interval")
+    )
+    return {
+        "clean_accuracy": accuracies.pop("clean"),
+        "robust_accuracy": accuracies,
+        "error_bar": error_bars,
+        "interval": intervals,
+    }
+
+
+def _of_one(correct):
+    """Accuracies of one deterministic classifier, `correct` being `[N, R + 1]`."""
+    robust = score(correct.all(axis=1))
+    return {
+        "clean_accuracy": float(correct[:, 0].mean()),
+        "robust_accuracy": robust.pop("accuracy"),
+        **robust,
+    }
+
+
+def _cost(evaluations):
+    """Per example, attacks left out because the example was lost not counted."""
+    num_examples = len(evaluations[0].labels)
+
+    def each(name):
+        return float(sum(np.sum(at.num_attacked * getattr(at, name)) for at in evaluations))
+
+    return {
+        "gradients": each("num_gradients") / num_examples,
+        "answers": each("num_answers") / num_examples,
+        "seconds": float(sum(at.seconds.sum() for at in evaluations)) / num_examples,
+    }
