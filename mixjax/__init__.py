@@ -1,8 +1,9 @@
 """The adversarial game between a mixture of classifiers and its attacker, as pure JAX functions.
 
-Bottom to top, the way data flows: `data`, `models` -> `ensemble` (members' logits `[L, C]`) ->
-`threats`, `mixture`, `losses` -> `attacks`, `games` (the mixture's weights `[L]`) -> `defenses`,
-`evaluation` -> `checkpoint`, `reporting`, `parallel`. `program` knows functions again, `batch`
+`attack`, `evaluate` and `predict` take any classifier, or the members of a mixture, and whole data
+sets. Behind them, bottom to top, the way data flows: `data`, `models` -> `ensemble` (members' logits
+`[L, C]`) -> `threats`, `mixture`, `losses` -> `attacks`, `games` (the mixture's weights `[L]`) ->
+`defenses`, `evaluation` -> `checkpoint`, `parallel` -> `front`. `program` knows functions again, `batch`
 keys, means and pixels of a batch.
 
 A submodule is imported when it is first used: `mixjax.threats` needs neither Flax nor Orbax.
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from mixjax import defenses as defenses
     from mixjax import ensemble as ensemble
     from mixjax import evaluation as evaluation
-    from mixjax import files as files
+    from mixjax import front as front
     from mixjax import games as games
     from mixjax import interrupt as interrupt
+    from mixjax import intervals as intervals
     from mixjax import losses as losses
     from mixjax import mixture as mixture
     from mixjax import models as models
@@ -30,10 +32,16 @@ if TYPE_CHECKING:
     from mixjax import program as program
     from mixjax import reporting as reporting
     from mixjax import threats as threats
+    from mixjax.front import attack as attack
+    from mixjax.front import evaluate as evaluate
+    from mixjax.front import predict as predict
 
 __version__ = "0.1.0"
 
+_CALLS = ("attack", "evaluate", "predict")
+
 __all__ = [
+    "attack",
     "attacks",
     "batch",
     "checkpoint",
@@ -41,14 +49,17 @@ __all__ = [
     "data",
     "defenses",
     "ensemble",
+    "evaluate",
     "evaluation",
-    "files",
+    "front",
     "games",
     "interrupt",
+    "intervals",
     "losses",
     "mixture",
     "models",
     "parallel",
+    "predict",
     "program",
     "reporting",
     "threats",
@@ -56,6 +67,12 @@ __all__ = [
 
 
 def __getattr__(name: str):
+    if name in _CALLS:
+        return getattr(importlib.import_module("mixjax.front"), name)
     if name in __all__:
         return importlib.import_module(f"mixjax.{name}")
     raise AttributeError(f"module 'mixjax' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

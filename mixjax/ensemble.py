@@ -9,7 +9,7 @@ member that answers NaN, even one of weight 0, for 0 * NaN is NaN, hides nothing
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import jax
@@ -76,6 +76,42 @@ def apply(
     copies = _known_gradient(jnp.broadcast_to(x[None], (num_members, *x.shape)))
     logits = jax.vmap(apply_fn)(variables, copies)
     return logits if axis_name is None else _collect(axis_name, logits)
+
+
+def apply_each(functions: Sequence[Callable], x: Array) -> Array:
+    """As `apply`, of members that share nothing but the number of classes.
+
+    Args:
+      functions: `x -> logits` of each member.
+      x: `[..., H, W, C]` input that all members see.
+
+    Returns:
+      `[L, ..., C]` logits.
+    """
+    x = jnp.asarray(x)
+    return jnp.stack([function(_known_gradient(x)) for function in functions])
+
+
+def members(apply_fn: Callable, variables: PyTree) -> list[Callable]:
+    """Stacked members as a list of functions, for `mixjax.evaluate` and whoever else takes these.
+
+    Args:
+      apply_fn: `(variables, x) -> logits` of one member.
+      variables: the members' variables, leaves `[L, ...]`.
+
+    Returns:
+      `L` functions `x -> logits`, each a pytree with its own variables.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import ensemble
+      >>> first, second = ensemble.members(lambda scale, x: scale * x, jnp.array([1.0, 2.0]))
+      >>> second(jnp.array([3.0, 4.0]))
+      Array([6., 8.], dtype=float32)
+    """
+    num_members = jax.tree.leaves(variables)[0].shape[0]
+    alone = [jax.tree.map(lambda leaf, k=k: leaf[k], variables) for k in range(num_members)]
+    return [jax.tree_util.Partial(apply_fn, each) for each in alone]
 
 
 def expectation(

@@ -8,6 +8,7 @@ Both donate the state: the arrays given are gone after the call.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -146,6 +147,42 @@ def shard_step(step: Step, mesh: Mesh, spec: PyTree) -> jax.stages.Wrapped:
         check_vma=False,
     )
     return jax.jit(sharded, donate_argnums=0)
+
+
+@functools.cache
+def over_examples(devices: Sequence[Any] | None = None) -> Callable | None:
+    """Splits the last three arguments of a function `[B, ...]` over devices; the rest goes to each.
+
+    Args:
+      devices: where to run, a tuple; all devices if None.
+
+    Returns:
+      `function -> compiled function`, whose results are `[B, ...]`: of any `B`, which is filled up
+      with copies of the last example to a multiple of the number of devices. None for one device,
+      where there is nothing to split.
+    """
+    everywhere = _devices(devices)
+    if len(everywhere) == 1:
+        return None
+    spread_over = Mesh(np.asarray(everywhere), (DATA_AXIS,))
+    split, whole = PartitionSpec(DATA_AXIS), PartitionSpec()
+
+    def transform(function):
+        @jax.jit
+        def spread(*arguments):
+            size = len(arguments[-1])
+            more = -size % len(everywhere)
+            rows = np.minimum(np.arange(size + more), size - 1)
+            batch = [each[rows] if more else each for each in arguments[-3:]]
+            specs = (whole,) * (len(arguments) - 3) + (split,) * 3
+            found = jax.shard_map(
+                function, mesh=spread_over, in_specs=specs, out_specs=split, check_vma=False
+            )(*arguments[:-3], *batch)
+            return jax.tree.map(lambda each: each[:size], found)
+
+        return spread
+
+    return transform
 
 
 def place(tree: PyTree, mesh: Mesh, spec: PyTree | None = None) -> PyTree:

@@ -13,15 +13,16 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    ("checks", "files", "_fingerprint", "interrupt", "typing"),
-    ("batch", "program", "_softmax"),
-    ("models", "data"),
+    ("_check", "_files", "_fingerprint", "interrupt", "typing"),
+    ("batch", "program", "_softmax", "intervals"),
+    ("models", "data", "reporting"),
     ("ensemble",),
     ("mixture", "threats"),
     ("losses",),
     ("attacks", "games"),
     ("defenses", "evaluation"),
-    ("checkpoint", "reporting", "parallel"),
+    ("checkpoint", "parallel"),
+    ("front",),
 )
 
 # Above the library, beside each other.
@@ -35,7 +36,7 @@ HOMES = {
     "sklearn": ("mixjax.data",),
     "tensorflow_datasets": ("mixjax.data",),
     "torch": ("benchmarks",),
-    "tqdm": PROGRAMS,
+    "tqdm": (*PROGRAMS, "mixjax.front"),
 }
 
 ROWS = {f"mixjax.{name}": row for row, names in enumerate(LAYERS) for name in names}

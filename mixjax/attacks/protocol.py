@@ -21,6 +21,7 @@ from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
 _MOST_TARGETS = 9  # as AutoAttack
+_ROUNDING = 1e-6
 
 NEEDS = {
     "key": "a random key",
@@ -47,7 +48,7 @@ def on_mixture(
     weights: Array,
     x: Array,
     label: Array,
-    threat: Threat,
+    threat: Threat | None,
     *,
     bounds: Bounds = (0.0, 1.0),
     run: int | Array = 0,
@@ -66,7 +67,7 @@ def on_mixture(
       x: `[...]` one input, inside `bounds`.
       label: `[]` integer class.
       threat: the allowed perturbations. A point that leaves the ball, as those of an attack that
-        asks for no threat may, is dropped for `x`.
+        asks for no threat may, is dropped for `x`. None for such an attack: none is dropped.
       bounds: lowest and highest value of an input, numbers or arrays per feature.
       run: number of the run, for attacks that are several.
       **numbers: the attack's other parameters.
@@ -96,23 +97,21 @@ def on_mixture(
       0.0
     """
     asked = check_numbers(attack, **numbers)
+    if threat is not None or "threat" in asked:
+        _check.threat(threat=threat)
     ask = once(logits_fn)
 
-    def expected_loss(x):
-        members = jax.vmap(losses.cross_entropy, in_axes=(0, None))(ask(x), label)
-        return mixture.expected_loss(members, weights)
+    def expected(loss, x):
+        return losses.expected(loss, ask(x), label, weights)
 
-    def targeted_loss(x, target):
-        def loss(logits):
-            return losses.targeted_dlr(logits, label, target)
-
-        return mixture.expected_loss(jax.vmap(loss)(ask(x)), weights)
+    def towards(target):
+        return lambda logits, label: losses.targeted_dlr(logits, label, target)
 
     given = {
         "key": key,
         "run": run,
-        "loss_fn": expected_loss,
-        "targeted_loss_fn": targeted_loss,
+        "loss_fn": lambda x: expected(losses.cross_entropy, x),
+        "targeted_loss_fn": lambda x, target: expected(towards(target), x),
         "accuracy_fn": lambda x: mixture.accuracy(ask(x), label, weights),
         "score_fn": lambda x: _errors_and_leads(ask(x), label, weights),
         "margin_fn": lambda x: losses.accuracy_margin(ask(x), label, weights),
@@ -129,10 +128,10 @@ def on_mixture(
         given["targets"] = likeliest_wrong(log_probs, label, num_targets)
     found = attack(**{name: given[name] for name in asked}, **numbers)
     x_adv, info = found if isinstance(found, tuple) else (found, None)
-    if "threat" not in asked:
-        _check.threat(threat=threat)
-        inside = threat.norm(x_adv - x) <= threat.epsilon
-        x_adv = jnp.where(inside, x_adv, x)
+    if "threat" not in asked and threat is not None:
+        # Rounded coordinates of a point on the edge may lie just outside.
+        slack = _ROUNDING * jnp.maximum(1.0, threat.epsilon)
+        x_adv = jnp.where(threat.norm(x_adv - x) <= threat.epsilon + slack, x_adv, x)
     return x_adv, info
 
 

@@ -4,12 +4,14 @@ An expected accuracy is `weights @ correct`, a finite sum in double precision: n
 by drawing members. The clean example is a point of every attack: an attacker need not move.
 """
 
+import html
 import json
+import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixjax import _check
+from mixjax import _check, _files, reporting
 from mixjax.evaluation.suite import BASELINE, EXPECTED_DLR, EXPECTED_LOSS
 from mixjax.intervals import mean_and_error_bar, wilson_interval
 from mixjax.threats import Threat
@@ -220,6 +222,36 @@ class Evaluation(NamedTuple):
         """The `report` as strict JSON."""
         return json.dumps(self.report(), indent=2, allow_nan=False)
 
+    def save(self, folder: Any) -> pathlib.Path:
+        """Writes `evaluation.json`, `suite.png` and `report.md` into a folder, made if need be.
+
+        Args:
+          folder: where to.
+
+        Returns:
+          The path of `report.md`. Without matplotlib it has no figure, and says so.
+
+        Raises:
+          ValueError: if the folder cannot be written.
+        """
+        folder = pathlib.Path(folder)
+        report = self.report()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _files.write_json(folder / "evaluation.json", report, "report")
+            try:
+                reporting.plot_suite(folder / "suite.png", report)
+                figure = "![What each attack leaves.](suite.png)\n"
+            except ModuleNotFoundError:
+                figure = "No figure without matplotlib: `pip install 'mixjax[report]'`.\n"
+            parts = [f"# {self.identity}\n", self._repr_markdown_(), figure]
+            parts += ["## Attacks\n", reporting.suite_table(report)]
+            parts += ["## Signs of weak attacks\n", reporting.findings_table(report["diagnostics"])]
+            _files.write(folder / "report.md", "\n".join(parts))
+        except OSError as error:
+            raise ValueError(f"folder {folder} cannot be written: {error.strerror}") from error
+        return folder / "report.md"
+
     def __str__(self) -> str:
         """The figures as a table for the terminal."""
         rows = [("", "accuracy", "95 % interval"), *self._rows()]
@@ -229,6 +261,9 @@ class Evaluation(NamedTuple):
             for row in rows
         ]
         return "\n".join([self._head(), "", *text, *(f"! {line}" for line in self._warnings())])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def _repr_markdown_(self) -> str:
         rows = [f"| {' | '.join(row)} |" for row in self._rows()]

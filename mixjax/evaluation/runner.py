@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import _check, _files, _fingerprint, mixture, program
+from mixjax.batch import example_keys, to_float
 from mixjax.evaluation import diagnostics, outcomes
 from mixjax.evaluation.inputs import (
     UNIT,
@@ -28,8 +29,6 @@ from mixjax.evaluation.inputs import (
     bounds_of,
     check_evaluation,
     checked,
-    example_keys,
-    to_float,
 )
 from mixjax.evaluation.passes import passes_in, trace
 from mixjax.evaluation.result import Evaluation, expected_accuracy
@@ -319,7 +318,7 @@ def _attack_in_turn(
                 at = images[padded] if place == 0 else find(images[padded], labels[padded], padded)
                 answers = judge(at, labels[padded], padded)
                 at, answers = jax.device_get((to_float(at), answers))
-                answers = jax.tree.map(lambda each: each[: len(batch)], answers)
+                answers = outcomes.Answers(*(each[: len(batch)] for each in answers))
                 accuracy = expected_accuracy(answers.correct, weights)
                 lowered = np.flatnonzero(accuracy < lowest[batch] - _SAME)
                 found = (*answers, time.monotonic() - began, lowered, at[lowered])

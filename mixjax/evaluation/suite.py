@@ -39,7 +39,6 @@ BLACK_BOX = "square"
 
 _SHARES = (0.5, 1.0)  # of the weight that Carlini and Wagner's attack on members fools
 _BASELINE_STEPS = 20
-_BASELINE_REACH = 2.5  # all steps of the baseline together, in radii
 
 
 class Attack(NamedTuple):
@@ -254,16 +253,13 @@ def _functions(budget):
 
 
 def _baseline(key, loss_fn, accuracy_fn, x, threat, bounds):
-    step_size = _BASELINE_REACH / _BASELINE_STEPS * threat.epsilon
-    if not isinstance(step_size, jax.core.Tracer) and step_size == 0:
-        step_size = 1.0  # of any length: a ball of radius 0 has one point
     return attacks.pgd(
         key,
         loss_fn,
         x,
         threat,
         num_steps=_BASELINE_STEPS,
-        step_size=step_size,
+        step_size=threat.step_size(_BASELINE_STEPS),
         accuracy_fn=accuracy_fn,
         bounds=bounds,
     )
@@ -309,7 +305,7 @@ def _auto_pgd(
     target = wrong[turn % len(wrong)]
 
     def expected(loss, logits):
-        return mixture.expected_loss(jax.vmap(loss, (0, None))(logits, label), weights)
+        return losses.expected(loss, logits, label, weights)
 
     def loss_fn(x):
         return jax.lax.switch(

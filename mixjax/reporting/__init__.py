@@ -12,6 +12,7 @@ from mixjax.reporting.figures import (
     plot_blindness,
     plot_curves,
     plot_security,
+    plot_suite,
     plot_weights,
 )
 from mixjax.reporting.origin import provenance
@@ -67,6 +68,7 @@ __all__ = [
     "plot_penalized_line",
     "plot_penalized_plane",
     "plot_security",
+    "plot_suite",
     "plot_synthetic",
     "plot_theorem_2",
     "plot_weights",

@@ -1,6 +1,6 @@
 """Errors of several classifiers under several attacks as a table, beside those of a paper."""
 
-from mixjax.evaluation import wilson_interval
+from mixjax.intervals import wilson_interval
 from mixjax.reporting.tables import _markdown
 
 

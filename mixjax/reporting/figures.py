@@ -160,6 +160,35 @@ def plot_blindness(path, results, attacks, blind):
     _write(figure, path)
 
 
+def plot_suite(path, report):
+    """What each attack leaves of a mixture's accuracy, and all of them together.
+
+    Bars are Wilson's 95 % intervals.
+
+    Args:
+      path: file to write, as PNG.
+      report: as from `evaluation.Evaluation.report`.
+    """
+    robust = report["robust_accuracy"]
+    rows = np.arange(len(robust))
+    (figure, (axis,)) = _figure(5, 0.3 * len(rows) + 1.2, 1)
+    axis.errorbar(
+        [100 * accuracy for accuracy in robust.values()],
+        rows,
+        xerr=_around([*robust.values()], [interval_of(report, name) for name in robust]),
+        color=_RIGHT,
+        marker="s",
+        linestyle="none",
+    )
+    axis.axvline(100 * report["clean_accuracy"], color="0.2", linestyle="--")
+    axis.set(title="dashed: clean", xlabel="accuracy left (%)", xlim=(-3, 103), yticks=rows)
+    axis.set_yticklabels([name.replace("_", " ") for name in robust])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    _write(figure, path)
+
+
 def plot_security(path, curves):
     """Accuracy that each attack leaves against the radius, one panel for each classifier.
 

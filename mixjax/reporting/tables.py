@@ -3,7 +3,7 @@
 Results of older versions hold no interval: it is worked out from the accuracy and the examples.
 """
 
-from mixjax.evaluation import wilson_interval
+from mixjax.intervals import wilson_interval
 
 
 def results_table(results, labels=None):

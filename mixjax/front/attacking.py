@@ -1,0 +1,106 @@
+"""`mixjax.attack`: the attacked images of a whole batch, from any classifier or mixture."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from mixjax import _check, attacks, batch, parallel
+from mixjax.evaluation import inputs, runner
+from mixjax.front.classifiers import members_of
+from mixjax.front.progress import Bars
+from mixjax.threats import Threat
+from mixjax.typing import Bounds, Key
+
+
+def attack(
+    classify: Any,
+    images: Any,
+    labels: Any,
+    threat: Threat,
+    method: Callable = attacks.apgd,
+    *,
+    weights: Any = None,
+    key: Key | None = None,
+    bounds: Bounds = (0.0, 1.0),
+    batch_size: int = 256,
+    progress: bool = True,
+    **numbers: Any,
+) -> tuple[np.ndarray, Any]:
+    """Attacks images: each is moved within the threat to where the classifier errs.
+
+    Of the points that AutoPGD and PGD visit, that of lowest exact expected accuracy is returned.
+
+    Args:
+      classify: function of images `[N, ...]` to logits `[N, C]`, or to those of all members of a
+        mixture `[L, N, C]`; or a list of functions to `[N, C]`, the members.
+      images: `[N, ...]` floats within `bounds`, or uint8, which is scaled to [0, 1].
+      labels: `[N]` integer classes.
+      threat: the allowed perturbations, in the units of the inputs.
+      method: an attack of the library such as `attacks.pgd`, `attacks.arc` or `attacks.square`,
+        or a function of your own whose parameters say what it needs; see `attacks.on_mixture`.
+      weights: `[L]` probabilities of the members; None: equal ones.
+      key: random key; None: `jax.random.key(0)`. The same key gives the same images, whatever the
+        batch size.
+      bounds: lowest and highest value of an input, numbers or arrays that fit one input.
+      batch_size: number of images attacked at once, at most.
+      progress: whether to show a bar on standard error.
+      **numbers: of the attack, such as `num_steps`.
+
+    Returns:
+      The attacked images `[N, ...]`, floats, and what the attack tells of each example.
+
+    Raises:
+      ValueError: in one line, before anything compiles, if an argument is not what it should be.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, mixjax
+      >>> from mixjax import threats
+      >>> classify = lambda x: jnp.stack([x.sum(axis=1), jnp.ones(len(x))], axis=1)
+      >>> images, labels = np.array([[0.6, 0.5], [0.9, 0.8]]), np.array([0, 0])
+      >>> x_adv, info = mixjax.attack(classify, images, labels, threats.linf(0.1), progress=False)
+      >>> info.accuracy  # the first is fooled, the second is out of reach
+      array([0., 1.], dtype=float32)
+    """
+    _check.threat(threat=threat)
+    attacks.check_numbers(method, **numbers)
+    _check.at_least(1, batch_size=batch_size)
+    images, labels = inputs.checked(images, labels, bounds)
+    members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
+    inputs.check_members(members.logits_fn, members.weights, images.shape[1:], labels)
+    key = jax.random.key(0) if key is None else key
+    batch_size = runner.equal_batches(len(images), batch_size)
+    find = runner.compiled(
+        _attacked, parallel.over_examples(), method, tuple(map(_plain, numbers.items()))
+    )
+    weights = np.asarray(members.weights, np.float32)
+    found = []
+    with Bars(progress, unit="image") as bars:
+        bars.show(attacks.name_of(method), 0, len(images))
+        for rows, padded in runner.padded_batches(len(images), batch_size):
+            here = images[padded], labels[padded], padded
+            result = find(key, members.logits_fn, weights, (threat, bounds), *here)
+            found.append(jax.device_get(result))
+            bars.show(attacks.name_of(method), int(rows[-1]) + 1, len(images))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *found)
+
+
+def _attacked(method, numbers, key, logits_fn, weights, settings, images, labels, indices):
+    threat, bounds = settings
+
+    def one(key, x, label):
+        return attacks.on_mixture(
+            method, key, logits_fn, weights, x, label, threat, bounds=bounds, **dict(numbers)
+        )
+
+    keys = batch.example_keys(key, indices)
+    return jax.vmap(one)(keys, batch.to_float(images), labels)
+
+
+def _plain(entry):
+    """A number as one that can be looked up: an array of one is none."""
+    name, value = entry
+    if hasattr(value, "item") and np.ndim(value) == 0:
+        value = value.item()
+    return name, value

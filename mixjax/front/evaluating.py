@@ -1,0 +1,114 @@
+"""`mixjax.evaluate`: what a classifier or a mixture is worth under attack, in one call."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixjax import _check, batch, evaluation, parallel
+from mixjax.evaluation import inputs, runner
+from mixjax.front.classifiers import members_of
+from mixjax.front.progress import Bars
+from mixjax.threats import Threat
+from mixjax.typing import Bounds, Key
+
+_NUM_PROBED = 100  # examples that the checks on the attacks look at
+
+
+def evaluate(
+    classify: Any,
+    images: Any,
+    labels: Any,
+    threat: Threat,
+    *,
+    weights: Any = None,
+    budget: evaluation.Budget | None = None,
+    attacks: Sequence[evaluation.Attack] = (),
+    key: Key | None = None,
+    bounds: Bounds = (0.0, 1.0),
+    batch_size: int = 256,
+    folder: Any = None,
+    progress: bool = True,
+) -> evaluation.Evaluation:
+    """Attacks a classifier, or a mixture, each of its members and their average, by a whole suite.
+
+    Args:
+      classify: function of images `[N, ...]` to logits `[N, C]`, or to those of all members of a
+        mixture `[L, N, C]`; or a list of functions to `[N, C]`, the members, which need share
+        nothing but the number of classes.
+      images: `[N, ...]` floats within `bounds`, or uint8, which is scaled to [0, 1].
+      labels: `[N]` integer classes.
+      threat: the allowed perturbations, in the units of the inputs.
+      weights: `[L]` probabilities of the members; None: equal ones.
+      budget: `evaluation.QUICK`, also if None, `evaluation.STANDARD` or one of your own.
+      attacks: more of them, to follow those of the budget.
+      key: random key; None: `jax.random.key(0)`. The same key gives the same answers, whatever the
+        batch size.
+      bounds: lowest and highest value of an input, numbers or arrays that fit one input.
+      batch_size: number of images attacked at once, at most.
+      folder: where to write down what is done: the same call goes on from there, whenever it was
+        stopped. None: nowhere.
+      progress: whether to show a bar on standard error.
+
+    Returns:
+      An `evaluation.Evaluation`: `print` it, or read `clean_accuracy`, `robust_accuracy`, the
+      `images` of lowest expected accuracy, `findings`, `report()`.
+
+    Raises:
+      ValueError: in one line, before anything compiles, if an argument is not what it should be, or
+        if `folder` holds an evaluation of something else.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, mixjax
+      >>> from mixjax import evaluation, threats
+      >>> classify = lambda x: jnp.stack([x.sum(axis=1), jnp.ones(len(x))], axis=1)
+      >>> images, labels = np.array([[0.6, 0.5], [0.9, 0.8]]), np.array([0, 0])
+      >>> tiny = evaluation.Budget(1, 1, 1, 5, 1, 2, 1, 5)
+      >>> report = mixjax.evaluate(
+      ...     classify, images, labels, threats.linf(0.1), budget=tiny, progress=False
+      ... )
+      >>> report.clean_accuracy, report.robust_accuracy
+      (1.0, 0.5)
+    """
+    _check.threat(threat=threat)
+    budget = evaluation.QUICK if budget is None else budget
+    suite = (*evaluation.attack_suite(threat, budget, bounds=bounds), *attacks)
+    _check.at_least(1, batch_size=batch_size)
+    images, labels = inputs.checked(images, labels, bounds)
+    members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
+    with Bars(progress) as bars:
+        found = evaluation.evaluate(
+            jax.random.key(0) if key is None else key,
+            members.logits_fn,
+            members.weights,
+            images,
+            labels,
+            suite,
+            member_fns=members.alone,
+            num_diagnosed=_NUM_PROBED,
+            batch_size=batch_size,
+            folder=folder,
+            progress=bars.show,
+            transform=parallel.over_examples(),
+        )
+    if images.dtype == np.uint8:
+        finding = _divides_itself(members, images, labels, found.clean_accuracy)
+        found = found._replace(findings=(*found.findings, finding))
+    return found
+
+
+def _divides_itself(members, images, labels, clean_accuracy):
+    """Whether the members want pixels of [0, 255], which uint8 is not scaled to."""
+    rows = np.linspace(0, len(images) - 1, min(_NUM_PROBED, len(images))).astype(np.int32)
+    pixels = jnp.asarray(images[rows], jnp.float32)
+    answers = runner.judge_batch(members.logits_fn, members.weights, pixels, labels[rows], rows)
+    accuracy = evaluation.expected_accuracy(answers.correct, members.weights).mean()
+    return evaluation.Finding(
+        "divides_itself",
+        float(accuracy - clean_accuracy),
+        0.1,
+        "by how much the accuracy is higher on pixels from 0 to 255; uint8 images are scaled to "
+        "[0, 1] and the model seems to divide them once more",
+    )

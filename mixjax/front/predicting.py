@@ -1,0 +1,67 @@
+"""`mixjax.predict`: what a mixture answers, a member drawn for each image."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixjax import _check, batch
+from mixjax.evaluation import inputs, runner
+from mixjax.front.classifiers import members_of
+from mixjax.typing import Bounds, Key
+
+
+def predict(
+    key: Key,
+    classify: Any,
+    weights: Any,
+    images: Any,
+    *,
+    bounds: Bounds = (0.0, 1.0),
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Draws a member for each image and returns its answer.
+
+    Args:
+      key: random key; consumed. Image `n` draws by `fold_in(key, n)`, whatever the batch size.
+      classify: the members, as `mixjax.evaluate` takes them.
+      weights: `[L]` probabilities of the members; None: equal ones.
+      images: `[N, ...]` floats within `bounds`, or uint8, which is scaled to [0, 1].
+      bounds: lowest and highest value of an input, numbers or arrays that fit one input.
+      batch_size: number of images asked about at once, at most.
+
+    Returns:
+      `[N]` integer classes.
+
+    Raises:
+      ValueError: in one line, if an argument is not what it should be.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpy as np, mixjax
+      >>> always = [lambda x, k=k: jax.nn.one_hot(jnp.full(len(x), k), 2) + 0 * x for k in (0, 1)]
+      >>> answers = mixjax.predict(jax.random.key(0), always, [0.8, 0.2], np.zeros((1000, 2)))
+      >>> bool(150 < answers.sum() < 250)
+      True
+    """
+    _check.at_least(1, batch_size=batch_size)
+    images, _ = inputs.checked(images, np.zeros(len(images), np.int32), bounds)
+    members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
+    probabilities = jnp.asarray(members.weights, jnp.float32)
+    answer = runner.compiled(_drawn, None)
+    batch_size = runner.equal_batches(len(images), batch_size)
+    found = [
+        np.asarray(answer(key, members.logits_fn, probabilities, images[padded], padded))[
+            : len(rows)
+        ]
+        for rows, padded in runner.padded_batches(len(images), batch_size)
+    ]
+    return np.concatenate(found)
+
+
+def _drawn(key, logits_fn, weights, images, indices):
+    def one(key, x):
+        member = jax.random.choice(key, len(weights), p=weights)
+        return jnp.argmax(logits_fn(x)[member])
+
+    return jax.vmap(one)(batch.example_keys(key, indices), batch.to_float(images))

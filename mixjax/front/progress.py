@@ -1,0 +1,38 @@
+"""A progress bar with the time that is left, on standard error."""
+
+import tqdm
+
+
+class Bars:
+    """One bar after the other, for whoever is under attack; nothing if they are off."""
+
+    def __init__(self, shown: bool = True, unit: str = "run"):
+        """Whether anything is `shown`, and what is counted."""
+        self._shown, self._unit = shown, unit
+        self._bar, self._name = None, ""
+
+    def show(self, name: str, num_done: int, num_all: int):
+        """Moves the bar of `name`; until something is done, compiling is what takes the time."""
+        if not self._shown:
+            return
+        if name != self._name or self._bar is None:
+            self.close()
+            self._bar = tqdm.tqdm(total=num_all, desc=name, unit=self._unit, postfix="compiling")
+            self._name = name
+        if num_done:
+            self._bar.set_postfix_str("", refresh=False)
+        self._bar.update(num_done - self._bar.n)
+
+    def close(self):
+        """Ends the last bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self):
+        """The bars themselves."""
+        return self
+
+    def __exit__(self, *exception):
+        """Ends the last bar."""
+        self.close()
