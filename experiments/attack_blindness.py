@@ -23,7 +23,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import tqdm
 
 from experiments import _config
 from experiments._blindness import (
@@ -41,10 +40,10 @@ from mixjax import (
     data,
     evaluation,
     losses,
-    mixture,
     reporting,
     threats,
 )
+from mixjax.front.progress import Bars
 
 PROGRAM = "python -m experiments.attack_blindness"
 BUDGETS = {"quick": evaluation.QUICK, "standard": evaluation.STANDARD}
@@ -130,19 +129,20 @@ def check(config: Config):
 
 def attacked(name: str, target: Mixture, budget: str, config: Config) -> dict:
     """The figures of a mixture under every attack, the blind ones included."""
-    suite, evaluate = compiled(target.epsilon, budget, config)
-    outcomes = evaluation.evaluate_mixture(
-        jax.random.fold_in(jax.random.key(config.seed), 1),
-        target.logits_fn,
-        target.weights,
-        target.images,
-        target.labels,
-        suite,
-        batch_size=min(50, len(target.labels)),
-        progress=partial(tqdm.tqdm, desc=name, unit="batch"),
-        transform=lambda _: evaluate,
-    )
-    figures = evaluation.report(outcomes, target.weights, suite)
+    with Bars(name=name) as bars:
+        found = evaluation.evaluate(
+            jax.random.fold_in(jax.random.key(config.seed), 1),
+            target.logits_fn,
+            target.weights,
+            target.images,
+            target.labels,
+            attacks_on(threats.linf(target.epsilon), budget, config),
+            alone=False,
+            num_complete=None,
+            batch_size=50,
+            progress=bars.show,
+        )
+    figures = found.report(with_costs=False)
     if target.optimum is not None:
         accuracy, error_bar = evaluation.mean_and_error_bar(target.optimum)
         interval = evaluation.wilson_interval(accuracy, len(target.optimum))
@@ -150,46 +150,49 @@ def attacked(name: str, target: Mixture, budget: str, config: Config) -> dict:
     return figures
 
 
-@functools.cache
-def compiled(epsilon: float, budget: str, config: Config):
-    """The attacks of one radius, and their evaluation: one program for all mixtures of a kind."""
-    threat = threats.linf(epsilon)
-    suite = (
-        ascent("pgd_averaged_logits", loss_of_averaged_logits, threat, config),
-        ascent("pgd_expected_loss", expected_loss, threat, config),
+def attacks_on(
+    threat: threats.Threat, budget: str, config: Config
+) -> tuple[evaluation.Attack, ...]:
+    """The two blind ascents, and the attacks of the budget but its own PGD on the expected loss."""
+    names = "pgd_averaged_logits", "pgd_expected_loss"
+    return (
+        *(
+            evaluation.Attack(
+                (name,) * config.pgd_runs,
+                config.pgd_steps,
+                ascent(name, config.pgd_steps),
+                threat,
+                number=number,
+            )
+            for number, name in enumerate(names)
+        ),
         *(
             attack
             for attack in evaluation.attack_suite(threat, BUDGETS[budget])
             if "pgd_expected_loss" not in attack.names
         ),
     )
-    return suite, jax.jit(partial(evaluation.evaluate_batch, attacks=suite))
 
 
-def ascent(name: str, loss, threat: threats.Threat, config: Config) -> evaluation.Attack:
-    """PGD with restarts on one loss of all members, its step that of Pinot et al.
+@functools.cache
+def ascent(name: str, num_steps: int):
+    """PGD on one loss of all members, its step that of Pinot et al.
 
     Of the points on its path it returns that of lowest exact expected accuracy: what is left is due
     to where the loss leads, and not to which of the points is kept.
     """
 
-    def run(key, _, logits_fn, weights, x, label):
-        logits_fn = attacks.once(logits_fn)
-        settings = {
-            "num_steps": config.pgd_steps,
-            "step_size": PGD_STEP * threat.epsilon,
-            "accuracy_fn": lambda x: mixture.accuracy(logits_fn(x), label, weights),
-        }
-        return attacks.pgd(
-            key, lambda x: loss(logits_fn(x), label, weights), x, threat, **settings
-        )[0]
+    def run(key, logits_fn, weights, x, label, threat, accuracy_fn):
+        def loss_fn(x):
+            if name == "pgd_averaged_logits":
+                return loss_of_averaged_logits(logits_fn(x), label, weights)
+            return losses.expected(losses.cross_entropy, logits_fn(x), label, weights)
 
-    return evaluation.Attack((name,) * config.pgd_runs, config.pgd_steps, run)
+        step_size = PGD_STEP * threat.epsilon
+        settings = {"num_steps": num_steps, "step_size": step_size, "accuracy_fn": accuracy_fn}
+        return attacks.pgd(key, loss_fn, x, threat, **settings)
 
-
-def expected_loss(logits, label, weights):
-    """`sum_k weights_k CE_k`."""
-    return losses.expected(losses.cross_entropy, logits, label, weights)
+    return run
 
 
 def loss_of_averaged_logits(logits, label, weights):

@@ -18,12 +18,10 @@ import shlex
 import sys
 import tempfile
 import time
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from experiments import _config
 from experiments._game import (
@@ -43,12 +41,11 @@ from mixjax import (
     data,
     defenses,
     evaluation,
-    losses,
-    mixture,
     parallel,
     reporting,
 )
 from mixjax.batch import example_keys
+from mixjax.front.progress import Bars
 
 PROGRAM = "python -m experiments.cifar10_mixture"
 
@@ -231,19 +228,21 @@ def evaluate(
         num_steps=config.test_steps,
         step_size=step_size(config, config.test_steps),
     )
-    outcomes = evaluation.evaluate_mixture(
-        jax.random.fold_in(jax.random.key(config.seed), 3),
-        members(game, state),
-        state.weights,
-        images,
-        labels,
-        suite,
-        batch_size=min(config.test_batch_size, len(labels)),
-        progress=partial(tqdm.tqdm, desc=f"attacking {name}", unit="batch"),
-    )
-    report = evaluation.report(outcomes, state.weights, suite)
-    result = {"dataset": config.dataset, **report, "config": recorded(config)}
-    return result, evaluation.worst_case(outcomes, state.weights)
+    with Bars(name=f"attacking {name}") as bars:
+        found = evaluation.evaluate(
+            jax.random.fold_in(jax.random.key(config.seed), 3),
+            members(game, state),
+            state.weights,
+            images,
+            labels,
+            suite,
+            alone=False,
+            num_complete=None,
+            batch_size=config.test_batch_size,
+            progress=bars.show,
+        )
+    report = found.report(with_costs=False)
+    return {"dataset": config.dataset, **report, "config": recorded(config)}, found.worst
 
 
 def draw_attacks(
@@ -263,20 +262,16 @@ def draw_attacks(
     logits_fn = members(game, state)
 
     def attack(key, x, label):
-        ask = attacks.once(logits_fn)
-
-        def loss_fn(x):
-            return losses.expected(losses.cross_entropy, ask(x), label, state.weights)
-
-        num_steps = config.test_steps
-        return attacks.pgd(
+        return attacks.on_mixture(
+            attacks.pgd,
             key,
-            loss_fn,
+            logits_fn,
+            state.weights,
             x,
+            label,
             game.threat,
-            num_steps=num_steps,
-            step_size=step_size(config, num_steps),
-            accuracy_fn=lambda x: mixture.accuracy(ask(x), label, state.weights),
+            num_steps=config.test_steps,
+            step_size=step_size(config, config.test_steps),
         )[0]
 
     keys = example_keys(jax.random.key(config.seed), jnp.arange(len(labels)))

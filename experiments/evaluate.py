@@ -18,14 +18,13 @@ import time
 
 import jax
 import numpy as np
-import tqdm
-from jax.sharding import PartitionSpec
 
 from experiments import _config
 from experiments._config import flag
 from experiments._finished import Run, read_run, restore
 from experiments._game import build, members
-from mixjax import checks, data, ensemble, evaluation, parallel, reporting, threats
+from mixjax import _check, data, ensemble, evaluation, parallel, reporting
+from mixjax.front.progress import Bars
 from mixjax.interrupt import interruptible
 
 PROGRAM = "python -m experiments.evaluate"
@@ -148,34 +147,32 @@ def evaluate(
     ]
     num_examples = settings.num_examples or each.config.test_examples
     images, labels = (part[:num_examples] for part in dataset.test)
-    threat, limit = threats.BY_NAME[each.config.norm], BUDGETS[budget]
+    limit = BUDGETS[budget]
     suite = evaluation.attack_suite(game.threat, limit)
     mixture = (members(game, state), state.weights, images, labels)
     key = jax.random.fold_in(jax.random.key(each.config.seed), 4)
     batch = batch_size(settings.batch_size, len(labels), num_devices)
-    transform = jax.jit if num_devices == 1 else over_devices(mesh)
-    with interruptible() as interrupt, Bars(name) as bars:
+    transform = parallel.over_examples(tuple(mesh.devices.flat))
+    with interruptible() as interrupt, Bars(name=name) as bars:
 
         def progress(*done):
             bars.show(*done)
             if interrupt.received:
                 raise SystemExit(interrupt.exit_code)
 
-        found = evaluation.evaluate_suite(
+        found = evaluation.evaluate(
             key,
             *mixture,
             suite,
             member_fns=member_fns,
             num_complete=settings.num_complete,
+            num_diagnosed=settings.num_diagnosed,
             batch_size=batch,
             folder=each.folder / f"evaluation_{budget}",
             progress=progress,
             transform=transform,
         )
-    findings = evaluation.diagnose(*mixture, game.threat, num_examples=settings.num_diagnosed)
-    findings += evaluation.compare_attacks(found.mixture, state.weights, suite)
-    figures = evaluation.suite_report(found, state.weights, suite)
-    worst = evaluation.worst_case(found.mixture.outcomes, state.weights)
+    figures, worst = found.report(), found.worst
     if versus is not None:
         difference, error_bar = evaluation.paired_difference(worst, versus)
         figures["versus_single"] = {
@@ -189,19 +186,16 @@ def evaluate(
             *mixture[:2],
             images[: settings.num_diagnosed],
             labels[: settings.num_diagnosed],
-            lambda radius: evaluation.attack_suite(threat(radius), limit),
+            suite,
             each.config.epsilon * np.linspace(0, 2, settings.num_radii + 1)[1:],
             batch_size=batch,
             transform=transform,
         )
-        figures["security"] = evaluation.security_report(curves)
+        figures["security"] = curves.report()
     seconds = max(time.monotonic() - start, figures["cost"]["all"]["seconds"] * len(labels))
     result = {
         "dataset": each.config.dataset,
         **figures,
-        "diagnostics": [
-            finding._asdict() | {"is_suspicious": finding.is_suspicious} for finding in findings
-        ],
         "budget": {"name": budget, **limit._asdict()},
         "config": each.recorded,
         "provenance": reporting.provenance(command, each.config.seed, seconds),
@@ -214,52 +208,6 @@ def batch_size(wanted: int, num_examples: int, num_devices: int) -> int:
     usual = 50 if jax.default_backend() == "cpu" else 500
     number = min(wanted or usual, num_examples)
     return -(-number // num_devices) * num_devices
-
-
-def over_devices(mesh: jax.sharding.Mesh):
-    """Splits the last three arguments of a function over the devices; the others go to each."""
-    split, whole = PartitionSpec(parallel.DATA_AXIS), PartitionSpec()
-
-    def transform(function):
-        def spread(*arguments):
-            specs = (whole,) * (len(arguments) - 3) + (split,) * 3
-            return jax.shard_map(
-                function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False
-            )(*arguments)
-
-        return jax.jit(spread)
-
-    return transform
-
-
-class Bars:
-    """One progress bar after the other, for whoever is under attack."""
-
-    def __init__(self, name):
-        """`name` is shown before each."""
-        self.name, self.bar, self.shown = name, None, ""
-
-    def show(self, name, num_done, num_all):
-        """Moves the bar of `name`, in examples times runs."""
-        if name != self.shown:
-            self.close()
-            self.bar = tqdm.tqdm(total=num_all, desc=f"{self.name}, {name}", unit="run")
-            self.shown = name
-        if self.bar is not None:
-            self.bar.update(num_done - self.bar.n)
-
-    def close(self):
-        """Ends the last bar."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def __enter__(self):
-        """The bars themselves."""
-        return self
-
-    def __exit__(self, *exception):
-        """Ends the last bar."""
-        self.close()
 
 
 if __name__ == "__main__":

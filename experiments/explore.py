@@ -128,7 +128,7 @@ def explored(logits_fn, weights, images, labels, ball, epsilon, budget, settings
         weights,
         images,
         labels,
-        lambda radius: evaluation.attack_suite(ball(radius), budget),
+        evaluation.attack_suite(ball(epsilon), budget),
         epsilon * np.linspace(0, 2, settings.num_radii + 1)[1:],
         batch_size=min(settings.batch_size, len(labels)),
     )
@@ -152,7 +152,7 @@ def explored(logits_fn, weights, images, labels, ball, epsilon, budget, settings
         )
     return {
         "attacks": ATTACKS,
-        "curves": evaluation.security_report(curves),
+        "curves": curves.report(),
         "images": pictures,
     }
 

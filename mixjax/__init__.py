@@ -1,10 +1,10 @@
 """The adversarial game between a mixture of classifiers and its attacker, as pure JAX functions.
 
-`attack`, `evaluate` and `predict` take any classifier, or the members of a mixture, and whole data
-sets. Behind them, bottom to top, the way data flows: `data`, `models` -> `ensemble` (members' logits
+`attack`, `evaluate` and `predict` take any classifier, or a mixture, and whole data sets.
+Behind them, bottom to top, the way data flows: `data`, `models` -> `ensemble` (members' logits
 `[L, C]`) -> `threats`, `mixture`, `losses` -> `attacks`, `games` (the mixture's weights `[L]`) ->
-`defenses`, `evaluation` -> `checkpoint`, `parallel` -> `front`. `program` knows functions again, `batch`
-keys, means and pixels of a batch.
+`defenses`, `evaluation` -> `checkpoint`, `parallel` -> `front`. `program` knows functions again,
+`batch` keys, means and pixels of a batch.
 
 A submodule is imported when it is first used: `mixjax.threats` needs neither Flax nor Orbax.
 """

@@ -12,8 +12,7 @@ import pytest
 
 from mixjax import data, files, models, reporting
 from mixjax.data import cache, sources
-from mixjax.evaluation import turns
-from mixjax.evaluation.outcomes import Outcomes
+from mixjax.evaluation import runner
 from mixjax.models import pretrained
 from tests import test_models_pretrained, test_reporting_result
 
@@ -73,16 +72,16 @@ def test_a_header_that_asks_for_less_than_there_is(tmp_path):
 
 def test_a_batch_of_an_evaluation_is_as_it_was_or_made_again(tmp_path):
     path, batch = tmp_path / "b.npz", np.arange(4)
-    found = Outcomes(np.eye(4, 3) > 0, np.array([1, 0, 1, 1]) > 0, np.eye(4, 3, 1) > 0), 1.5
-    turns._write(path, batch, found)
+    answers = np.eye(4, 3) > 0, np.array([1, 0, 1, 1]) > 0, np.eye(4, 3, 1) > 0
+    found = (*answers, 1.5, np.array([1, 3]), np.ones((2, 5), np.float32))
+    runner._write(path, batch, found)
     made_again = 0
     for damaged in flips(path.read_bytes()):
         path.write_bytes(damaged)
-        read = turns._read(path, batch)
+        read = runner._read(path, batch)
         made_again += read is None
         if read is not None:
-            chex.assert_trees_all_equal(read[0], found[0])
-            assert read[1] == found[1]
+            chex.assert_trees_all_equal(read, found)
     assert NUM_FLIPS / 3 < made_again < NUM_FLIPS
 
 

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
-from mixjax import attacks, evaluation, mixture, threats
+from mixjax import attacks, evaluation, mixture, parallel, threats
 
 SIZE = 16
 EPSILON = 0.1
@@ -51,10 +50,9 @@ def examples(key, num_examples, num_classes=2):
 
 def evaluate(key, logits_fn, weights, images, labels, runs=None, **settings):
     runs = evaluation.pgd_attacks(LINF, **PGD) if runs is None else runs
-    outcomes = evaluation.evaluate_mixture(
-        key, logits_fn, weights, images, labels, runs, batch_size=16, **settings
-    )
-    return outcomes, evaluation.report(outcomes, weights, runs)
+    settings = {"alone": False, "num_complete": None, "batch_size": 16} | settings
+    found = evaluation.evaluate(key, logits_fn, weights, images, labels, runs, **settings)
+    return found, found.report()
 
 
 def signed_margins(vectors, images, labels):
@@ -88,7 +86,7 @@ def test_members_that_look_at_different_pixels_make_the_sandwich_tight(key):
     optimum = robust @ weights
     logits_fn = functools.partial(linear_logits, vectors)
     outcomes, found = evaluate(key, logits_fn, weights, images, labels)
-    np.testing.assert_allclose(evaluation.worst_case(outcomes, weights), optimum, atol=1e-12)
+    np.testing.assert_allclose(outcomes.worst, optimum, atol=1e-12)
     assert found["robust_accuracy"]["worst"] == pytest.approx(optimum.mean(), abs=1e-12)
     assert found["sandwich"]["lower"] == pytest.approx(optimum.mean(), abs=1e-12)
     assert found["robust_accuracy"]["pgd_expected_loss"] == pytest.approx(optimum.mean())
@@ -170,21 +168,21 @@ def test_outcomes_equal_a_loop_over_examples_runs_and_members(key):
     weights = jnp.array([0.2, 0.3, 0.5])
     logits_fn = network(key, 3)
     images, labels = examples(key, 7, num_classes=3)
-    nothing = evaluation.Attack(("nothing",) * 2, 0, lambda key, run, f, w, x, label: x)
+    nothing = evaluation.Attack(("nothing",) * 2, 0, lambda x: x)
     runs = (nothing, *evaluation.pgd_attacks(LINF, num_runs=9, num_steps=3, step_size=0.04))
     outcomes, _ = evaluate(key, logits_fn, weights, images, labels, runs)
 
-    compiled = [attack._replace(run=jax.jit(attack.run)) for attack in runs]
+    compiled = [(attack.names, jax.jit(attack.run)) for attack in runs]
     members = np.zeros((7, 12, 3), bool)
     averaged = np.zeros((7, 12), bool)
     for n in range(7):
         points = [images[n]]
-        for place, attack in enumerate(compiled):
-            attack_key = jax.random.fold_in(jax.random.fold_in(key, n), place)
-            for run in range(len(attack.names)):
+        for number, (names, attack) in zip((1, 0), compiled, strict=True):
+            attack_key = jax.random.fold_in(jax.random.fold_in(key, n), number)
+            for run in range(len(names)):
                 run_key = jax.random.fold_in(attack_key, run)
                 points.append(
-                    attack.run(run_key, jnp.int32(run), logits_fn, weights, images[n], labels[n])
+                    attack(run_key, jnp.int32(run), logits_fn, weights, images[n], labels[n])
                 )
         for r, point in enumerate(points):
             logits = np.asarray(logits_fn(point), np.float64)
@@ -192,8 +190,8 @@ def test_outcomes_equal_a_loop_over_examples_runs_and_members(key):
             members[n, r] = logits.argmax(axis=1) == labels[n]
             averaged[n, r] = (np.asarray(weights) @ probs).argmax() == labels[n]
     assert 0.1 < members.mean() < 0.9
-    np.testing.assert_array_equal(outcomes.members, members)
-    np.testing.assert_array_equal(outcomes.averaged, averaged)
+    np.testing.assert_array_equal(outcomes.correct, members)
+    np.testing.assert_array_equal(outcomes.averaged_correct, averaged)
 
 
 @pytest.mark.parametrize("num_members", [1, 3])
@@ -268,10 +266,11 @@ def test_every_number_of_members_meets_the_same_number_of_runs(key, num_members)
     weights = np.full(num_members, 1 / num_members)
     runs = evaluation.pgd_attacks(LINF, num_runs=12, num_steps=2, step_size=0.05)
     outcomes, found = evaluate(key, network(key, num_members), weights, images, labels, runs)
-    assert outcomes.members.shape == (3, 13, num_members)
+    assert outcomes.correct.shape == (3, 13, num_members)
     assert found["num_attack_runs"] == 12
     assert found["attacks"] == {
-        name: {"num_runs": 4, "num_steps": 2}
+        name: found["attacks"][name]
+        | {"num_runs": 4, "num_steps": 2, "num_gradients": 2 * num_members}
         for name in ("pgd_expected_loss", "pgd_mean_probability", "pgd_members")
     }
 
@@ -282,26 +281,20 @@ def test_results_depend_neither_on_the_batch_size_nor_on_the_devices(key):
     images, labels = examples(key, 11, num_classes=3)
     runs = evaluation.pgd_attacks(LINF, num_runs=9, num_steps=2, step_size=0.05)
 
-    def split_over_devices(batch_fn):
-        mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        specs = (P(), P(), P(), P("data"), P("data"), P("data"))
-        return jax.jit(
-            jax.shard_map(batch_fn, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)
-        )
-
     found = [
-        evaluation.evaluate_mixture(key, logits_fn, weights, images, labels, runs, **settings)
+        evaluate(key, logits_fn, weights, images, labels, runs, **settings)[0]
         for settings in (
             {"batch_size": 11},
             {"batch_size": 4},
-            {"batch_size": 8, "transform": split_over_devices},
+            {"batch_size": 7, "transform": parallel.over_examples()},
         )
     ]
-    assert 0.1 < found[0].members.mean() < 0.9
-    assert len({outcome.tobytes() for outcome in found[0].members}) > 3
+    assert 0.1 < found[0].correct.mean() < 0.9
+    assert len({outcome.tobytes() for outcome in found[0].correct}) > 3
     for outcomes in found[1:]:
-        np.testing.assert_array_equal(outcomes.members, found[0].members)
-        np.testing.assert_array_equal(outcomes.averaged, found[0].averaged)
+        np.testing.assert_array_equal(outcomes.correct, found[0].correct)
+        np.testing.assert_array_equal(outcomes.averaged_correct, found[0].averaged_correct)
+        np.testing.assert_allclose(outcomes.images, found[0].images, atol=1e-6)
 
 
 def test_padding_is_neither_counted_nor_returned():
@@ -340,11 +333,11 @@ def test_variables_of_a_partial_are_arguments_of_the_compiled_function(key):
 
         return spy
 
-    evaluation.evaluate_mixture(
-        key, logits_fn, [0.5, 0.5], images, labels, runs, batch_size=2, transform=transform
-    )
-    shapes = [variable.aval.shape for variable in programs[0].invars]
-    assert {leaf.shape for leaf in jax.tree.leaves(logits_fn)} <= {*shapes}
+    evaluate(key, logits_fn, [0.5, 0.5], images, labels, runs, transform=transform)
+    assert len(programs) == 13  # six runs, and the answers there and at the clean examples
+    for program in programs:
+        shapes = [variable.aval.shape for variable in program.invars]
+        assert {leaf.shape for leaf in jax.tree.leaves(logits_fn)} <= {*shapes}
 
 
 def test_the_uint8_image_255_is_the_input_1(key):
@@ -356,10 +349,10 @@ def test_the_uint8_image_255_is_the_input_1(key):
     images = np.full((2, 4, 4, 1), 255, np.uint8)
     images[1] = 254
     outcomes, _ = evaluate(key, logits_fn, [1.0], images, np.zeros(2, np.int32), runs=())
-    assert outcomes.members.ravel().tolist() == [True, False]
+    assert outcomes.correct.ravel().tolist() == [True, False]
     floats = images / np.float32(255)
     same, _ = evaluate(key, logits_fn, [1.0], floats, np.zeros(2, np.int32), runs=())
-    np.testing.assert_array_equal(same.members, outcomes.members)
+    np.testing.assert_array_equal(same.correct, outcomes.correct)
 
 
 def test_nan_logits_are_errors(key):
@@ -439,7 +432,7 @@ def test_bad_input_is_named_with_its_value(key, change, message):
         **change,
     }
     with pytest.raises(ValueError, match=message):
-        evaluation.evaluate_mixture(key, transform=_never, **settings)
+        evaluation.evaluate(key, transform=_never, **settings)
 
 
 def _never(batch_fn):

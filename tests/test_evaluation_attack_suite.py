@@ -69,12 +69,11 @@ def test_on_members_with_pixels_of_their_own_the_suite_reaches_the_optimum(key, 
     assert 0 < optimum.mean() < ((margins > 0) @ np.asarray(WEIGHTS)).mean() - 0.2
     suite = [nan_outside(attack, threat) for attack in evaluation.attack_suite(threat, BUDGET)]
     logits_fn = functools.partial(linear_logits, vectors)
-    outcomes = evaluation.evaluate_mixture(
-        key, logits_fn, WEIGHTS, images, labels, suite, batch_size=12
-    )
-    assert not np.any(outcomes.is_nan)  # nobody leaves the ball or the bounds
-    np.testing.assert_allclose(evaluation.worst_case(outcomes, WEIGHTS), optimum, atol=1e-6)
-    report = evaluation.report(outcomes, WEIGHTS, suite)
+    settings = dict(alone=False, num_complete=None)
+    found = evaluation.evaluate(key, logits_fn, WEIGHTS, images, labels, suite, **settings)
+    assert not np.any(found.is_nan)  # nobody leaves the ball or the bounds
+    np.testing.assert_allclose(found.worst, optimum, atol=1e-6)
+    report = found.report()
     assert ("carlini_wagner" in report["attacks"]) == (threat.dual_norm(jnp.ones(4)) == 2)
     for name in ("arc", "lattice_climber"):
         assert report["robust_accuracy"][name] == pytest.approx(optimum.mean(), abs=0.03)
@@ -168,20 +167,16 @@ def test_a_trained_attack_network_joins_the_suite_with_a_line_of_its_own(key):
     images[:, 0], images[:, 1] = 0.9, 0.55
     threat, labels = threats.linf(0.1), np.zeros(4, np.int32)
 
-    def run(key, run, logits_fn, weights, x, label):
+    def trained(x, label, threat):
         return attacks.attack_network(
             lambda x, label: -vectors[1], lambda x: 0.0 * x[0], x, label, threat
-        )[0]
-
-    def idle(key, run, logits_fn, weights, x, label):
-        return x
+        )
 
     suite = (
-        evaluation.Attack(("idle",), 1, idle),
-        evaluation.Attack(("attack_network",), 1, run),
+        evaluation.Attack(("idle",), 1, lambda x: x),
+        evaluation.Attack(("attack_network",), 1, trained, threat),
     )
-    found = evaluation.evaluate_suite(key, logits_fn, WEIGHTS, images, labels, suite)
-    report = evaluation.suite_report(found, WEIGHTS, suite)
+    report = evaluation.evaluate(key, logits_fn, WEIGHTS, images, labels, suite).report()
     assert report["robust_accuracy"] == pytest.approx(
         {"idle": 1.0, "attack_network": 0.3, "worst": 0.3}
     )
@@ -267,17 +262,15 @@ def test_the_black_box_prefers_fooling_a_member_to_any_gain_in_margins(key):
     """One query in the direction of either member; asked for the score alone."""
     seen = []
 
-    def square(key, score_fn, x, threat, **settings):
+    def asked(score_fn, x):
         seen.append([score_fn(jnp.array([value, 0.5])) for value in (0.5, 0.54, 0.56, 0.9)])
-        return x, None
+        return x
 
     def members(x):  # right below .55 and below .95, the second ever less so
         return jnp.stack([jnp.array([10 * (bound - x[0]), 0.0]) for bound in (0.55, 0.95)])
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attacks, "square", square)
-        (*_, attack) = evaluation.attack_suite(threats.linf(0.1), BUDGET)
-        attack.run(key, 0, members, jnp.array([0.6, 0.4]), jnp.array([0.5, 0.5]), 0)
+    arguments = (members, jnp.array([0.6, 0.4]), jnp.array([0.5, 0.5]), 0, threats.linf(0.1))
+    attacks.on_mixture(asked, key, *arguments)
     scores = np.array(seen[0])
     assert np.all(np.diff(scores) > 0) and scores[2] - scores[1] > 0.6
 
@@ -316,17 +309,14 @@ def test_the_attacks_on_a_mixture_know_nothing_of_a_member_of_weight_zero(key):
         seen.append((logits.shape, weights.shape))
         return jnp.where(jnp.any(jnp.isnan(logits)), x, x - weights[-1] * logits[0, 0])
 
-    def within(radius):
-        return (evaluation.Attack(("tell",), 1, run),)
-
-    mixed = (key, logits_fn, [0.25, 0.0, 0.75], images, labels)
-    found = evaluation.evaluate_suite(*mixed, within(0.2), num_complete=2)
+    told = (evaluation.Attack(("tell",), 1, run, threats.linf(1.0)),)
+    mixed = (key, logits_fn, [0.25, 0.0, 0.75], images, labels, told)
+    found = evaluation.evaluate(*mixed, num_complete=2)
     assert {*seen} == {((2, 2), (2,)), ((1, 2), (1,))}
-    assert found.mixture.outcomes.members[0].tolist() == [[True, False, True]] * 2
-    assert len(found.members) == 3 and np.all(found.members[1].outcomes.is_nan[:, 0])
-    seen.clear()
-    curves = evaluation.security_curves(*mixed, within, [0.2], names=("tell",))
-    assert {*seen} == {((2, 2), (2,))}
+    assert found.correct[0].tolist() == [[True, False, True]] * 2
+    assert len(found.alone) == 3 and np.all(found.alone[1].is_nan[:, 0])
+    curves = evaluation.security_curves(*mixed, [0.9], names=("tell",))
+    assert {*seen} == {((2, 2), (2,)), ((1, 2), (1,))}
     np.testing.assert_allclose(curves.points["tell"], 0.5 - 0.75 * 0.5)
 
 
@@ -373,10 +363,8 @@ def test_within_bounds_per_feature_the_quick_suite_finds_the_optimum_of_a_linear
     robust = lowest < 0
     assert clear.sum() > 18 and 4 < robust.sum() < 20
     suite = evaluation.attack_suite(threats.l2(epsilon), evaluation.QUICK, bounds=bounds)
-    found = evaluation.evaluate_mixture(
-        key, logits_fn, [1.0], images, labels, suite, batch_size=len(images)
-    )
-    np.testing.assert_array_equal(evaluation.worst_case(found, [1.0])[clear], robust[clear])
+    found = evaluation.evaluate(key, logits_fn, [1.0], images, labels, suite, alone=False)
+    np.testing.assert_array_equal(found.worst[clear], robust[clear])
 
 
 def steepest_in_a_box(slope, low, high, epsilon):

@@ -13,18 +13,9 @@ LINF = threats.linf(0.1)
 SIZE = 8
 
 
-@functools.cache
-def compiled(function, threat, num_steps, bounds):
-    return jax.jit(functools.partial(function, threat=threat, num_steps=num_steps, bounds=bounds))
-
-
-def compile_once(function):
-    return compiled(function.func, **function.keywords)
-
-
 def diagnose(logits_fn, weights, images, **settings):
     labels = np.zeros(len(images), np.int32)
-    settings = {"num_steps": 20, "transform": compile_once} | settings
+    settings = {"num_steps": 20} | settings
     findings = evaluation.diagnose(logits_fn, weights, images, labels, LINF, **settings)
     return {finding.name: finding for finding in findings}
 
@@ -203,22 +194,19 @@ SUITE_NAMES = (
     "lattice_climber",
     "square",
 )
-ATTACKS = (evaluation.Attack(SUITE_NAMES, 1, lambda *_: None),)
 
 
-def record(fooled, is_complete=None):
+def found(fooled, is_complete=None, runs=SUITE_NAMES):
     """100 examples and one member that each named run fools on the given range of examples."""
-    members = np.ones((100, 1 + len(SUITE_NAMES), 1), bool)
+    right = np.ones((100, 1 + len(runs), 1), bool)
     for run, count in enumerate(fooled, 1):
-        members[:count, run] = False
+        right[:count, run] = False
     complete = np.ones(100, bool) if is_complete is None else is_complete
-    counts = np.zeros(len(SUITE_NAMES))
-    outcomes = evaluation.Outcomes(members, members[..., 0], ~members)
-    return evaluation.Record(outcomes, complete, counts, counts, counts, counts)
+    return evaluation.Evaluation.of_answers(right, [1.0], runs, is_complete=complete)
 
 
 def compared(fooled, **settings):
-    findings = evaluation.compare_attacks(record(fooled, **settings), [1.0], ATTACKS)
+    findings = evaluation.compare_attacks(found(fooled, **settings))
     return {finding.name: finding for finding in findings}
 
 
@@ -254,11 +242,7 @@ def test_only_complete_examples_are_compared_and_only_attacks_that_are_there():
     findings = compared([40] * 9 + [46], is_complete=complete)
     assert findings["black_box_is_stronger"].value == pytest.approx(3 / 50)
     assert compared([40] * 10, is_complete=np.zeros(100, bool)) == {}
-    lonely = (evaluation.Attack(("apgd_expected_loss",) * 10, 1, lambda *_: None),)
-    (finding,) = evaluation.compare_attacks(record([40] * 10), [1.0], lonely)
-    assert finding.name == "restarts_help"
-    with pytest.raises(ValueError, match="accuracies must have shape"):
-        evaluation.compare_attacks(record([40] * 10), [1.0], ATTACKS[:0])
+    assert [*compared([40] * 10, runs=("apgd_expected_loss",) * 10)] == ["restarts_help"]
 
 
 def test_a_value_that_is_not_a_number_is_suspicious():

@@ -22,31 +22,30 @@ def logits_fn(x):
 def down(bounds=None, step=0.0):
     """An attack that goes down by `step`, within its bounds."""
 
-    def run(key, run, logits_fn, weights, x, label):
+    def run(logits_fn, x):
         logits_fn(x)
         return jnp.clip(x - step, *(bounds or (-jnp.inf, jnp.inf)))
 
-    return evaluation.Attack(("down",), 1, run, bounds)
+    return evaluation.Attack(("down",), 1, run, bounds=bounds)
 
 
 def mixture(images, attacks, labels=None, **settings):
     labels = np.zeros(len(images), np.int64) if labels is None else labels
     arguments = (jax.random.key(0), logits_fn, WEIGHTS, images, labels, attacks)
-    return evaluation.evaluate_mixture(*arguments, batch_size=2, **settings)
+    return evaluation.evaluate(*arguments, alone=False, num_complete=None, batch_size=2, **settings)
 
 
 def suite(images, attacks, labels=None, **settings):
     labels = np.zeros(len(images), np.int64) if labels is None else labels
     arguments = (jax.random.key(0), logits_fn, WEIGHTS, images, labels, attacks)
-    found = evaluation.evaluate_suite(*arguments, batch_size=2, **settings)
-    return found.mixture.outcomes
+    return evaluation.evaluate(*arguments, batch_size=2, **settings)
 
 
 def curves(images, attacks, labels=None, **settings):
     labels = np.zeros(len(images), np.int64) if labels is None else labels
     arguments = (jax.random.key(0), logits_fn, WEIGHTS, images, labels)
     return evaluation.security_curves(
-        *arguments, lambda radius: attacks, [0.1], names=("down",), batch_size=2, **settings
+        *arguments, attacks, [0.1], names=("down",), batch_size=2, **settings
     )
 
 
@@ -57,7 +56,7 @@ def right(found):
     """Expected accuracy, clean and attacked."""
     if isinstance(found, evaluation.SecurityCurves):
         return found.accuracies["down"][:, 0].tolist()
-    return evaluation.expected_accuracy(found, WEIGHTS)[0].tolist()
+    return found.accuracies[0].tolist()
 
 
 @EVALUATIONS
@@ -155,17 +154,14 @@ def test_a_batch_is_checked_as_far_as_its_values_are_known(change, message, comp
         **change,
     }
     logits = jax.tree_util.Partial(settings.pop("logits_fn"))
-    for function in (
-        functools.partial(evaluation.evaluate_batch, attacks=(down((0.0, 1.0)),)),
-        functools.partial(evaluation.validate, threat=threats.linf(0.1), step_size=0.1),
-    ):
-        call = functools.partial(function, jax.random.key(0), logits)
-        if not compiled:
-            with pytest.raises(ValueError, match=message):
-                call(**settings)
-        elif "shape" in message or "integers" in message:
-            with pytest.raises(ValueError, match=message):
-                jax.eval_shape(call, **settings)
+    validate = functools.partial(evaluation.validate, threat=threats.linf(0.1), step_size=0.1)
+    call = functools.partial(validate, jax.random.key(0), logits)
+    if not compiled:
+        with pytest.raises(ValueError, match=message):
+            call(**settings)
+    elif "shape" in message or "integers" in message:
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(call, **settings)
 
 
 def test_validation_takes_inputs_of_any_range(key):
@@ -196,7 +192,7 @@ def test_keys_of_any_generator_give_answers_that_the_batch_does_not_change(evalu
         logits_fn(x)
         return x - 2 * jax.random.bernoulli(key, 0.5, x.shape).astype(x.dtype)
 
-    attacks = (evaluation.Attack(("down",) * 3, 1, run, (-3.0, 3.0)),)
+    attacks = (evaluation.Attack(("down",) * 3, 1, run, bounds=(-3.0, 3.0)),)
     images = np.linspace(-0.4, 3.0, 10, dtype=np.float32).repeat(2).reshape(10, 2)
     found = []
     for size in (2, 5):
@@ -212,12 +208,10 @@ def _with_key(evaluate, key, images, attacks, batch_size):
     arguments = (key, logits_fn, WEIGHTS, images, np.zeros(len(images), int))
     if evaluate is curves:
         settings = {"names": ("down",), "batch_size": batch_size}
-        found = evaluation.security_curves(*arguments, lambda _: attacks, [0.1], **settings)
+        found = evaluation.security_curves(*arguments, attacks, [0.1], **settings)
         return found.points["down"]
-    if evaluate is mixture:
-        return evaluation.evaluate_mixture(*arguments, attacks, batch_size=batch_size).members
-    found = evaluation.evaluate_suite(*arguments, attacks, batch_size=batch_size)
-    return found.mixture.outcomes.members
+    alone = evaluate is suite
+    return evaluation.evaluate(*arguments, attacks, alone=alone, batch_size=batch_size).correct
 
 
 def test_several_keys_are_refused_and_a_raw_one_is_what_it_stands_for():
@@ -227,9 +221,9 @@ def test_several_keys_are_refused_and_a_raw_one_is_what_it_stands_for():
         arguments = (key, logits_fn, WEIGHTS, images, labels, attacks)
         if key.shape == (2,) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             with pytest.raises(ValueError, match=r"key must have shape \[\], got \[2\]"):
-                evaluation.evaluate_mixture(*arguments)
+                evaluation.evaluate(*arguments)
         else:
-            assert right(evaluation.evaluate_mixture(*arguments)) == [0.25, 0.25]
+            assert right(evaluation.evaluate(*arguments)) == [0.25, 0.25]
 
 
 def test_the_name_of_an_attack_need_not_be_that_of_a_file(tmp_path):
@@ -251,9 +245,9 @@ def test_within_a_radius_of_0_the_suite_finds_the_clean_accuracy(key, norm, numb
     images = np.array([[0.5, 2.5], [0.5, 1.5]], np.float32)
     attacks = evaluation.attack_suite(norm(0.0), BUDGET, bounds=(0.0, 3.0))[:number]
     arguments = (key, logits_fn, WEIGHTS, images, np.zeros(2, int), attacks)
-    found = evaluation.evaluate_mixture(*arguments, batch_size=2)
-    expected = np.array([1.0, 0.25])[:, None].repeat(found.averaged.shape[1], axis=1)
-    np.testing.assert_allclose(evaluation.expected_accuracy(found, WEIGHTS), expected)
+    found = evaluation.evaluate(*arguments, alone=False, num_complete=None)
+    expected = np.array([1.0, 0.25])[:, None].repeat(len(found.runs) + 1, axis=1)
+    np.testing.assert_allclose(found.accuracies, expected)
 
 
 def test_from_a_black_pixel_an_image_of_bytes_is_attacked_upwards_alone(key):
@@ -266,5 +260,5 @@ def test_from_a_black_pixel_an_image_of_bytes_is_attacked_upwards_alone(key):
     images[1] = 20  # 20 / 255 - .1 + .05 > 0 as well
     labels = np.array([0, 1])
     attacks = evaluation.attack_suite(threats.linf(0.1), BUDGET)[:2]  # PGD and AutoPGD
-    found = evaluation.evaluate_suite(key, above, [1.0], images, labels, attacks)
-    assert evaluation.worst_case(found.mixture.outcomes, [1.0]).tolist() == [1.0, 0.0]
+    found = evaluation.evaluate(key, above, [1.0], images, labels, attacks)
+    assert found.worst.tolist() == [1.0, 0.0]

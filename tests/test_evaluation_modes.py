@@ -35,17 +35,16 @@ def examples():
 
 def of_mixture(images, labels):
     auto_pgd = evaluation.attack_suite(THREAT, BUDGET)[1]
-    found = evaluation.evaluate_mixture(
-        jax.random.key(0), logits_fn, WEIGHTS, images, labels, (auto_pgd,), batch_size=6
+    found = evaluation.evaluate(
+        jax.random.key(0), logits_fn, WEIGHTS, images, labels, (auto_pgd,), alone=False
     )
-    return evaluation.worst_case(found, WEIGHTS)
+    return found.worst
 
 
 def of_suite(images, labels):
     pgd = evaluation.pgd_attacks(THREAT, num_runs=6, num_steps=8, step_size=0.05)
-    found = evaluation.evaluate_suite(jax.random.key(0), logits_fn, WEIGHTS, images, labels, pgd)
-    each = [evaluation.worst_case(found.mixture.outcomes, WEIGHTS)]
-    return [*each, evaluation.lower_bound(found, WEIGHTS), *found.averaged.outcomes.averaged.T]
+    found = evaluation.evaluate(jax.random.key(0), logits_fn, WEIGHTS, images, labels, pgd)
+    return [found.worst, found.lower, *found.averaged.correct.T]
 
 
 def of_findings(images, labels):
@@ -60,7 +59,7 @@ def of_curves(images, labels):
         WEIGHTS,
         images,
         labels,
-        lambda radius: evaluation.attack_suite(threats.l2(radius), BUDGET),
+        evaluation.attack_suite(THREAT, BUDGET),
         [THREAT.epsilon],
         names=("arc",),
     )

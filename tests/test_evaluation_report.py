@@ -6,23 +6,20 @@ import pytest
 
 from mixjax import evaluation
 
-ATTACKS = (
-    evaluation.Attack(("one",) * 2, 20, lambda *args: args[-2]),
-    evaluation.Attack(("two", "one", "three"), 7, lambda *args: args[-2]),
-)
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 NAMES = ("one", "one", "two", "one", "three")
+NUM_STEPS = (20, 20, 7, 7, 7)
 
 
-def table(num_examples=60, num_members=3):
+def table(num_examples=60, num_members=3, weights=WEIGHTS, **settings):
     """A random table in which a right answer is likely at the clean point and less so elsewhere."""
     generator = np.random.default_rng(3)
     chance = np.array([0.95, 0.7, 0.8, 0.6, 0.85, 0.9])[:, None]
     members = generator.random((num_examples, 6, num_members)) < chance
     averaged = generator.random((num_examples, 6)) < chance[:, 0]
-    return evaluation.Outcomes(
-        members, averaged, ~members & (generator.random(members.shape) < 0.1)
-    )
+    is_nan = ~members & (generator.random(members.shape) < 0.1)
+    settings = {"averaged_correct": averaged, "is_nan": is_nan, "num_steps": NUM_STEPS} | settings
+    return evaluation.Evaluation.of_answers(members, weights, NAMES, **settings)
 
 
 def alone(right):
@@ -38,17 +35,17 @@ def alone(right):
 
 def test_every_figure_equals_a_loop_over_examples_points_and_members():
     outcomes = table()
-    found = evaluation.report(outcomes, WEIGHTS, ATTACKS)
+    found = outcomes.report()
     sums = {"clean": 0.0, "one": 0.0, "two": 0.0, "three": 0.0, "worst": 0.0, "lower": 0.0}
     for n in range(60):
         lowest = dict.fromkeys(sums, 1.0)
         for point in range(6):
-            accuracy = sum(WEIGHTS[k] for k in range(3) if outcomes.members[n, point, k])
+            accuracy = sum(WEIGHTS[k] for k in range(3) if outcomes.correct[n, point, k])
             lines = ("clean", "one", "two", "three") if point == 0 else (NAMES[point - 1],)
             for line in (*lines, "worst"):
                 lowest[line] = min(lowest[line], accuracy)
         lowest["lower"] = sum(
-            WEIGHTS[k] for k in range(3) if all(outcomes.members[n, point, k] for point in range(6))
+            WEIGHTS[k] for k in range(3) if all(outcomes.correct[n, point, k] for point in range(6))
         )
         for line in sums:
             sums[line] += lowest[line] / 60
@@ -59,19 +56,20 @@ def test_every_figure_equals_a_loop_over_examples_points_and_members():
     assert found["sandwich"]["lower"] == pytest.approx(sums["lower"], abs=1e-12)
     assert found["sandwich"]["upper"] == found["robust_accuracy"]["worst"]
     for member in range(3):
-        right = outcomes.members[:, :, member]
+        right = outcomes.correct[:, :, member]
         assert found["members"][member] == alone(right)
         count = sum(outcomes.is_nan[n, point, member] for n in range(60) for point in range(6))
         assert found["num_nan_answers"][member] == count > 0
-    assert found["averaged"] == alone(outcomes.averaged)
+    assert found["averaged"] == alone(outcomes.averaged_correct)
 
 
 def test_the_report_is_json_and_counts_the_runs():
-    found = evaluation.report(table(), WEIGHTS, ATTACKS)
+    found = table().report()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["num_members"], found["num_examples"], found["num_attack_runs"]) == (3, 60, 5)
     assert found["weights"] == [0.5, 0.3, 0.2]
-    assert found["attacks"]["two"] == {"num_runs": 1, "num_steps": 7}
+    two = found["attacks"]["two"]
+    assert (two["num_runs"], two["num_steps"], two["num_examples"]) == (1, 7, 60)
     assert list(found["error_bar"]) == ["clean", "one", "two", "three", "worst"]
     for name, mean in (found["robust_accuracy"] | {"clean": found["clean_accuracy"]}).items():
         assert found["interval"][name] == list(evaluation.wilson_interval(mean, 60))
@@ -80,19 +78,19 @@ def test_the_report_is_json_and_counts_the_runs():
 def test_the_sandwich_holds_for_each_example_whatever_the_table():
     generator = np.random.default_rng(0)
     for num_members in (1, 2, 3, 7):
-        outcomes = table(200, num_members)
         weights = generator.dirichlet(np.full(num_members, 0.5)).astype(np.float32)
-        lower, upper = evaluation.sandwich(outcomes, weights)
+        outcomes = table(200, num_members, weights)
+        lower, upper = outcomes.lower, outcomes.worst
         assert np.all(lower <= upper)
-        assert np.all(upper <= evaluation.expected_accuracy(outcomes, weights)[:, 0])
+        assert np.all(upper <= outcomes.accuracies[:, 0])
         assert num_members == 1 or np.any(lower < upper)
 
 
 def test_nobody_is_right_with_a_probability_above_one():
-    right = evaluation.Outcomes(*(np.ones(shape, bool) for shape in ((5, 2, 3), (5, 2), (5, 2, 3))))
     weights = np.array([0.33334, 0.33334, 0.33334], np.float32)
-    assert evaluation.worst_case(right, weights).max() <= 1.0
-    assert evaluation.worst_case(right, weights) == pytest.approx(1.0, abs=1e-12)
+    right = evaluation.Evaluation.of_answers(np.ones((5, 2, 3), bool), weights, ["one"])
+    assert right.worst.max() <= 1.0
+    assert right.worst == pytest.approx(1.0, abs=1e-12)
 
 
 def test_the_error_bar_of_a_proportion_is_the_textbook_one():
@@ -159,10 +157,10 @@ def test_a_paired_interval_holds_the_truth_as_often_as_it_says():
 
 def test_the_error_bars_of_the_report_are_those_of_its_accuracies():
     outcomes = table()
-    found = evaluation.report(outcomes, WEIGHTS, ATTACKS)
-    values = evaluation.worst_case(outcomes, WEIGHTS)
+    found = outcomes.report()
+    values = outcomes.worst
     assert found["error_bar"]["worst"] == pytest.approx(values.std() / np.sqrt(60))
-    clean = evaluation.expected_accuracy(outcomes, WEIGHTS)[:, 0]
+    clean = outcomes.accuracies[:, 0]
     assert found["error_bar"]["clean"] == pytest.approx(clean.std() / np.sqrt(60))
 
 
@@ -178,20 +176,44 @@ def test_a_paired_difference_knows_that_hard_examples_are_hard_for_both():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("weights", "message"),
     [
-        ((table(), np.array([0.5, 0.5]), ATTACKS), r"weights must have shape \[3\], got \[2\]"),
-        ((table(), np.array([0.5, 0.3, 0.3]), ATTACKS), "weights must be on the simplex"),
-        ((table(), WEIGHTS, ATTACKS[:1]), "attacks must have the 5 runs of outcomes, got 2"),
-        (
-            (table(), WEIGHTS, (ATTACKS[0], ATTACKS[1]._replace(names=("a", "b", "worst")))),
-            "attacks must not be named clean or worst, got one, one, a, b, worst",
-        ),
+        ([0.5, 0.5], r"weights must have shape \[3\], got \[2\]"),
+        ([0.5, 0.3, 0.3], "weights must be on the simplex"),
     ],
 )
-def test_a_report_of_something_else_is_refused(arguments, message):
+def test_weights_that_do_not_fit_the_answers_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
-        evaluation.report(*arguments)
+        table(weights=weights)
+
+
+def test_a_table_for_the_terminal_a_notebook_and_a_folder(tmp_path):
+    """All three name every attack; what is suspicious is told."""
+    finding = evaluation.Finding("nan_answers", 0.2, 0.0, "told")
+    found = table(findings=(finding,))
+    for text in (str(found), found._repr_markdown_(), found._repr_html_()):
+        worst = f"{100 * found.robust_accuracy:.1f} %"
+        for word in ("clean", "one", "two", "three", "all attacks", worst, "60 examples", "told"):
+            assert word in text
+    page = found.save(tmp_path / "a" / "b")
+    assert {path.name for path in page.parent.iterdir()} == {
+        "evaluation.json",
+        "report.md",
+        "suite.png",
+    }
+    stored = json.loads((page.parent / "evaluation.json").read_text())
+    assert stored == json.loads(found.to_json())
+    assert "suite.png" in page.read_text() and "told" in page.read_text()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="folder .* cannot be written"):
+        found.save(tmp_path / "file")
+
+
+def test_without_costs_a_report_is_that_of_every_other_run():
+    slow = table()
+    quick = slow._replace(seconds=slow.seconds + 1)
+    assert slow.report() != quick.report()
+    assert slow.report(with_costs=False) == quick.report(with_costs=False)
 
 
 @pytest.mark.parametrize(

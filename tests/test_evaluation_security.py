@@ -26,21 +26,24 @@ def left_at(radius):
     return (IMAGES - radius > np.asarray(THRESHOLDS)) @ WEIGHTS
 
 
-def attacks_within(radius):
-    def down(key, run, logits_fn, weights, x, label):
-        return x - jnp.where(run == 1, radius, 0.0)
+def down(run, x, threat):
+    return x - jnp.where(run == 1, threat.epsilon, 0.0)
 
-    def near(key, run, logits_fn, weights, x, label):
-        return jnp.where(radius < 0.25, x - radius / 2, x)
 
-    def by_chance(key, run, logits_fn, weights, x, label):
-        return x - radius * jax.random.uniform(key)
+def near(x, threat):
+    return jnp.where(threat.epsilon < 0.25, x - threat.epsilon / 2, x)
 
-    return (
-        evaluation.Attack(("idle", "down", "down"), 1, down),
-        evaluation.Attack(("near",), 1, near),
-        evaluation.Attack(("by chance",), 1, by_chance),
-    )
+
+def by_chance(key, x, threat):
+    return x - threat.epsilon * jax.random.uniform(key)
+
+
+LINF = threats.linf(1.0)  # of any radius: the curves set their own
+ATTACKS = (
+    evaluation.Attack(("idle", "down", "down"), 1, down, LINF),
+    evaluation.Attack(("near",), 1, near, LINF),
+    evaluation.Attack(("by chance",), 1, by_chance, LINF),
+)
 
 
 curves_of = functools.partial(
@@ -50,7 +53,7 @@ curves_of = functools.partial(
 
 def test_each_attack_leaves_what_the_thresholds_say_and_no_more_within_a_larger_radius(key):
     names = ("near", "down", "unheard of")
-    found = curves_of(key, attacks_within=attacks_within, radii=RADII, names=names)
+    found = curves_of(key, attacks=ATTACKS, radii=RADII, names=names)
     np.testing.assert_allclose(found.radii, [0.0, *RADII])
     assert [*found.accuracies] == ["near", "down", "worst"]
     down = np.stack([left_at(radius) for radius in found.radii])
@@ -65,18 +68,16 @@ def test_each_attack_leaves_what_the_thresholds_say_and_no_more_within_a_larger_
 
 
 def test_the_worst_is_that_of_each_example_and_not_of_the_means(key):
-    def within(radius):
-        def odd(key, run, logits_fn, weights, x, label):
-            return jnp.where(jnp.round(10 * x) % 2 == 0, x, 0.0)
+    def odd(x):
+        return jnp.where(jnp.round(10 * x) % 2 == 0, x, 0.0)
 
-        def even(key, run, logits_fn, weights, x, label):
-            return jnp.where(jnp.round(10 * x) % 2 == 0, 0.0, x)
+    def even(x):
+        return jnp.where(jnp.round(10 * x) % 2 == 0, 0.0, x)
 
-        return evaluation.Attack(("odd",), 1, odd), evaluation.Attack(("even",), 1, even)
-
+    attacks = evaluation.Attack(("odd",), 1, odd), evaluation.Attack(("even",), 1, even)
     images = np.float32([[0.7], [0.8]])
     settings = dict(images=images, labels=LABELS[:2], names=("odd", "even"), radii=[0.5])
-    report = evaluation.security_report(curves_of(key, attacks_within=within, **settings))
+    report = curves_of(key, attacks=attacks, **settings).report()
     assert report["accuracy"] == {"odd": [1.0, 0.5], "even": [1.0, 0.5], "worst": [1.0, 0.0]}
     assert report["error_bar"]["odd"] == pytest.approx([0.0, 0.5 / np.sqrt(2)])
     ends = [evaluation.wilson_interval(mean, 2) for mean in (1.0, 0.5)]
@@ -85,7 +86,7 @@ def test_the_worst_is_that_of_each_example_and_not_of_the_means(key):
 
 
 def test_the_batch_does_not_matter(key):
-    settings = dict(attacks_within=attacks_within, radii=[0.4], names=("by chance",))
+    settings = dict(attacks=ATTACKS, radii=[0.4], names=("by chance",))
     three, all_at_once = (curves_of(key, **settings, batch_size=size) for size in (3, 7))
     points = three.points["by chance"]
     np.testing.assert_allclose(points, all_at_once.points["by chance"], atol=1e-6)
@@ -96,7 +97,7 @@ def test_by_default_it_is_one_run_of_pgd_auto_pgd_arc_and_the_climber(key):
     budget = evaluation.Budget(1, 1, 2, 4, 1, 3, 1, 5)
     found = curves_of(
         key,
-        attacks_within=lambda radius: evaluation.attack_suite(threats.l2(radius), budget),
+        attacks=evaluation.attack_suite(threats.l2(1.0), budget),
         radii=[0.15],
     )
     assert [*found.accuracies] == [
@@ -118,12 +119,12 @@ def test_by_default_it_is_one_run_of_pgd_auto_pgd_arc_and_the_climber(key):
         ({"radii": [0.2, 0.1]}, r"radii must be increasing and above 0, got \[0.2, 0.1\]"),
         ({"radii": [0.0, 0.1]}, "radii must be increasing and above 0"),
         ({"radii": [np.nan]}, "radii must be increasing and above 0"),
-        ({"names": ("other",)}, "names must be among those of the suite, got other"),
+        ({"names": ("other",)}, "names must be among those of the attacks, got other"),
         ({"weights": [0.5, 0.6]}, "weights must be"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
     ],
 )
 def test_bad_input_is_refused(key, change, message):
-    settings = dict(attacks_within=attacks_within, radii=RADII, names=("down",))
+    settings = dict(attacks=ATTACKS, radii=RADII, names=("down",))
     with pytest.raises(ValueError, match=message):
         curves_of(key, **(settings | change))

@@ -95,11 +95,12 @@ def diagnose(
     )
     num_examples = min(num_examples, len(images))
     rows = np.linspace(0, len(images) - 1, num_examples).astype(np.int32)
-    climb = transform(functools.partial(_climb, threat=threat, num_steps=num_steps, bounds=bounds))
+    climb = _climbing(num_steps, transform)
 
     def ascend(weights, radius, step_size=None):
-        reach = jnp.array([radius, step_size or _REACH * radius / num_steps], jnp.float32)
-        points = climb(reach, logits_fn, weights, images[rows], labels[rows], rows)
+        reach = np.float32(radius), np.float32(step_size or _REACH * radius / num_steps)
+        batch = images[rows], labels[rows], rows
+        points = climb((*reach, threat, bounds), logits_fn, np.float32(weights), *batch)
         return jax.tree.map(np.asarray, points)
 
     def lowest(points, num_points=None):
@@ -238,10 +239,15 @@ def compare_attacks(found: Evaluation) -> tuple[Finding, ...]:
     )
 
 
-def _climb(reach, logits_fn, weights, images, labels, indices, *, threat, num_steps, bounds):
-    """Plain ascent on the expected loss of a batch; `reach` is radius and length of a step."""
+@functools.lru_cache(maxsize=64)
+def _climbing(num_steps, transform):
+    return transform(functools.partial(_climb, num_steps))
+
+
+def _climb(num_steps, settings, logits_fn, weights, images, labels, indices):
+    """Plain ascent on the expected loss of a batch."""
     del indices
-    radius, step_size = reach
+    radius, step_size, threat, bounds = settings
     scale = radius / threat.epsilon
 
     def one(x, label):

@@ -119,4 +119,4 @@ def check_evaluation(
     _check.simplex(weights=weights)
     images, labels = checked(images, labels, bounds)
     check_members(logits_fn, weights, images.shape[1:], labels)
-    return np.asarray(weights, np.float32), images, labels
+    return np.asarray(weights, np.float64), images, labels

@@ -137,7 +137,7 @@ def evaluate(
         )
 
     with _alone(folder):
-        of_mixture, of_average = _together(logits_fn, weights)
+        of_mixture, of_average = _together(logits_fn, weights, alone)
         found = under_attack(of_mixture, whole)
         if alone and num_members > 1:
             certain = np.ones(1, np.float32)
@@ -185,20 +185,17 @@ class _Subject(NamedTuple):
     is_average: bool = False
 
 
-def _together(logits_fn, weights):
+def _together(logits_fn, weights, alone):
     """The mixture, and the classifier that answers with the class of highest mean probability.
 
-    The attacks know the members that count alone: what the others answer cannot matter, in no
-    order of turns, direction or draw. Both share what is compiled: the average is a mixture whose
-    members all answer the mean, of which one is drawn for certain.
+    If members are attacked `alone`, the attacks on these two know only those that count: what the
+    others answer cannot matter, in no order of turns, direction or draw. Both share what is
+    compiled: the average is a mixture whose members all answer the mean, of which one is drawn for
+    certain.
     """
-    counting = tuple(np.flatnonzero(weights > 0).tolist())
-    seen, seen_weights = logits_fn, weights
-    if len(counting) < len(weights):
-        seen = jax.tree_util.Partial(_Rows(counting), logits_fn)
-        seen_weights = weights[np.asarray(counting)]
-    if len(weights) == 1:
-        return _Subject("mixture", seen, seen_weights, logits_fn, weights), None
+    if not alone or len(weights) == 1:
+        return _Subject("mixture", logits_fn, _single(weights), logits_fn, weights), None
+    seen, seen_weights = those_that_count(logits_fn, weights)
     certain = np.eye(1, len(seen_weights), dtype=np.float32)[0]
     of_mixture, of_average = (
         jax.tree_util.Partial(_or_average, seen, seen_weights, np.bool_(is_average))
@@ -208,6 +205,19 @@ def _together(logits_fn, weights):
         _Subject("mixture", of_mixture, seen_weights, logits_fn, weights),
         _Subject("averaged", of_average, certain, logits_fn, weights, is_average=True),
     )
+
+
+def those_that_count(logits_fn, weights):
+    """The mixture without its members of weight 0."""
+    counting = tuple(np.flatnonzero(weights > 0).tolist())
+    if len(counting) == len(weights):
+        return logits_fn, _single(weights)
+    return jax.tree_util.Partial(_Rows(counting), logits_fn), _single(weights[np.asarray(counting)])
+
+
+def _single(weights):
+    """In the precision of the networks."""
+    return np.asarray(weights, np.float32)
 
 
 class _Rows(NamedTuple):
@@ -258,11 +268,12 @@ def _attack_in_turn(
             "num_complete": num_complete,
             "batch_size": batch_size,
             "weights": np.asarray(subject.weights),
-            "threat": None if threat is None else f"{threat.name} {threat.epsilon}",
+            "threat": threat and {"norm": threat.name, "epsilon": float(threat.epsilon)},
             "bounds": [np.asarray(bound).tolist() for bound in bounds],
             "attacks": [[name, *passes] for _, passes, _, name in runs],
+            "numbers": {_called(stage): _numbers(stage.function) for stage in stages},
             "programs": {
-                f"{stage.number} {stage.names[0]}": _short(program.fingerprint_of_jaxpr(closed))
+                _called(stage): _short(program.fingerprint_of_jaxpr(closed))
                 for stage, (_, closed) in zip(stages, traces, strict=True)
             },
             "logits_fn": program.fingerprint(
@@ -364,13 +375,13 @@ def attack_batch(key, logits_fn, weights, attack, run, images, labels, indices, 
     find = compiled(_points, transform, attack.function)
     settings = attack.threat, UNIT if attack.bounds is None else attack.bounds
     numbers = np.int32(attack.number), np.int32(run)
-    return find(key, numbers, logits_fn, weights, settings, images, labels, indices)
+    return find(key, numbers, logits_fn, _single(weights), settings, images, labels, indices)
 
 
 def judge_batch(logits_fn, weights, points, labels, indices, *, transform=None):
     """The `Answers` of all members at the points `[B, ...]` of a batch."""
     score = compiled(_answers, transform)
-    return score(logits_fn, jnp.asarray(weights), points, labels, indices)
+    return score(logits_fn, _single(weights), points, labels, indices)
 
 
 def padded_batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -500,6 +511,16 @@ def _read(path, batch):
     if not np.array_equal(rows, batch):
         return None
     return *answers, float(seconds), lowered, points
+
+
+def _called(stage):
+    return f"{stage.number} {stage.names[0]}"
+
+
+def _numbers(function):
+    """The numbers of an attack, as far as they are known: for the message, which names them."""
+    numbers = function.keywords if isinstance(function, functools.partial) else {}
+    return {name: str(value) for name, value in numbers.items()}
 
 
 def _short(found):

@@ -10,7 +10,13 @@ import numpy as np
 from mixjax import _check
 from mixjax.evaluation.inputs import as_pytree, bounds_of, check_evaluation
 from mixjax.evaluation.result import expected_accuracy, score
-from mixjax.evaluation.runner import attack_batch, equal_batches, judge_batch, padded_batches
+from mixjax.evaluation.runner import (
+    attack_batch,
+    equal_batches,
+    judge_batch,
+    padded_batches,
+    those_that_count,
+)
 from mixjax.evaluation.suite import BASELINE, EXPECTED_LOSS, MEMBER_AWARE, Attack
 from mixjax.threats import Threat
 from mixjax.typing import Key, LogitsFn
@@ -98,6 +104,7 @@ def security_curves(
         logits_fn, weights, images, labels, batch_size, bounds
     )
     batch_size = equal_batches(len(images), batch_size)
+    seen, seen_weights = those_that_count(logits_fn, weights)
 
     def accuracies_and_points(attack, run):
         """What one run of an attack leaves `[N]`, and where `[N, ...]`; None: no attack."""
@@ -107,7 +114,7 @@ def security_curves(
             points = batch[0]
             if attack is not None:
                 points = attack_batch(
-                    key, logits_fn, weights, attack, run, *batch, transform=transform
+                    key, seen, seen_weights, attack, run, *batch, transform=transform
                 )
             answers = judge_batch(logits_fn, weights, points, *batch[1:], transform=transform)
             left.append(expected_accuracy(answers.correct, weights)[: len(rows)])

@@ -6,9 +6,9 @@ import tqdm
 class Bars:
     """One bar after the other, for whoever is under attack; nothing if they are off."""
 
-    def __init__(self, shown: bool = True, unit: str = "run"):
-        """Whether anything is `shown`, and what is counted."""
-        self._shown, self._unit = shown, unit
+    def __init__(self, shown: bool = True, *, name: str = "", unit: str = "run"):
+        """Whether anything is `shown`, what stands before each name, and what is counted."""
+        self._shown, self._before, self._unit = shown, name and f"{name}, ", unit
         self._bar, self._name = None, ""
 
     def show(self, name: str, num_done: int, num_all: int):
@@ -17,7 +17,9 @@ class Bars:
             return
         if name != self._name or self._bar is None:
             self.close()
-            self._bar = tqdm.tqdm(total=num_all, desc=name, unit=self._unit, postfix="compiling")
+            self._bar = tqdm.tqdm(
+                total=num_all, desc=self._before + name, unit=self._unit, postfix="compiling"
+            )
             self._name = name
         if num_done:
             self._bar.set_postfix_str("", refresh=False)
