@@ -106,11 +106,12 @@ def evaluate(
     if num_complete is not None:
         _check.at_least(0, num_complete=num_complete)
     _check.at_least(0, num_diagnosed=num_diagnosed)
+    check_names(attacks)
     logits_fn = as_pytree(logits_fn)
     weights, images, labels = check_evaluation(
         logits_fn, weights, images, labels, batch_size, bounds_of(attacks)
     )
-    check_names(attacks)
+
     num_members = len(weights)
     batch_size = equal_batches(len(images), batch_size)
     if member_fns is None:
@@ -301,8 +302,9 @@ def _attack_in_turn(
 
     def judge(*batch):
         found = judge_batch(subject.judged, subject.weights, *batch, transform=transform)
+        found = jax.device_get(found)
         if subject.is_average:
-            is_nan = jnp.any(found.is_nan & (subject.weights > 0), axis=1, keepdims=True)
+            is_nan = (found.is_nan & (subject.weights > 0)).any(axis=1, keepdims=True)
             return outcomes.Answers(found.averaged[:, None], found.averaged, is_nan)
         return found
 
@@ -328,7 +330,7 @@ def _attack_in_turn(
                 padded = _padded(batch, batch_size)
                 at = images[padded] if place == 0 else find(images[padded], labels[padded], padded)
                 answers = judge(at, labels[padded], padded)
-                at, answers = jax.device_get((to_float(at), answers))
+                at = np.asarray(to_float(at))
                 answers = outcomes.Answers(*(each[: len(batch)] for each in answers))
                 accuracy = expected_accuracy(answers.correct, weights)
                 lowered = np.flatnonzero(accuracy < lowest[batch] - _SAME)
