@@ -3,7 +3,6 @@
 import io
 
 import numpy as np
-from PIL import Image
 
 from mixjax import files
 from mixjax.reporting.figures import _COLORS, _MARKERS, _STYLES, _figure
@@ -100,6 +99,8 @@ def _plain(axis):
 
 
 def _write(figure, path):
+    from PIL import Image  # comes with the extra `report`, as matplotlib
+
     full, small = io.BytesIO(), io.BytesIO()
     figure.savefig(full, format="png", dpi=_DOTS_PER_INCH)
     picture = (
