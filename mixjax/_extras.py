@@ -1,18 +1,14 @@
-"""What is not part of the core: a missing package is one line that names the extra it comes with."""
+"""What is not part of the core: a missing package is told in one line that names its extra."""
 
-import importlib.util
-
-_PACKAGES = {
-    "models": ("train", "flax"),
-    "checkpoint": ("train", "orbax"),
-    "data": ("data", "tensorflow_datasets"),
-}
+import contextlib
 
 
-def require(extra: str, *packages: str):
-    """Raises `ModuleNotFoundError` naming the `extra` if one of its `packages` is not installed."""
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(
-                f"{package} is missing: pip install 'mixjax[{extra}]'", name=package
-            )
+@contextlib.contextmanager
+def needed(extra: str):
+    """Turns a missing package, inside the `with` block, into the line that says how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is missing: pip install 'mixjax[{extra}]'", name=error.name
+        ) from None

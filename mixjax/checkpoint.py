@@ -19,11 +19,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from mixjax import _fingerprint, checks, files
-from mixjax._fingerprint import fingerprints
+from mixjax import _check, _extras, _files, _fingerprint
 from mixjax.interrupt import Interrupt, interruptible
+
+with _extras.needed("train"):
+    import orbax.checkpoint as ocp
 
 __all__ = [
     "Interrupt",

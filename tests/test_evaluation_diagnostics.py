@@ -1,7 +1,5 @@
 """Each sign of a weak attack, on members built to show it and on members that must not."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from mixjax import checks
+from mixjax import _check, _extras
 from mixjax.data import cache
 from mixjax.data.augmentation import NO_AUGMENTATION
 from mixjax.data.datasets import Dataset, Split, choose, from_arrays
@@ -103,7 +103,8 @@ def _find(source, data_dir, manual_dir, progress):
     if path.exists():
         return cache.read(path, source)
     try:
-        from mixjax.data import builders
+        with _extras.needed("data"):
+            from mixjax.data import builders
     except ImportError as error:
         raise DataError(
             f"{path} does not exist, and {source.name} cannot be prepared without "
@@ -116,7 +117,8 @@ def _find(source, data_dir, manual_dir, progress):
 
 
 def _digits():
-    import sklearn.datasets  # Slow to import, and no other data set needs it.
+    with _extras.needed("data"):
+        import sklearn.datasets  # Slow to import, and no other data set needs it.
 
     pixels, labels = sklearn.datasets.load_digits(return_X_y=True)
     images = np.rint(pixels * (255 / _DIGITS_WHITE)).astype(np.uint8).reshape(-1, 8, 8, 1)

@@ -23,6 +23,7 @@ import numpy as np
 from mixjax import _check, _files, _fingerprint, mixture, program
 from mixjax.batch import example_keys, to_float
 from mixjax.evaluation import diagnostics, outcomes
+from mixjax.evaluation.compilation import for_work, work_of
 from mixjax.evaluation.inputs import (
     UNIT,
     as_pytree,
@@ -92,7 +93,8 @@ def evaluate(
       progress: called after each batch with the name of who is under attack, the number of
         examples times runs that are done, and of all.
       transform: what is done to functions of positional arguments, the last three of them
-        `[B, ...]`, before they are called; None: they are compiled for one device, a
+        `[B, ...]`, before they are called; None: they are compiled for one device, on a CPU with as
+        little optimisation as the work is worth; a
         `parallel.over_examples` splits the three over several.
 
     Returns:
@@ -113,6 +115,9 @@ def evaluate(
     )
 
     num_members = len(weights)
+    if transform is None:
+        work = work_of(attacks, logits_fn, _single(weights), images.shape[1:], len(images))
+        transform = for_work((1 + alone * num_members) * work)
     batch_size = equal_batches(len(images), batch_size)
     if member_fns is None:
         rows = np.arange(num_members, dtype=np.int32)
@@ -160,6 +165,7 @@ def evaluate(
                 found.threat,
                 num_examples=num_diagnosed,
                 bounds=bounds_of(attacks),
+                transform=transform,
             )
             + findings
         )

@@ -1,13 +1,15 @@
 """`mixjax.attack`: the attacked images of a whole batch, from any classifier or mixture."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from mixjax import _check, attacks, batch, parallel
+from mixjax import _check, attacks, batch, evaluation, parallel
 from mixjax.evaluation import inputs, runner
+from mixjax.evaluation.compilation import for_work, work_of
 from mixjax.front.classifiers import members_of
 from mixjax.front.progress import Bars
 from mixjax.threats import Threat
@@ -66,15 +68,20 @@ def attack(
     _check.threat(threat=threat)
     attacks.check_numbers(method, **numbers)
     _check.at_least(1, batch_size=batch_size)
+    _check.increasing(bounds=bounds)
     images, labels = inputs.checked(images, labels, bounds)
     members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
     inputs.check_members(members.logits_fn, members.weights, images.shape[1:], labels)
     key = jax.random.key(0) if key is None else key
     batch_size = runner.equal_batches(len(images), batch_size)
-    find = runner.compiled(
-        _attacked, parallel.over_examples(), method, tuple(map(_plain, numbers.items()))
-    )
     weights = np.asarray(members.weights, np.float32)
+    transform = parallel.over_examples()
+    if transform is None:
+        given = partial(method, **numbers)
+        told = (evaluation.Attack((attacks.name_of(method),), 1, given, threat, bounds),)
+        shape = images.shape[1:]
+        transform = for_work(work_of(told, members.logits_fn, weights, shape, len(images)))
+    find = runner.compiled(_attacked, transform, method, tuple(map(_plain, numbers.items())))
     found = []
     with Bars(progress, unit="image") as bars:
         bars.show(attacks.name_of(method), 0, len(images))

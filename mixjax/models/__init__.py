@@ -1,5 +1,10 @@
 """Classifiers as pairs of pure functions; the only package that knows Flax."""
 
+from mixjax import _extras
+
+with _extras.needed("train"):
+    import flax as flax
+
 from mixjax.models import conv as conv
 from mixjax.models.attack_networks import attack_network as attack_network
 from mixjax.models.linear_classifier import linear as linear

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from mixjax import files
+from mixjax import _extras, _files
 from mixjax.reporting.tables import interval_of
 
 # Okabe and Ito, Color universal design, 2008: blue, vermilion, green, orange, purple, sky, black.
@@ -267,7 +267,8 @@ def _select(runs, fields):
 
 def _figure(width, height, panels):
     """A figure without pyplot, which keeps a global state and may want a screen."""
-    from matplotlib.figure import Figure
+    with _extras.needed("report"):
+        from matplotlib.figure import Figure
 
     rows, columns = panels if isinstance(panels, tuple) else (1, panels)
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,360 @@
+"""The front door as a new user finds it: any classifier, whole data sets, errors in one line."""
+
+import functools
+import json
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import mixjax
+from mixjax import attacks, ensemble, evaluation, threats
+
+SIDE = 4
+BUDGET = evaluation.Budget(1, 1, 2, 6, 1, 3, 1, 8)
+LINF = threats.linf(0.1)
+KERNELS = jnp.asarray(np.random.default_rng(0).normal(size=(2, SIDE * SIDE, 3)), jnp.float32)
+
+
+def classify(kernel, x):
+    return (x.reshape(len(x), -1) - 0.5) @ kernel
+
+
+def examples(number=6):
+    images = np.random.default_rng(1).uniform(0.2, 0.8, (number, SIDE, SIDE, 1)).astype(np.float32)
+    labels = np.asarray(jnp.argmax(classify(KERNELS[0], images) + classify(KERNELS[1], images), 1))
+    return images, labels
+
+
+def evaluated(classify, images, labels, threat=LINF, **settings):
+    settings = {"budget": BUDGET, "progress": False} | settings
+    return mixjax.evaluate(classify, images, labels, threat, **settings)
+
+
+def robust(kernel, images, labels, threat=LINF):
+    """Of a linear classifier: the lead over each other class exceeds what the threat takes."""
+    logits = np.asarray(classify(kernel, images))
+    lead = [
+        [
+            logits[n, label] - logits[n, k]
+            > threat.epsilon * threat.dual_norm(kernel[:, label] - kernel[:, k])
+            for k in range(3)
+            if k != label
+        ]
+        for n, label in enumerate(labels)
+    ]
+    return np.all(lead, axis=1)
+
+
+def test_a_linear_classifier_keeps_what_its_leads_say():
+    threat = threats.linf(0.02)
+    images, labels = examples(20)
+    report = evaluated(functools.partial(classify, KERNELS[0]), images, labels, threat)
+    clean = np.asarray(jnp.argmax(classify(KERNELS[0], images), 1)) == labels
+    expected = clean & robust(KERNELS[0], images, labels, threat)
+    assert 0 < expected.sum() < clean.sum()
+    np.testing.assert_array_equal(report.worst, expected)
+    assert report.clean_accuracy == clean.mean() and report.robust_accuracy == expected.mean()
+    right = np.asarray(jnp.argmax(classify(KERNELS[0], report.images), 1)) == labels
+    np.testing.assert_array_equal(right, expected)  # the worst points are what is reported
+    moved = np.asarray([threat.norm(each) for each in report.images - images])
+    assert moved.max() <= threat.epsilon * (1 + 1e-4) and report.images.dtype == np.float32
+
+
+def test_members_as_a_list_stacked_or_all_at_once_are_one_mixture():
+    images, labels = examples()
+    forms = (
+        [functools.partial(classify, kernel) for kernel in KERNELS],
+        ensemble.members(classify, KERNELS),
+        functools.partial(ensemble.apply, classify, KERNELS),
+    )
+    found = [evaluated(each, images, labels, weights=[0.9, 0.1]) for each in forms]
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0].correct, other.correct)
+        np.testing.assert_allclose(found[0].images, other.images, atol=1e-5)
+        assert len(other.alone) == 2 and other.averaged is not None
+    assert found[0].weights.tolist() == [0.9, 0.1]
+    assert 0 < found[0].robust_accuracy < found[0].clean_accuracy
+
+
+def test_members_of_two_architectures_need_share_nothing_but_the_classes():
+    hidden, out = KERNELS[0][:, :3], KERNELS[1][:3]
+
+    def deep(x):
+        return jnp.tanh((x.reshape(len(x), -1) - 0.5) @ hidden) @ out
+
+    images, labels = examples()
+    members = [functools.partial(classify, KERNELS[0]), deep]
+    report = evaluated(members, images, labels, weights=[0.25, 0.75])
+    right = np.stack([np.argmax(each(images), 1) == labels for each in members], 1)
+    assert report.clean_accuracy == pytest.approx((right @ [0.25, 0.75]).mean())
+    x_adv, info = mixjax.attack(
+        members, images, labels, LINF, attacks.arc, weights=[0.25, 0.75], progress=False
+    )
+    right = np.stack([np.argmax(each(x_adv), 1) == labels for each in members], 1)
+    np.testing.assert_allclose(info.accuracy, right @ [0.25, 0.75], atol=1e-6)
+    assert np.abs(x_adv - images).max() <= 0.1 + 1e-6
+
+
+class Mlp(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(4)(x.reshape(len(x), -1))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(nn.relu(x)))
+
+
+def linen(train=False):
+    model = Mlp()
+    variables = model.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 1)))
+    return lambda x: model.apply(variables, x, train=train)
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(SIDE * SIDE, rngs=rngs)
+        self.out = nnx.Linear(SIDE * SIDE, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.norm(x.reshape(len(x), -1)))
+
+
+def nnx_model(train=False):
+    model = Net(nnx.Rngs(0))
+    if not train:
+        model.eval()
+    return model
+
+
+@pytest.mark.parametrize("make", [linen, nnx_model])
+def test_flax_models_are_taken_as_they_are(make):
+    model, (images, labels) = make(), examples()
+    x_adv, info = mixjax.attack(model, images, labels, LINF, num_steps=5, progress=False)
+    right = np.asarray(jnp.argmax(model(x_adv), 1)) == labels
+    np.testing.assert_array_equal(right, info.accuracy > 0.5)
+
+
+EVERY = {
+    attacks.fgsm: {},
+    attacks.pgd: {"num_steps": 3, "step_size": 0.05},
+    attacks.apgd: {"num_steps": 3},
+    attacks.apgd_targeted: {"num_steps": 3},
+    attacks.arc: {"num_steps": 3},
+    attacks.lattice_climber: {"num_steps": 2, "num_orders": 1},
+    attacks.square: {"num_queries": 5},
+    attacks.carlini_wagner: {"num_steps": 5},
+}
+
+
+@pytest.mark.parametrize("method", EVERY, ids=lambda method: method.__name__)
+def test_every_attack_is_called_by_the_thing_itself_and_stays_in_the_ball(method):
+    images, labels = examples()
+    threat = threats.l2(0.3)
+    x_adv, info = mixjax.attack(
+        ensemble.members(classify, KERNELS),
+        *(images, labels, threat, method),
+        **EVERY[method],
+        weights=[0.4, 0.6],
+        progress=False,
+    )
+    assert x_adv.shape == images.shape and jax.tree.leaves(info)[0].shape == (6,)
+    moved = np.linalg.norm((x_adv - images).reshape(6, -1), axis=1)
+    assert moved.max() <= 0.3 * (1 + 1e-4)
+    assert method is attacks.carlini_wagner or moved.max() > 0
+
+
+def test_an_attack_of_ones_own_says_what_it_needs_and_joins_the_suite():
+    images, labels = examples()
+
+    def towards_black(x, threat, *, share=1.0):
+        return x - share * threat.epsilon
+
+    members = functools.partial(classify, KERNELS[0])
+    x_adv, info = mixjax.attack(
+        members, images, labels, LINF, towards_black, share=0.5, progress=False
+    )
+    np.testing.assert_allclose(x_adv, images - 0.05, atol=1e-6)
+    assert info is None
+    own = evaluation.Attack(("towards black",), 1, towards_black, LINF)
+    report = evaluated(members, images, labels, attacks=(own,))
+    assert report.runs[-1] == "towards black" and "towards black" in str(report)
+
+
+def test_the_same_key_gives_the_same_numbers_whatever_the_batch():
+    images, labels = examples(7)
+    members = functools.partial(classify, KERNELS[0])
+    attacked = [
+        mixjax.attack(members, images, labels, LINF, num_steps=3, batch_size=size, progress=False)
+        for size in (7, 3)
+    ]
+    chex.assert_trees_all_close(*attacked, atol=1e-5)
+
+
+def test_bytes_are_pixels_of_0_to_1_and_a_model_that_divides_again_is_told():
+    images, labels = examples(40)
+    pixels = np.round(images * 255).astype(np.uint8)
+    once = evaluated(functools.partial(classify, KERNELS[0]), pixels, labels)
+    assert once.images.dtype == np.float32 and once.images.max() <= 1
+    twice = evaluated(lambda x: classify(KERNELS[0], x / 255), pixels, labels)
+    told = {finding.name for finding in twice.findings if finding.is_suspicious}
+    assert "divides_itself" in told
+    assert "divides_itself" not in {each.name for each in once.findings if each.is_suspicious}
+
+
+def test_a_folder_goes_on_where_it_stopped_and_refuses_what_is_another_evaluation(tmp_path):
+    images, labels = examples()
+    members = functools.partial(classify, KERNELS[0])
+    first = evaluated(members, images, labels, folder=tmp_path / "e")
+    files = sorted((tmp_path / "e").rglob("*.npz"))
+    for path in files[::2]:
+        path.unlink()
+    again = evaluated(members, images, labels, folder=tmp_path / "e")
+    np.testing.assert_array_equal(first.correct, again.correct)
+    np.testing.assert_array_equal(first.images, again.images)
+    other = functools.partial(classify, KERNELS[1])
+    changes = (
+        ((other, images, labels), {}, "logits_fn.constants"),
+        ((members, images, labels, threats.linf(0.2)), {}, "threat.epsilon: 0.1 -> 0.2"),
+        ((members, images[:5], labels[:5]), {}, "num_examples: 6 -> 5"),
+        ((members, images, labels), {"budget": BUDGET._replace(num_steps=7)}, "num_steps"),
+        ((members, images, labels), {"key": jax.random.key(1)}, "key"),
+    )
+    for arguments, settings, message in changes:
+        with pytest.raises(ValueError, match=f"holds a run with another config.*{message}") as told:
+            evaluated(*arguments, **settings, folder=tmp_path / "e")
+        assert "\n" not in str(told.value)
+
+
+def test_a_bar_shows_who_is_attacked_on_standard_error(capsys):
+    images, labels = examples()
+    evaluated(functools.partial(classify, KERNELS[0]), images, labels, progress=True)
+    shown = capsys.readouterr()
+    assert "mixture" in shown.err and "compiling" in shown.err and not shown.out
+    evaluated(functools.partial(classify, KERNELS[0]), images, labels)
+    assert capsys.readouterr().err == ""
+
+
+def test_classifiers_of_one_architecture_share_what_is_compiled():
+    images, labels = examples()
+    evaluated(functools.partial(classify, KERNELS[0]), images, labels)
+    with jax.log_compiles(True), pytest.MonkeyPatch.context() as patch:
+        compiled = []
+        patch.setattr(jax.stages.Lowered, "compile", lambda *_: compiled.append(1))
+        other = evaluated(
+            functools.partial(classify, KERNELS[1]), images, labels, threats.linf(0.05)
+        )
+    assert not compiled
+    clean = np.asarray(jnp.argmax(classify(KERNELS[1], images), 1)) == labels
+    assert other.clean_accuracy == clean.mean()
+
+
+def test_a_drawn_member_answers_as_often_as_its_weight_says():
+    def always(k, x):
+        return jax.nn.one_hot(jnp.full(len(x), k), 3) + 0 * x[:, 0, 0]
+
+    members = [functools.partial(always, k) for k in (2, 0)]
+    images = np.zeros((2000, SIDE, SIDE, 1), np.float32)
+    answers = mixjax.predict(jax.random.key(0), members, [0.8, 0.2], images, batch_size=300)
+    assert set(answers) == {0, 2} and 0.77 < (answers == 2).mean() < 0.83
+    again = mixjax.predict(jax.random.key(0), members, [0.8, 0.2], images, batch_size=2000)
+    np.testing.assert_array_equal(answers, again)
+
+
+def test_the_report_is_strict_json():
+    images, labels = examples()
+    report = evaluated(ensemble.members(classify, KERNELS), images, labels)
+    found = json.loads(report.to_json())
+    assert found["robust_accuracy"]["worst"] == pytest.approx(report.robust_accuracy)
+    assert found["num_members"] == 2 and found["averaged"]["robust_accuracy"] <= 1
+
+
+# Mistakes.
+
+
+def of_numpy(x):
+    return jnp.asarray(np.asarray(x).reshape(len(x), -1)) @ KERNELS[0]
+
+
+def branching(x):
+    return classify(KERNELS[0], x) if x.sum() > 0 else classify(KERNELS[1], x)
+
+
+def centred_over_the_batch(x):
+    return classify(KERNELS[0], x - x.mean(axis=0, keepdims=True) + 0.5)
+
+
+def calling_back(x):
+    shape = jax.ShapeDtypeStruct((len(x), 3), jnp.float32)
+    return jax.pure_callback(lambda x: np.zeros((len(x), 3), np.float32), shape, x)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda x: x.reshape(-1) @ KERNELS[0], r"classify must turn images .* wrap it in jax.vmap"),
+        (nnx.Linear(3, 4, rngs=nnx.Rngs(0)), "classify cannot take a batch of one image"),
+        (of_numpy, "classify calls NumPy on its input: use jax.numpy"),
+        (branching, "classify branches on values: use jnp.where or jax.lax.cond"),
+        (centred_over_the_batch, "classify answers differently when other images are in the batch"),
+        (nnx_model(train=True), r"classify is a Flax NNX model in training mode: call model.eval"),
+        (linen(train=True), "classify (updates its statistics|draws random numbers)"),
+        (calling_back, "classify calls back to Python"),
+        (lambda x: jnp.argmax(classify(KERNELS[0], x), -1), "classify must turn images"),
+        (lambda x: (classify(KERNELS[0], x), x), "classify must return logits alone, got 2"),
+        (lambda x: classify(KERNELS[0], x)[:, :1], "one logit for each of two classes at least"),
+        ("resnet", "classify must be a function of images"),
+        ([], "classify must be a function, or a list of at least one"),
+    ],
+)
+def test_a_classifier_that_cannot_be_attacked_is_told_in_one_line(wrong, message):
+    images, labels = examples()
+    for call in (mixjax.attack, mixjax.evaluate):
+        with pytest.raises(ValueError, match=message) as told:
+            call(wrong, images, labels, LINF, progress=False)
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threat": 0.1}, r"threat must be a Threat, such as threats.linf\(0.1\), got 0.1"),
+        ({"weights": [0.5, 0.5]}, r"weights must have shape \[1\], got \[2\]"),
+        ({"labels": np.full(6, 3)}, r"labels must lie in \[0, 2\], got values from 3.0"),
+        ({"labels": np.zeros(6)}, "labels must be integers, got float64"),
+        ({"images": np.full((6, SIDE, SIDE, 1), 2.0)}, r"images must lie in \[0, 1\], got"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"bounds": (1, 0)}, "bounds must be a pair"),
+    ],
+)
+def test_arguments_that_cannot_be_are_told_in_one_line(change, message):
+    images, labels = examples()
+    settings = {"images": images, "labels": labels, "threat": LINF} | change
+    for call in (mixjax.attack, mixjax.evaluate):
+        with pytest.raises(ValueError, match=message) as told:
+            call(functools.partial(classify, KERNELS[0]), progress=False, **settings)
+        assert "\n" not in str(told.value)
+
+
+def test_a_number_that_an_attack_does_not_know_is_refused_with_those_that_it_does():
+    images, labels = examples()
+    call = functools.partial(
+        mixjax.attack, functools.partial(classify, KERNELS[0]), images, labels, LINF
+    )
+    with pytest.raises(ValueError, match="pgd takes num_steps, step_size, .*, got steps"):
+        call(attacks.pgd, steps=20)
+    with pytest.raises(ValueError, match="pgd needs step_size: pass step_size=..."):
+        call(attacks.pgd, num_steps=20)
+    with pytest.raises(ValueError, match="attack must be a function such as attacks.pgd, got"):
+        call("pgd")
+    with pytest.raises(ValueError, match="budget must be a Budget, such as evaluation.QUICK"):
+        evaluated(functools.partial(classify, KERNELS[0]), images, labels, budget="quick")
+
+
+def test_what_can_be_called_is_listed_and_comes_when_it_is_asked_for():
+    assert {"attack", "evaluate", "predict", "attacks", "threats"} <= set(dir(mixjax))
+    with pytest.raises(AttributeError, match="no attribute 'atack'"):
+        _ = mixjax.atack
