@@ -23,7 +23,7 @@ from experiments import _config
 from experiments._config import flag
 from experiments._finished import Run, read_run, restore
 from experiments._game import build, members
-from mixjax import _check, data, ensemble, evaluation, parallel, reporting
+from mixjax import checks, data, ensemble, evaluation, parallel, reporting
 from mixjax.front.progress import Bars
 from mixjax.interrupt import interruptible
 

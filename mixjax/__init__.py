@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mixjax import defenses as defenses
     from mixjax import ensemble as ensemble
     from mixjax import evaluation as evaluation
+    from mixjax import files as files
     from mixjax import front as front
     from mixjax import games as games
     from mixjax import interrupt as interrupt
@@ -51,6 +52,7 @@ __all__ = [
     "ensemble",
     "evaluate",
     "evaluation",
+    "files",
     "front",
     "games",
     "interrupt",

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mixjax import _check, _extras, _files, _fingerprint
+from mixjax import _extras, _fingerprint, checks, files
+from mixjax._fingerprint import fingerprints
 from mixjax.interrupt import Interrupt, interruptible
 
 with _extras.needed("train"):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixjax import _files, evaluation, parallel, reporting, threats
+from mixjax import evaluation, files, parallel, reporting, threats
 
 NUM_EXAMPLES, NUM_RUNS = 12, 5
 WEIGHTS = np.array([0.2, 0.5, 0.3])

@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    ("_check", "_extras", "_files", "_fingerprint", "interrupt", "typing"),
+    ("checks", "_extras", "files", "_fingerprint", "interrupt", "typing"),
     ("batch", "program", "_softmax", "intervals"),
     ("models", "data", "reporting"),
     ("ensemble",),

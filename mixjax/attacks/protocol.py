@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mixjax import _check, losses, mixture
+from mixjax import checks, losses, mixture
 from mixjax.attacks._steps import once
 from mixjax.attacks.auto_pgd import likeliest_wrong
 from mixjax.threats import Threat
@@ -98,7 +98,7 @@ def on_mixture(
     """
     asked = check_numbers(attack, **numbers)
     if threat is not None or "threat" in asked:
-        _check.threat(threat=threat)
+        checks.threat(threat=threat)
     ask = once(logits_fn)
 
     def expected(loss, x):

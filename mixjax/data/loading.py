@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from mixjax import _check, _extras
+from mixjax import _extras, checks
 from mixjax.data import cache
 from mixjax.data.augmentation import NO_AUGMENTATION
 from mixjax.data.datasets import Dataset, Split, choose, from_arrays

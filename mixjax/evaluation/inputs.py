@@ -115,8 +115,8 @@ def check_evaluation(
     Raises:
       ValueError: if they are not what an evaluation asks for, or do not fit the members.
     """
-    _check.at_least(1, batch_size=batch_size)
-    _check.simplex(weights=weights)
+    checks.at_least(1, batch_size=batch_size)
+    checks.simplex(weights=weights)
     images, labels = checked(images, labels, bounds)
     check_members(logits_fn, weights, images.shape[1:], labels)
     return np.asarray(weights, np.float64), images, labels

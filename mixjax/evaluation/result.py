@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixjax import _check, _files, reporting
+from mixjax import checks, files, reporting
 from mixjax.evaluation.suite import BASELINE, EXPECTED_DLR, EXPECTED_LOSS
 from mixjax.intervals import mean_and_error_bar, wilson_interval
 from mixjax.threats import Threat
@@ -103,7 +103,7 @@ class Evaluation(NamedTuple):
         """
         correct, weights = np.asarray(correct, bool), np.asarray(weights, np.float64)
         num_examples, num_runs = len(correct), len(runs)
-        _check.shape((num_examples, num_runs + 1, None), correct=correct)
+        checks.shape((num_examples, num_runs + 1, None), correct=correct)
         expected_accuracy(correct, weights)
         given = {
             "name": "mixture",
@@ -281,7 +281,7 @@ class Evaluation(NamedTuple):
         report = self.report()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _files.write_json(folder / "evaluation.json", report, "report")
+            files.write_json(folder / "evaluation.json", report, "report")
             try:
                 reporting.plot_suite(folder / "suite.png", report)
                 figure = "![What each attack leaves.](suite.png)\n"
@@ -290,7 +290,7 @@ class Evaluation(NamedTuple):
             parts = [f"# {self.identity}\n", self._repr_markdown_(), figure]
             parts += ["## Attacks\n", reporting.suite_table(report)]
             parts += ["## Signs of weak attacks\n", reporting.findings_table(report["diagnostics"])]
-            _files.write(folder / "report.md", "\n".join(parts))
+            files.write(folder / "report.md", "\n".join(parts))
         except OSError as error:
             raise ValueError(f"folder {folder} cannot be written: {error.strerror}") from error
         return folder / "report.md"
@@ -378,9 +378,9 @@ def expected_accuracy(correct: Any, weights: Any) -> np.ndarray:
     Raises:
       ValueError: if `weights` is not on the simplex or is not `[L]`.
     """
-    _check.simplex(weights=weights)
+    checks.simplex(weights=weights)
     correct, weights = np.asarray(correct, np.float64), np.asarray(weights, np.float64)
-    _check.shape(correct.shape[-1:], weights=weights)
+    checks.shape(correct.shape[-1:], weights=weights)
     # Float32 weights sum to 1 only up to rounding, and nobody is right with probability 1 + 1e-7.
     return (correct * (weights / weights.sum())).sum(axis=-1)
 

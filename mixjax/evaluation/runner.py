@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, _files, _fingerprint, mixture, program
+from mixjax import _fingerprint, checks, files, mixture, program
 from mixjax.batch import example_keys, to_float
 from mixjax.evaluation import diagnostics, outcomes
 from mixjax.evaluation.compilation import for_work, work_of
@@ -106,8 +106,8 @@ def evaluate(
         settings) or is in use by another process.
     """
     if num_complete is not None:
-        _check.at_least(0, num_complete=num_complete)
-    _check.at_least(0, num_diagnosed=num_diagnosed)
+        checks.at_least(0, num_complete=num_complete)
+    checks.at_least(0, num_diagnosed=num_diagnosed)
     check_names(attacks)
     logits_fn = as_pytree(logits_fn)
     weights, images, labels = check_evaluation(
@@ -292,7 +292,7 @@ def _attack_in_turn(
             "versions": program.versions(),
         }
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _files.claim(folder, settings, argument="folder")
+        files.claim(folder, settings, argument="folder")
 
     is_complete = np.zeros(num_examples, bool)
     is_complete[np.linspace(0, num_examples - 1, min(num_complete, num_examples)).astype(int)] = (
@@ -431,7 +431,7 @@ def over_batches(
       ValueError: if `batch_size` is not at least 1, or images or labels are not what they should
         be.
     """
-    _check.at_least(1, batch_size=batch_size)
+    checks.at_least(1, batch_size=batch_size)
     images, labels = checked(images, labels, bounds)
     batches = list(padded_batches(len(images), batch_size))
     found = []
@@ -492,7 +492,7 @@ def _alone(folder):
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"folder {folder} cannot be written: {error.strerror}") from error
-    return _files.hold(folder, argument="folder")
+    return files.hold(folder, argument="folder")
 
 
 def _in_a_file_name(name):
@@ -504,7 +504,7 @@ def _write(path, batch, found):
     if path is not None:
         buffer = io.BytesIO()
         np.savez(buffer, **dict(zip(_STORED, (batch, *found), strict=True)))
-        _files.write(path, buffer.getvalue())
+        files.write(path, buffer.getvalue())
 
 
 def _read(path, batch):
@@ -512,7 +512,7 @@ def _read(path, batch):
     if path is None or not path.exists():
         return None
     try:
-        stored = _files.read_arrays(path)
+        stored = files.read_arrays(path)
         rows, *answers, seconds, lowered, points = (stored[name] for name in _STORED)
     except (ValueError, KeyError):
         return None

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check
+from mixjax import checks
 from mixjax.evaluation.inputs import as_pytree, bounds_of, check_evaluation
 from mixjax.evaluation.result import expected_accuracy, score
 from mixjax.evaluation.runner import (

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, attacks, losses, mixture
+from mixjax import attacks, checks, losses, mixture
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
@@ -151,11 +151,11 @@ def attack_suite(
       >>> sum(len(attack.names) for attack in suite)
       20
     """
-    _check.threat(threat=threat)
+    checks.threat(threat=threat)
     if not isinstance(budget, Budget):
         raise ValueError(f"budget must be a Budget, such as evaluation.QUICK, got {budget!r}")
-    _check.at_least(1, **budget._asdict())
-    _check.increasing(bounds=bounds)
+    checks.at_least(1, **budget._asdict())
+    checks.increasing(bounds=bounds)
     suite = _functions(budget)
     if threat.name != "l2":
         suite = tuple(entry for entry in suite if entry[0][0] != MINIMUM_NORM)
@@ -195,11 +195,11 @@ def pgd_attacks(
     Raises:
       ValueError: if an argument is out of its range.
     """
-    _check.threat(threat=threat)
-    _check.at_least(3, num_runs=num_runs)
-    _check.at_least(1, num_steps=num_steps)
-    _check.positive(step_size=step_size)
-    _check.increasing(bounds=bounds)
+    checks.threat(threat=threat)
+    checks.at_least(3, num_runs=num_runs)
+    checks.at_least(1, num_steps=num_steps)
+    checks.positive(step_size=step_size)
+    checks.increasing(bounds=bounds)
     share = num_runs // 3
     num_member_runs = num_runs - 2 * share
     names = ("pgd_expected_loss",) * share + ("pgd_mean_probability",) * share

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mixjax import _check, attacks, batch, evaluation, parallel
+from mixjax import attacks, batch, checks, evaluation, parallel
 from mixjax.evaluation import inputs, runner
 from mixjax.evaluation.compilation import for_work, work_of
 from mixjax.front.classifiers import members_of
@@ -65,10 +65,10 @@ def attack(
       >>> info.accuracy  # the first is fooled, the second is out of reach
       array([0., 1.], dtype=float32)
     """
-    _check.threat(threat=threat)
+    checks.threat(threat=threat)
     attacks.check_numbers(method, **numbers)
-    _check.at_least(1, batch_size=batch_size)
-    _check.increasing(bounds=bounds)
+    checks.at_least(1, batch_size=batch_size)
+    checks.increasing(bounds=bounds)
     images, labels = inputs.checked(images, labels, bounds)
     members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
     inputs.check_members(members.logits_fn, members.weights, images.shape[1:], labels)

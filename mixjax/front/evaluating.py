@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, batch, evaluation, parallel
+from mixjax import batch, checks, evaluation, parallel
 from mixjax.evaluation import inputs, runner
 from mixjax.front.classifiers import members_of
 from mixjax.front.progress import Bars
@@ -72,10 +72,10 @@ def evaluate(
       >>> report.clean_accuracy, report.robust_accuracy
       (1.0, 0.5)
     """
-    _check.threat(threat=threat)
+    checks.threat(threat=threat)
     budget = evaluation.QUICK if budget is None else budget
     suite = (*evaluation.attack_suite(threat, budget, bounds=bounds), *attacks)
-    _check.at_least(1, batch_size=batch_size)
+    checks.at_least(1, batch_size=batch_size)
     images, labels = inputs.checked(images, labels, bounds)
     members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
     with Bars(progress) as bars:

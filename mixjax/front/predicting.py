@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _check, batch
+from mixjax import batch, checks
 from mixjax.evaluation import inputs, runner
 from mixjax.front.classifiers import members_of
 from mixjax.typing import Bounds, Key
@@ -44,7 +44,7 @@ def predict(
       >>> bool(150 < answers.sum() < 250)
       True
     """
-    _check.at_least(1, batch_size=batch_size)
+    checks.at_least(1, batch_size=batch_size)
     images, _ = inputs.checked(images, np.zeros(len(images), np.int32), bounds)
     members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
     probabilities = jnp.asarray(members.weights, jnp.float32)

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from mixjax import _extras, _files
+from mixjax import _extras, files
 from mixjax.reporting.tables import interval_of
 
 # Okabe and Ito, Color universal design, 2008: blue, vermilion, green, orange, purple, sky, black.
