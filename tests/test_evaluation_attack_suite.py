@@ -44,15 +44,14 @@ def network():
 
 
 def nan_outside(attack, threat):
-    """The attack, whose points outside of the ball or of [0, 1] are NaN."""
+    """The same attack, whose points outside of the ball or of the bounds are NaN."""
 
-    def run(key, run, logits_fn, weights, x, label):
+    def function(key, run, logits_fn, weights, x, label):
         point = attack.run(key, run, logits_fn, weights, x, label)
-        in_bounds = jnp.all((point >= 0.0) & (point <= 1.0))
-        is_near = threat.norm(point - x) <= threat.epsilon * (1 + 1e-4)
-        return jnp.where(in_bounds & is_near, point, jnp.nan)
+        inside = threat.norm(point - x) <= threat.epsilon * (1 + 1e-4)
+        return jnp.where(inside & jnp.all((point >= 0) & (point <= 1)), point, jnp.nan)
 
-    return attack._replace(run=run)
+    return attack._replace(function=function, threat=None)
 
 
 @pytest.mark.parametrize("threat", [threats.linf(0.06), threats.l2(0.18)], ids=["linf", "l2"])

@@ -1,6 +1,7 @@
 """The experiment on blind attacks: its closed form, what it claims, its files and refusals."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import _blindness, attack_blindness
-from mixjax import attacks, data, evaluation, mixture, models, reporting, threats
+from mixjax import attacks, data, evaluation, losses, mixture, models, reporting, threats
 from tests.linear_game import LinearGame
 
 BUDGET = evaluation.Budget(1, 1, 2, 5, 1, 20, 1, 5)
@@ -157,7 +158,7 @@ def test_the_two_blind_losses_differ_where_members_do():
     def cross_entropy(margin):
         return np.log1p(np.exp(-margin))
 
-    expected = attack_blindness.expected_loss(logits, 0, weights)
+    expected = losses.expected(losses.cross_entropy, logits, 0, weights)
     assert expected == pytest.approx(0.75 * cross_entropy(2) + 0.25 * cross_entropy(-5), rel=1e-5)
     averaged = attack_blindness.loss_of_averaged_logits(logits, 0, weights)
     assert averaged == pytest.approx(cross_entropy(0.25), rel=1e-5)
@@ -165,7 +166,8 @@ def test_the_two_blind_losses_differ_where_members_do():
 
 def test_the_blind_attacks_are_pgd_with_restarts_on_these_two_losses(key):
     """A step is a quarter of the radius, whatever their number, as in the paper's PGD-100."""
-    suite, _ = attack_blindness.compiled(0.2, "quick", _blindness.Config(pgd_runs=3, pgd_steps=4))
+    config = _blindness.Config(pgd_runs=3, pgd_steps=4)
+    suite = attack_blindness.attacks_on(threats.linf(0.2), "quick", config)
     slopes, weights = jax.random.normal(key, (2, 2, 6)), jnp.array([0.8, 0.2])
     x = jnp.linspace(0.3, 0.7, 6)
 
@@ -175,7 +177,7 @@ def test_the_blind_attacks_are_pgd_with_restarts_on_these_two_losses(key):
     points = []
     for attack, name, loss in (
         (suite[0], "pgd_averaged_logits", attack_blindness.loss_of_averaged_logits),
-        (suite[1], "pgd_expected_loss", attack_blindness.expected_loss),
+        (suite[1], "pgd_expected_loss", partial(losses.expected, losses.cross_entropy)),
     ):
         assert attack.names == (name,) * 3 and attack.num_steps == 4
         points.append(jax.jit(lambda a=attack: a.run(key, 0, logits_fn, weights, x, 0))())

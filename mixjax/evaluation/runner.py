@@ -116,7 +116,8 @@ def evaluate(
 
     num_members = len(weights)
     if transform is None:
-        work = work_of(attacks, logits_fn, _single(weights), images.shape[1:], len(images))
+        seen = those_that_count(logits_fn, weights) if alone else (logits_fn, _single(weights))
+        work = work_of(attacks, *seen, images.shape[1:], len(images))
         transform = for_work((1 + alone * num_members) * work)
     batch_size = equal_batches(len(images), batch_size)
     if member_fns is None:

@@ -8,19 +8,18 @@ class Bars:
 
     def __init__(self, shown: bool = True, *, name: str = "", unit: str = "run"):
         """Whether anything is `shown`, what stands before each name, and what is counted."""
-        self._shown, self._before, self._unit = shown, name and f"{name}, ", unit
-        self._bar, self._name = None, ""
+        self.name, self._shown, self._unit = name, shown, unit
+        self._bar, self._current = None, ""
 
     def show(self, name: str, num_done: int, num_all: int):
         """Moves the bar of `name`; until something is done, compiling is what takes the time."""
         if not self._shown:
             return
-        if name != self._name or self._bar is None:
+        if name != self._current or self._bar is None:
             self.close()
-            self._bar = tqdm.tqdm(
-                total=num_all, desc=self._before + name, unit=self._unit, postfix="compiling"
-            )
-            self._name = name
+            told = f"{self.name}, {name}" if self.name else name
+            self._bar = tqdm.tqdm(total=num_all, desc=told, unit=self._unit, postfix="compiling")
+            self._current = name
         if num_done:
             self._bar.set_postfix_str("", refresh=False)
         self._bar.update(num_done - self._bar.n)
