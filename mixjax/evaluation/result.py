@@ -327,7 +327,7 @@ class Evaluation(NamedTuple):
         report = self.report()
         robust, interval = report["robust_accuracy"], report["interval"]
 
-        def row(name, accuracy, ends):
+        def row(name: str, accuracy: float, ends: Any) -> tuple[str, str, str]:
             return name, f"{100 * accuracy:.1f} %", "{:.1f} to {:.1f}".format(*100 * np.array(ends))
 
         rows = [row("clean", report["clean_accuracy"], interval["clean"])]
@@ -356,7 +356,7 @@ class Evaluation(NamedTuple):
         return list(np.moveaxis(self.correct, -1, 0))
 
     def _reported_by(self, lines, complete):
-        found = {"num_examples": len(complete)}
+        found: dict[str, Any] = {"num_examples": len(complete)}
         if not len(complete):
             return found
         for name in (BASELINE, EXPECTED_LOSS):

@@ -307,6 +307,12 @@ def _auto_pgd(
     def expected(loss, logits):
         return losses.expected(loss, logits, label, weights)
 
+    def minus_margin(logits, label):
+        return -losses.margin(logits, label)
+
+    def towards_target(logits, label):
+        return losses.targeted_dlr(logits, label, target)
+
     def loss_fn(x):
         return jax.lax.switch(
             jnp.asarray(chosen)[run],
@@ -314,8 +320,8 @@ def _auto_pgd(
                 lambda logits: expected(losses.cross_entropy, logits),
                 lambda logits: -mixture.log_probs(logits, weights)[label],
                 lambda logits: expected(losses.dlr, logits),
-                lambda logits: expected(lambda *each: -losses.margin(*each), logits),
-                lambda logits: expected(lambda *each: losses.targeted_dlr(*each, target), logits),
+                lambda logits: expected(minus_margin, logits),
+                lambda logits: expected(towards_target, logits),
                 lambda logits: losses.cross_entropy(logits[turn % len(logits)], label),
             ),
             logits_fn(x),

@@ -124,8 +124,11 @@ def _traced(function, name, x):
             )
         if not hasattr(logits, "shape"):
             raise _Told(f"{name} must return logits [N, C], got {type(logits).__name__}")
+        logits = jnp.asarray(logits)
         shapes.append(jax.ShapeDtypeStruct(logits.shape, logits.dtype))
-        return logits[:, 0] if logits.ndim == 3 else logits[0] if logits.ndim else logits
+        if logits.ndim == 3:
+            return logits[:, 0]
+        return logits[0] if logits.ndim else logits
 
     try:
         pure, constants = program.take_apart(of_one, x)
