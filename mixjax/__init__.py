@@ -36,10 +36,19 @@ if TYPE_CHECKING:
     from mixjax.front import attack as attack
     from mixjax.front import evaluate as evaluate
     from mixjax.front import predict as predict
+    from mixjax.front.trained import load as load
+    from mixjax.front.training import train as train
 
 __version__ = "0.1.0"
 
-_CALLS = ("attack", "evaluate", "predict")
+# Training alone needs Flax and Orbax.
+_CALLS = {
+    "attack": "mixjax.front",
+    "evaluate": "mixjax.front",
+    "load": "mixjax.front.trained",
+    "predict": "mixjax.front",
+    "train": "mixjax.front.training",
+}
 
 __all__ = [
     "attack",
@@ -57,6 +66,7 @@ __all__ = [
     "games",
     "interrupt",
     "intervals",
+    "load",
     "losses",
     "mixture",
     "models",
@@ -65,12 +75,13 @@ __all__ = [
     "program",
     "reporting",
     "threats",
+    "train",
 ]
 
 
 def __getattr__(name: str):
     if name in _CALLS:
-        return getattr(importlib.import_module("mixjax.front"), name)
+        return getattr(importlib.import_module(_CALLS[name]), name)
     if name in __all__:
         return importlib.import_module(f"mixjax.{name}")
     raise AttributeError(f"module 'mixjax' has no attribute '{name}'")

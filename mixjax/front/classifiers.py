@@ -97,7 +97,8 @@ def _each(*members_and_x):
 def _stack(arrays):
     if jnp.issubdtype(arrays[0].dtype, jax.dtypes.extended):  # random keys
         return jnp.stack(arrays)
-    return np.stack([np.asarray(array) for array in arrays])  # compiles nothing
+    # On the host, which compiles nothing; a rule of the classifier's own takes no NumPy in `vmap`.
+    return jnp.asarray(np.stack([np.asarray(array) for array in arrays]))
 
 
 def _traced(function, name, x):

@@ -11,7 +11,7 @@ METRICS = "metrics.jsonl"
 
 
 @contextlib.contextmanager
-def open_run(run_dir, config, *, resume=False):
+def open_run(run_dir, config, *, resume=False, argument="run_dir"):
     """Makes the folder of a new run, or confirms that it holds this run, and holds it.
 
     No other process can open it before the end of the `with` block or of this process:
@@ -24,6 +24,7 @@ def open_run(run_dir, config, *, resume=False):
       config: dict that JSON can hold; stored as `config.json` and compared.
       resume: whether to continue a run that is there. Without one a new run begins, so that one
         command may be given again and again until a run is finished.
+      argument: what to call the folder in an error.
 
     Yields:
       The folder as a path.
@@ -39,10 +40,10 @@ def open_run(run_dir, config, *, resume=False):
             f"run_dir {run_dir} holds a run already: continue it with --resume "
             "or choose another --run-dir"
         )
-    new = files.claim(run_dir, config, argument="run_dir")
-    with files.hold(run_dir, argument="run_dir"):
+    new = files.claim(run_dir, config, argument=argument)
+    with files.hold(run_dir, argument=argument):
         # Another process may have claimed it at the same time, and with another config.
-        files.claim(run_dir, config, argument="run_dir")
+        files.claim(run_dir, config, argument=argument)
         if not new:
             truncate_metrics(run_dir, math.inf)  # A line that a kill has torn swallows the next.
         yield run_dir

@@ -1,0 +1,392 @@
+"""`mixjax.train` and `mixjax.load`: one call, and stopped at any moment the same members."""
+
+import json
+import shutil
+import signal
+import sys
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import mixjax
+from mixjax import data, defenses, models, program, reporting, threats
+from mixjax.front import loop, stored
+
+SHAPE = (3, 4, 1)
+THREAT = threats.linf(0.1)
+
+
+def examples(num_examples=60, seed=0):
+    """Two classes of uint8 images: the left or the right half is the brighter one."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 2, num_examples)
+    images = random.integers(20, 80, (num_examples, *SHAPE))
+    images[:, :, :2] += 150 * labels[:, None, None, None]
+    images[:, :, 2:] += 150 * (1 - labels)[:, None, None, None]
+    return images.astype(np.uint8), labels
+
+
+class Normalized(nn.Module):
+    """A Linen module with statistics of the batch and dropout."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(3, (2, 2))(x)))
+        x = nn.Dropout(0.2, deterministic=not train)(x.reshape(x.shape[0], -1))
+        return nn.Dense(2)(x)
+
+
+def model_of_the_run():
+    return models.from_linen(Normalized(), SHAPE)
+
+
+def train(folder=None, images=None, model=None, threat=THREAT, **settings):
+    """Six steps in two epochs, a weight step at the end of each."""
+    all_images, labels = examples()
+    images = all_images if images is None else images
+    model = model_of_the_run() if model is None else model
+    settings = {"num_epochs": 2, "batch_size": 16, "num_model_steps": 2} | settings
+    settings = {"num_attack_steps": 2, "num_validation_steps": 2, "progress": False} | settings
+    settings = {"optimizer": optax.sgd(0.5), "ramp": 0.0} | settings
+    return mixjax.train(model, images, labels, threat, folder=folder, **settings)
+
+
+def arrays(run):
+    return [run.weights, *(jax.tree.leaves(member) for member in run.members)]
+
+
+class Stopped(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing stopped."""
+    return train(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_a_call_trains_members_and_weights_that_answer_images(whole):
+    images, labels = examples(40, seed=1)
+    logits = [member(images / np.float32(255)) for member in whole.members]
+    assert [each.shape for each in logits] == [(40, 2)] * 2
+    assert np.mean(np.argmax(logits[0], axis=1) == labels) > 0.9
+    assert np.abs(logits[0] - logits[1]).max() > 0.05
+    np.testing.assert_allclose(whole.weights.sum(), 1.0, atol=1e-6)
+    assert [(row["step"], row["epoch"]) for row in whole.history] == [(3, 1), (6, 2)]
+    assert "2 members" in repr(whole) and len(repr(whole)) < 300
+
+
+def test_the_members_are_those_of_the_epoch_that_was_most_robust(whole):
+    best = max(whole.history, key=lambda row: (row["robust_accuracy"], row["step"]))
+    np.testing.assert_array_equal(whole.weights, np.float32(best["weights"]))
+
+
+def test_the_folder_alone_gives_the_same_members_back(whole):
+    images = jnp.asarray(examples(40, seed=1)[0], jnp.float32) / 255
+
+    def gradient(member):
+        return jax.vmap(jax.grad(lambda x: jnp.sin(member(x[None])).sum()))(images)
+
+    for again in (mixjax.load(whole.folder), mixjax.load(whole.folder, model_of_the_run())):
+        np.testing.assert_array_equal(again.weights, whole.weights)
+        assert again.history == whole.history and again.folder == whole.folder
+        for found, member in zip(again.members, whole.members, strict=True):
+            chex.assert_trees_all_close(found(images), member(images), atol=1e-6)
+            chex.assert_trees_all_close(gradient(found), gradient(member), atol=1e-6)
+
+
+def test_what_was_read_again_is_attacked_like_any_other_mixture(whole):
+    images, labels = examples(8, seed=1)
+    run = mixjax.load(whole.folder)
+    setting = {"weights": run.weights, "num_steps": 2, "step_size": 0.05, "progress": False}
+    attack = partial(mixjax.attack, images=images, labels=labels, threat=THREAT, **setting)
+    found, want = (attack(each.members, method=mixjax.attacks.pgd)[0] for each in (run, whole))
+    chex.assert_trees_all_close(found, want, atol=1e-5)
+
+
+def test_a_finished_run_is_read_and_not_trained_again(whole, monkeypatch):
+    steps = []
+    monkeypatch.setattr(loop, "_stop_at_nan", lambda *told: steps.append(told))
+    chex.assert_trees_all_equal(arrays(train(whole.folder)), arrays(whole))
+    assert not steps
+
+
+def test_the_same_key_gives_the_same_numbers_and_another_key_others(whole):
+    chex.assert_trees_all_equal(arrays(train()), arrays(whole))
+    other = train(key=jax.random.key(1))
+    assert np.abs(arrays(other)[1][0] - arrays(whole)[1][0]).max() > 1e-4
+
+
+def test_ctrl_c_leaves_a_folder_from_which_the_same_call_goes_on(whole, tmp_path, monkeypatch):
+    """On one device, and then on four: statistics are those of the whole batch."""
+    steps = []
+
+    def stop(step_losses, done, checkpoints):
+        steps.append(done)
+        if len(steps) == 2:  # in the middle of an epoch
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_stop_at_nan", stop)
+        patched.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+        with pytest.raises(KeyboardInterrupt, match="stopped: the same call goes on"):
+            train(tmp_path / "run")
+    assert steps == [0, 1]
+    with pytest.raises(ValueError, match="run that is not finished: the same call"):
+        mixjax.load(tmp_path / "run")
+    chex.assert_trees_all_close(arrays(train(tmp_path / "run")), arrays(whole), atol=1e-5)
+    assert [row["step"] for row in reporting.read_metrics(tmp_path / "run")] == [3, 6]
+
+
+class Streams(nnx.Module):
+    """An NNX module whose dropout keeps a random stream among its variables.
+
+    `len` of a batch of any size is no number: its program is for batches of one size.
+    """
+
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(12, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        self.last = nnx.Linear(8, 2, dtype=jnp.float32, param_dtype=jnp.bfloat16, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(nnx.relu(self.norm(self.dense(x.reshape(len(x), -1))))))
+
+
+MODELS = {
+    "ours": lambda: models.small_resnet(2, 4, input_shape=(8, 8, 1)),
+    "unrolled": lambda: models.mnist_cnn(2, 4),  # chooses its way by the size of a batch
+    "linen": model_of_the_run,
+    "nnx": lambda: models.from_nnx(lambda rngs: Streams(rngs), SHAPE),
+}
+SHAPES = {"ours": (8, 8, 1), "unrolled": (28, 28, 1)}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_stored_program_is_the_classifier_and_its_gradient_for_batches_of_any_size(kind, key):
+    model, shape = MODELS[kind](), SHAPES.get(kind, SHAPE)
+    variables = jax.jit(model.init)(key)
+    written = stored.program(model.apply, variables, shape)
+    leaves = stored.unpacked(stored.packed(jax.tree.leaves(variables)))
+    chex.assert_trees_all_equal(jax.tree.leaves(variables), leaves)
+    assert written.is_fixed == (kind == "nnx")
+    for most in {written.most, written.most if written.is_fixed else 4}:  # in pieces
+        function = stored.function(written._replace(most=most))
+        x = jax.random.uniform(key, (19, *shape))
+        want, pull_back = jax.vjp(partial(model.apply, variables), x)
+        found, again = jax.vjp(partial(function, leaves), x)
+        chex.assert_trees_all_close(found, want, atol=1e-5)
+        chex.assert_trees_all_close(again(jnp.sin(want)), pull_back(jnp.sin(want)), atol=1e-5)
+
+    def one(x):
+        return jnp.sum(jnp.sin(function(leaves, x[None])))
+
+    mapped = jax.jit(jax.vmap(jax.vmap(jax.grad(one))))(x[:6].reshape(2, 3, *shape))
+    chex.assert_trees_all_close(
+        mapped.reshape(6, *shape), pull_back(jnp.cos(want))[0][:6], atol=1e-5
+    )
+    pure, constants = program.take_apart(lambda x: function(leaves, x[None])[0], x[0])
+    chex.assert_trees_all_close(jax.vmap(partial(pure, constants))(x), want, atol=1e-5)
+
+
+def test_other_variables_for_each_run_one_after_the_other(key):
+    model = models.linear(2, input_shape=SHAPE)
+    several = jax.vmap(model.init)(jax.random.split(key, 3))
+    leaves, structure = jax.tree.flatten(several)
+    one = jax.tree.map(lambda leaf: leaf[0], several)
+    function = stored.function(stored.program(model.apply, one, SHAPE))
+    x = jax.random.uniform(key, (5, *SHAPE))
+    want = jax.vmap(model.apply, (0, None))(jax.tree.unflatten(structure, leaves), x)
+    chex.assert_trees_all_close(jax.vmap(function, (0, None))(leaves, x), want, atol=1e-6)
+
+
+def test_a_model_that_cannot_be_stored_is_asked_for(tmp_path, whole, monkeypatch):
+    def refuse(*told):
+        raise ValueError("it cannot be written")
+
+    monkeypatch.setattr(stored, "program", refuse)
+    folder = tmp_path / "run"
+    train(folder, num_epochs=1)
+    with pytest.raises(ValueError, match=f"model must be given, .*{folder}.*it cannot be written"):
+        mixjax.load(folder)
+    run = mixjax.load(folder, model_of_the_run())
+    assert run.members[0](jnp.zeros((2, *SHAPE))).shape == (2, 2)
+    for other, message in (
+        (
+            models.from_linen(Normalized(), (3, 5, 1)),
+            r"variable \d+ is float32\[45, 2\], .*\[36, 2\]",
+        ),
+        (models.linear(2, input_shape=SHAPE), "model must be the one that was trained: "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mixjax.load(folder, other)
+
+
+def test_a_damaged_or_foreign_file_of_members_is_refused(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole.folder, folder)
+    content = (folder / "members.npz").read_bytes()
+    (folder / "members.npz").write_bytes(content[:600] + b"?" + content[601:])
+    with pytest.raises(ValueError, match="members.npz is not a sound .npz file"):
+        mixjax.load(folder)
+    np.savez(folder / "members.npz", weights=np.ones(1))
+    with pytest.raises(ValueError, match="members.npz is no file of mixjax.train: it has no 'for"):
+        mixjax.load(folder)
+
+
+# What is refused, before anything compiles.
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"threat": threats.l2(0.1)}, "threat.norm: linf -> l2"),
+        ({"threat": threats.linf(0.2)}, r"threat.epsilon: 0.1 -> 0.2"),
+        ({"num_members": 3}, "num_members: 2 -> 3"),
+        ({"key": jax.random.key(1)}, "key.sha256"),
+        ({"images": examples()[0][::-1]}, "examples..'images'..sha256"),
+        ({"optimizer": optax.sgd(0.1)}, "programs.step"),
+        ({"objective": defenses.trades()}, "programs.step"),
+        ({"weighing": None}, "programs.step"),
+        ({"augment": partial(data.augment, pad=1)}, "programs.step"),
+        ({"model": models.linear(2, input_shape=SHAPE)}, "programs.model"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_and_what_differs_is_named(whole, setting, message):
+    with pytest.raises(ValueError, match=f"folder .*another config: .*{message}") as error:
+        train(whole.folder, **setting)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"model": Normalized()}, "model must be a mixjax.models.Model.*got Normalized"),
+        ({"model": models.linear(2, input_shape=(3, 5, 1))}, r"x must have shape .*\[3, 4, 1\]"),
+        ({"model": models.linear(1, input_shape=SHAPE)}, r"labels must lie in \[0, 0\]"),
+        ({"threat": 0.1}, r"threat must be a Threat, such as threats.linf\(0.1\)"),
+        ({"images": 2.0 * np.ones((60, *SHAPE))}, r"images must lie in \[0, 1\], got values"),
+        ({"images": np.ones((60, *SHAPE), int)}, "images must be uint8 or floats"),
+        ({"images": examples(50)[0]}, r"labels must have shape \[50\], got \[60\]"),
+        ({"num_epochs": 0}, "num_epochs must be .* at least 1, got 0"),
+        ({"batch_size": 100}, r"batch_size must lie in \[1, 54\]"),
+        ({"ramp": 1.0}, "ramp must be in .*got 1.0"),
+        ({"update": "some"}, "update must be"),
+        ({"validation": examples(4)[:1] * 2}, "labels must have shape"),
+        ({"validation": (np.ones((4, 5, 5, 1)), np.zeros(4, int))}, "validation must hold images"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(setting, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
+        train(tmp_path / "run", **setting)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no run of mixjax.train: it has no config.json"):
+        mixjax.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no run of mixjax.train, but one of something else"):
+        mixjax.load(tmp_path)
+
+
+# Killed at any moment.
+
+RUN = '''
+import json, os, pathlib, signal, sys, time, traceback
+import jax
+import numpy as np
+import mixjax
+from mixjax import data, models, threats
+
+folder, num_delays = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+digits = data.load("digits")
+images, labels = digits.train.images[:300], digits.train.labels[:300]
+
+
+call = mixjax.train  # imported once, by the process that forks the others
+
+
+def train(place):
+    model = models.linear(10, input_shape=digits.image_shape)
+    return call(
+        model, images, labels, threats.linf(0.1), num_epochs=6, batch_size=30, num_model_steps=4,
+        num_attack_steps=3, num_validation_steps=3, folder=folder / place, progress=False,
+    )
+
+
+def in_a_process_of_its_own(job, delay=None):
+    """Forked before JAX starts: no second import. Killed `delay` seconds after its first epoch."""
+    child = os.fork()
+    if child == 0:
+        try:
+            job()
+            os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    if delay is not None:
+        metrics = folder / "killed" / "metrics.jsonl"
+        before = metrics.stat().st_size if metrics.exists() else 0
+        while not metrics.exists() or metrics.stat().st_size == before:
+            time.sleep(0.001)
+            if os.waitpid(child, os.WNOHANG) != (0, 0):
+                sys.exit("the run ended by itself")
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_at(event, number):
+    """Trains until the given file operation in the folder is about to happen."""
+    left = number
+
+    def hook(name, arguments):
+        nonlocal left
+        if name == event and str(folder / "killed") in str(arguments[0]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    train("killed")
+
+
+def compare():
+    killed, whole = train("killed"), train("whole")
+    loaded = mixjax.load(folder / "killed")
+    x = images[:50] / np.float32(255)
+    np.testing.assert_array_equal(killed.weights, whole.weights)
+    np.testing.assert_array_equal(loaded.weights, whole.weights)
+    for one, other in zip(killed.members, whole.members, strict=True):
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+    for one, other in zip(loaded.members, whole.members, strict=True):
+        np.testing.assert_allclose(one(x), other(x), atol=1e-6)
+    assert killed.history == whole.history
+
+
+codes = [
+    in_a_process_of_its_own(lambda: killed_at("os.rename", number))
+    for number in map(int, sys.argv[3:])
+]
+for delay in np.random.default_rng(0).uniform(0.0, 0.05, num_delays):
+    codes.append(in_a_process_of_its_own(lambda: train("killed"), delay))
+print(json.dumps(codes))
+sys.exit(in_a_process_of_its_own(compare))
+'''
+
+
+def test_killed_and_called_again_a_run_ends_with_the_same_members_and_weights(children, tmp_path):
+    """Once in the middle of a save, once wherever it was just after an epoch."""
+    finished = children.run([sys.executable, "-c", RUN, str(tmp_path), "1", "5"])
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout) == [-9, -9]
