@@ -137,6 +137,8 @@ def recorded(config: RunConfig) -> dict:
     fields = dataclasses.asdict(config)
     if isinstance(config, AttackConfig):  # what earlier runs, scored otherwise, lack
         fields["auto_pgd_keeps"] = "lowest accuracy"
+        if config.gradient_attacks == "boxed":
+            fields["ifgsm_keeps"] = "lowest accuracy"
     return {name: value for name, value in fields.items() if name not in PLACES}
 
 

@@ -18,6 +18,7 @@ from experiments._machine import Setting, ball, network_training, under_network
 from experiments._machine_training import train
 from experiments._machine_variants import fgsm
 from mixjax import (
+    _softmax,
     attacks,
     data,
     ensemble,
@@ -141,14 +142,21 @@ def _attacker(setting: Setting):
     def expected(mixed, x, label):
         members, weights = mixed
         logits = ensemble.apply(setting.model.apply, members, x)
-        if raised is attacks.log_error:  # the log of the expected error
-            return jax.nn.logsumexp(jax.vmap(raised, in_axes=(0, None))(logits, label), b=weights)
+        if raised is attacks.log_error:
+            each = jax.vmap(raised, in_axes=(0, None))(logits, label)
+            return _log_expected_error(each, weights)
         return losses.expected(raised, logits, label, weights)
 
     def make(eta, members, weights):
         return network_training(setting, expected, eta, (members, weights))
 
     return make
+
+
+def _log_expected_error(log_errors, weights):
+    """`log sum_k weights_k exp(log_errors_k)`: `[L], [L] -> []`."""
+    counts = weights > 0
+    return _softmax.logsumexp(jnp.where(counts, log_errors + jnp.log(weights), -jnp.inf))
 
 
 def _attacked(setting, stacked, weights, network, *, eta, split) -> dict[str, np.ndarray]:

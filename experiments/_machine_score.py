@@ -5,8 +5,8 @@ there in its tables 1 and 2, `auto_pgd` nowhere. Every error is a rate over test
 standard error and Wilson's 95 % interval. As in the paper an attack counts where it moves an
 example, whether that helps or not; `worst` is the best of all attacks and of no attack, for each
 example. Of the points on its path AutoPGD keeps one that is misclassified, if any is, as the
-published one does. FGSM as printed and the paper's attack network may leave [-1, 1], AutoPGD
-never does.
+published one does, and so does IFGSM "boxed"; as printed IFGSM ends where it ends. FGSM as printed
+and the paper's attack network may leave [-1, 1], AutoPGD never does.
 """
 
 import functools
@@ -97,7 +97,8 @@ def transferred(
       source: variables of the classifier attacked.
       target: variables of the classifier that answers.
       eta: radius, for pixels in [-1, 1].
-      attack: `(key, loss_fn, x, threat) -> (x_adv, info)` without randomness, the same each time.
+      attack: `(key, loss_fn, x, threat, accuracy_fn) -> (x_adv, info)` without randomness, the same
+        each time.
     """
     run = functools.partial(_transfer(setting, attack), source, target, jnp.float32(eta))
     return over_test(setting, run)
@@ -128,6 +129,9 @@ def _judge(setting: Setting, curve: bool = False):
     def one(variables, network, eta, key, x, label):
         threat = ball(eta)
 
+        def right(x):
+            return 1.0 * mixture.correct(apply(variables, x), label)
+
         def wrong(x):
             return ~mixture.correct(apply(variables, x), label)
 
@@ -140,7 +144,7 @@ def _judge(setting: Setting, curve: bool = False):
         found = {"clean": wrong(x), "fgsm_curr": wrong(under(fgsm(config)))}
         if curve:
             return found
-        found["ifgsm_curr"] = wrong(under(ifgsm(config)))
+        found["ifgsm_curr"] = wrong(under(functools.partial(ifgsm(config), accuracy_fn=right)))
         if network is not None:
             point = under_network(setting, network, loss_fn, x, label, threat)
             found["attack_network_curr"] = wrong(point)
@@ -181,7 +185,10 @@ def _transfer(setting: Setting, attack: Callable):
             def loss_fn(x):
                 return losses.cross_entropy(apply(source, x), label)
 
-            x_adv, _ = attack(None, loss_fn, x, ball(eta))
+            def accuracy_fn(x):
+                return 1.0 * mixture.correct(apply(source, x), label)
+
+            x_adv, _ = attack(None, loss_fn, x, ball(eta), accuracy_fn)
             return ~mixture.correct(apply(target, x_adv), label)
 
         return jax.vmap(one)(images, labels)

@@ -43,13 +43,13 @@ PRINTED = Attacker(losses.cross_entropy, attacks.squash, attacks.squash, _NO_BOX
 ATTACKERS = {"strong": STRONG, "paper": PRINTED}
 
 
-def _printed_fgsm(key, loss_fn, x, threat):
-    del key
+def _printed_fgsm(key, loss_fn, x, threat, accuracy_fn=None):
+    del key, accuracy_fn
     return attacks.fgsm(loss_fn, x, threat, bounds=_NO_BOX)
 
 
-def _boxed_fgsm(key, loss_fn, x, threat):
-    del key
+def _boxed_fgsm(key, loss_fn, x, threat, accuracy_fn=None):
+    del key, accuracy_fn
     return attacks.fgsm(loss_fn, x, threat)
 
 
@@ -58,26 +58,41 @@ GRADIENT_ATTACKS = tuple(_FGSM)
 
 
 def fgsm(config):
-    """FGSM of a config's flag `gradient_attacks`, in the form that defences take."""
+    """FGSM of a config's flag `gradient_attacks`, in the form that defences take.
+
+    It has one point: the `accuracy_fn` that a judge hands it, as it does to `ifgsm`, says nothing.
+    """
     return _FGSM[config.gradient_attacks]
 
 
 def ifgsm(config):
-    """IFGSM of the flags `gradient_attacks` and `ifgsm_steps`, in the form that defences take."""
+    """IFGSM of the flags `gradient_attacks` and `ifgsm_steps`, in the form that defences take.
+
+    "printed" ends where eq. 2 ends, whether or not it fooled more before. "boxed" keeps the best
+    point on its path: with `accuracy_fn`, as a judge calls it, the one of lowest accuracy, and
+    among equals of highest loss; without, as a defence does, the one of highest loss, which is
+    what training is about.
+    """
     return _ifgsm(config.gradient_attacks, config.ifgsm_steps)
 
 
 @functools.cache  # the same function each time: what is compiled hangs on it
 def _ifgsm(kind, num_steps):
-    def attack(key, loss_fn, x, threat):
+    def attack(key, loss_fn, x, threat, accuracy_fn=None):
         run = functools.partial(
             attacks.pgd, key, loss_fn, x, threat, num_steps=num_steps, random_start=False
         )
         if kind == "printed":
             return run(step_size=threat.epsilon, iterate="last")
-        return run(step_size=threat.step_size(num_steps))
+        return run(step_size=threat.step_size(num_steps), accuracy_fn=accuracy_fn)
 
     return attack
+
+
+def _kept(config):
+    if "ifgsm_keeps" in config:
+        return "a point on its path that fools kept, if there is one"
+    return "its point of highest loss kept"
 
 
 def said(config: dict[str, Any]) -> str:
@@ -90,8 +105,8 @@ def said(config: dict[str, Any]) -> str:
             "FGSM and IFGSM as in the paper's eqs. 1 and 2: FGSM may leave [-1, 1], IFGSM takes "
             f"{number} steps of eta itself (the paper does not say how many) and ends where it ends"
             if config.get("gradient_attacks", "boxed") == "printed"
-            else f"FGSM clipped to [-1, 1] and IFGSM of {number} steps of {length:.2g} eta, its "
-            "point of highest loss kept; the paper's FGSM has no clip, its IFGSM steps of eta"
+            else f"FGSM clipped to [-1, 1] and IFGSM of {number} steps of {length:.2g} eta, "
+            f"{_kept(config)}; the paper's FGSM has no clip, its IFGSM steps of eta"
         )
         attacker = config.get("attacker", "strong")
         if "networks" in config:

@@ -1,8 +1,9 @@
 """Softmax and its kin, finite for finite logits however they are compiled.
 
 XLA may compute the logits twice, for their highest and for what is subtracted from it, with another
-rounding each time. The highest of logits about 1e12 then lies 1e5 above itself, and its exponential
-is infinite: an infinite loss of a finite point, which an attack would keep as its best.
+rounding each time. The highest of logits about 1e12 then lies 1e5 above itself, where its
+exponential is infinite, or below, where all exponentials are 0: an infinite loss of a finite point,
+which an attack would keep as its best.
 """
 
 import jax
@@ -23,12 +24,29 @@ def log_softmax(logits: Array) -> Array:
     return below - jnp.log(jnp.sum(jnp.exp(below), axis=-1, keepdims=True))
 
 
+def softmax(logits: Array) -> Array:
+    """`exp(logits) / sum_c exp(logits_c)`: `[..., C] -> [..., C]`."""
+    return jnp.exp(log_softmax(logits))
+
+
 def _below_highest(logits):
-    """`logits - highest`, none above 0, and `highest`, 0 where that is not finite."""
+    """`logits - highest`, none above 0 and one 0, and `highest`, 0 where that is not finite."""
     highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     is_finite = jnp.isfinite(highest)
     highest = jnp.where(is_finite, highest, 0.0)
+    classes = jax.lax.broadcasted_iota(int, logits.shape, logits.ndim - 1)
+    is_highest = classes == jnp.argmax(logits, axis=-1, keepdims=True)
     below = logits - highest
-    # Subtracted instead of cut off: the derivative at the highest stays 1.
-    excess = jnp.where(is_finite, jnp.maximum(below, 0.0), 0.0)
-    return below - jax.lax.stop_gradient(excess), highest
+    is_zero = is_finite & (is_highest | (below > 0))
+    return _zero_where(is_zero, below), highest
+
+
+@jax.custom_jvp
+def _zero_where(is_zero, below):
+    """`below` without what rounding made of a 0; the derivative stays 1."""
+    return jnp.where(is_zero, 0.0, below)
+
+
+@_zero_where.defjvp
+def _zero_where_jvp(primals, tangents):
+    return _zero_where(*primals), tangents[1]

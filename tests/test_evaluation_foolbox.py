@@ -48,3 +48,18 @@ def test_without_foolbox_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "foolbox", None)
     with pytest.raises(ImportError, match="foolbox"):
         evaluation.foolbox_model(logits_fn, WEIGHTS)
+
+
+def test_one_weight_for_each_member_or_none_answers(monkeypatch):
+    """Three weights of two members would broadcast where there is one class, or one member."""
+    recorded(monkeypatch)
+    x = jnp.ones((5, 2, 2, 1))
+    for weights, message in (
+        (np.full(3, 1 / 3, np.float32), r"logits must have shape \[3, any\], got \[2, 3\]"),
+        (np.ones(1, np.float32), r"logits must have shape \[1, any\], got \[2, 3\]"),
+    ):
+        model, _ = evaluation.foolbox_model(logits_fn, weights)
+        with pytest.raises(ValueError, match=message):
+            model(x)
+    with pytest.raises(ValueError, match="weights must be on the simplex"):
+        evaluation.foolbox_model(logits_fn, np.float32(1.0))

@@ -257,6 +257,25 @@ def test_an_error_on_auto_pgd_s_path_counts_where_the_loss_is_higher_elsewhere(t
     assert np.all(_machine_score.errors(setting, {}, 0.6)["auto_pgd"])
 
 
+def test_an_error_on_the_path_of_ifgsm_counts_unless_the_path_s_end_does(tmp_path):
+    """Small steps pass what is wrong on their way up; the printed attack is where it ends."""
+
+    def logits_fn(variables, pixel):  # the loss rises all the way; only about .7 is it an error
+        is_wrong = jnp.abs(pixel - 0.7) < 0.05
+        wrong = jnp.stack([0.0 * pixel, 0.01 + 0.01 * pixel, -20.0 + 0.0 * pixel])  # loss .7
+        right = jnp.stack([0.0 * pixel, -0.1 + 0.05 * pixel, -0.1 + 0.0 * pixel])  # loss 1
+        return jnp.where(is_wrong, wrong, right)
+
+    boxed = dataclasses.replace(CONFIG, gradient_attacks="boxed", ifgsm_steps=20)
+    setting = on_a_line(setting_in(tmp_path, boxed), logits_fn)
+    assert np.all(_machine_score.errors(setting, {}, 0.6)["ifgsm_curr"])
+    config = dataclasses.replace(boxed, gradient_attacks="printed")
+    printed = on_a_line(setting_in(tmp_path, config), logits_fn)
+    assert not np.any(_machine_score.errors(printed, {}, 0.6)["ifgsm_curr"])
+    attack = ifgsm(boxed)
+    assert np.all(_machine_score.transferred(setting, {}, {}, 0.6, attack))
+
+
 def test_on_a_mixture_too_auto_pgd_keeps_what_fools_most_members(tmp_path):
     """The first member's losses lead to the end, where they fall and the second errs as well."""
 

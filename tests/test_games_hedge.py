@@ -110,6 +110,18 @@ def test_hedge_takes_the_steps_of_optimistic_multiplicative_weights(rate):
     assert_average("hedge", plays, lambda t: 1.0, losses, **setting)
 
 
+@pytest.mark.parametrize("rate", [1e9, 1e12, 1e25, 1e300])
+def test_hedge_with_a_step_of_any_length_plays_the_best_candidate(rate):
+    losses = table(seed=1, shape=(1, 2, 2))
+    found = compiled("hedge", num_steps=3)(losses, step_size=rate)
+    chex.assert_tree_all_finite(found)
+    uniform, (weights, attack), _ = slow_hedge(losses, 3, 1e6)
+    assert {*weights} == {*attack[0]} == {0.0, 1.0}
+    second = compiled("hedge", num_steps=2)(losses, step_size=rate)
+    np.testing.assert_allclose(second.weights, (uniform[0] + weights) / 2, rtol=1e-6)
+    np.testing.assert_allclose(second.attack, (uniform[1] + attack) / 2, rtol=1e-6)
+
+
 @pytest.mark.parametrize("best_response", [False, True])
 def test_regret_matching_takes_its_steps_and_weighs_the_late_ones_more(best_response):
     losses, setting = table(1), {"best_response": best_response}

@@ -71,6 +71,9 @@ def test_a_committed_run_says_which_variants_made_it():
     assert "AutoPGD kept by loss" in said(old)
     new = said({**old, "auto_pgd_keeps": "lowest accuracy"})
     assert "AutoPGD keeps the point that fools most" in new and "kept by loss" not in new
+    assert "its point of highest loss kept" in new
+    new = said({**old, "ifgsm_keeps": "lowest accuracy"})
+    assert "a point on its path that fools kept" in new and "highest loss" not in new
     page = machine_table.table()
     assert page.count("min step at the new v") == 3  # two runs, and the table of the further ones
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import checks
+from mixjax import _softmax, checks
 from mixjax.games import _tables
 from mixjax.typing import Array, Key
 
@@ -81,7 +81,7 @@ def entropic_attack(
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
     """
     _, _, logits = _tables.tempered(weights, losses, temperature, mass)
-    return jax.nn.softmax(logits, axis=1)
+    return _softmax.softmax(logits)
 
 
 def losses_under(attack: Array, losses: Array) -> Array:

@@ -8,7 +8,7 @@ itself. The strategies averaged over all steps are returned, with what they guar
 import jax
 import jax.numpy as jnp
 
-from mixjax import checks
+from mixjax import _softmax, checks
 from mixjax.games import _tables
 from mixjax.games.equilibrium import Equilibrium
 from mixjax.typing import Array
@@ -64,11 +64,14 @@ def hedge(
         checks.positive(step_size=step_size)
         checks.shape((), step_size=step_size)
         rate = jnp.asarray(step_size, losses.dtype) * table.unit
+    rate = jnp.minimum(rate, float(jnp.finfo(losses.dtype).max))  # longer steps are as good
 
     def step(state, _):
         (guess_members, guess_values), (sum_members, sum_values) = state
-        weights = jax.nn.softmax(-rate * (sum_members + guess_members))
-        attack = jax.nn.softmax(rate * (sum_values + guess_values), axis=1)
+        paid, won = sum_members + guess_members, sum_values + guess_values
+        # Differences first: their products may be infinite, those of the sums would all be.
+        weights = _softmax.softmax(rate * (jnp.min(paid) - paid))
+        attack = _softmax.softmax(rate * (won - jnp.max(won, axis=1, keepdims=True)))
         values, members = _tables.expected(losses, weights), _tables.mean_losses(attack, losses)
         state = (members, values), (sum_members + members, sum_values + values)
         return state, (weights, attack)

@@ -11,7 +11,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+<<<<<<< HEAD
 from mixjax import checks
+=======
+from mixjax import _check, _softmax
+>>>>>>> 336c8cf (A softmax is finite in both directions in which XLA may round its logits; IFGSM with small steps keeps the point that fools, as the other judges do)
 from mixjax.batch import mean_over
 from mixjax.games import _tables
 from mixjax.typing import Array
@@ -75,7 +79,7 @@ def entropic_risk(
       [0.383, 0.493]
     """
     alpha, highest, logits = _tables.tempered(weights, losses, temperature, mass)
-    return _tables.mean(highest + alpha * jax.nn.logsumexp(logits, axis=1))
+    return _tables.mean(highest + alpha * _softmax.logsumexp(logits))
 
 
 ITERATES = ("best", "last")
