@@ -29,24 +29,20 @@ def softmax(logits: Array) -> Array:
     return jnp.exp(log_softmax(logits))
 
 
+@jax.custom_jvp
 def _below_highest(logits):
     """`logits - highest`, none above 0 and one 0, and `highest`, 0 where that is not finite."""
-    highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    highest = jnp.max(logits, axis=-1, keepdims=True)
     is_finite = jnp.isfinite(highest)
     highest = jnp.where(is_finite, highest, 0.0)
     classes = jax.lax.broadcasted_iota(int, logits.shape, logits.ndim - 1)
     is_highest = classes == jnp.argmax(logits, axis=-1, keepdims=True)
     below = logits - highest
-    is_zero = is_finite & (is_highest | (below > 0))
-    return _zero_where(is_zero, below), highest
+    return jnp.where(is_finite & (is_highest | (below > 0)), 0.0, below), highest
 
 
-@jax.custom_jvp
-def _zero_where(is_zero, below):
-    """`below` without what rounding made of a 0; the derivative stays 1."""
-    return jnp.where(is_zero, 0.0, below)
-
-
-@_zero_where.defjvp
-def _zero_where_jvp(primals, tangents):
-    return _zero_where(*primals), tangents[1]
+@_below_highest.defjvp
+def _below_highest_jvp(primals, tangents):
+    """That of a constant `highest`: what is made of the two does not depend on its value."""
+    below, highest = _below_highest(*primals)
+    return (below, highest), (tangents[0], jnp.zeros_like(highest))
