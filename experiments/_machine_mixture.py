@@ -18,7 +18,6 @@ from experiments._machine import Setting, ball, network_training, under_network
 from experiments._machine_training import train
 from experiments._machine_variants import fgsm
 from mixjax import (
-    _softmax,
     attacks,
     data,
     ensemble,
@@ -143,8 +142,7 @@ def _attacker(setting: Setting):
         members, weights = mixed
         logits = ensemble.apply(setting.model.apply, members, x)
         if raised is attacks.log_error:
-            each = jax.vmap(raised, in_axes=(0, None))(logits, label)
-            return _log_expected_error(each, weights)
+            return _log_expected_error(logits, label, weights)
         return losses.expected(raised, logits, label, weights)
 
     def make(eta, members, weights):
@@ -153,10 +151,9 @@ def _attacker(setting: Setting):
     return make
 
 
-def _log_expected_error(log_errors, weights):
-    """`log sum_k weights_k exp(log_errors_k)`: `[L], [L] -> []`."""
-    counts = weights > 0
-    return _softmax.logsumexp(jnp.where(counts, log_errors + jnp.log(weights), -jnp.inf))
+def _log_expected_error(logits, label, weights):
+    """`log sum_k weights_k (1 - p_k(label))`: `[L, C], [], [L] -> []`."""
+    return attacks.log_error(mixture.log_probs(logits, weights), label)
 
 
 def _attacked(setting, stacked, weights, network, *, eta, split) -> dict[str, np.ndarray]:

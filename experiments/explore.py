@@ -26,7 +26,7 @@ from experiments._config import flag
 from experiments._finished import read_run, restore
 from experiments._game import build, members
 from experiments.evaluate import BUDGETS
-from mixjax import _softmax, checks, data, evaluation, files, losses, mixture, reporting, threats
+from mixjax import checks, data, evaluation, files, losses, mixture, reporting, threats
 
 PROGRAM = "python -m experiments.explore"
 PAGE = "explore.html"
@@ -184,7 +184,8 @@ def ascent_path(threat, logits_fn, weights, x, label, *, num_steps: int):
 def seen(threat, logits_fn, weights, points, label) -> dict:
     """What the members say at points `[T, ...]` of one example, the first of them clean."""
     logits = jax.vmap(logits_fn)(points)  # [T, L, C]
-    probabilities = _softmax.softmax(logits)
+    alone = jax.vmap(lambda logits: mixture.log_probs(logits[None], jnp.ones(1)))
+    probabilities = jnp.exp(jax.vmap(alone)(logits))
     return {
         "radius": jax.vmap(threat.norm)(points - points[:1]),
         "answers": jnp.argmax(logits, axis=-1),

@@ -24,7 +24,7 @@ def log_softmax(logits: Array) -> Array:
     return below - jnp.log(jnp.sum(jnp.exp(below), axis=-1, keepdims=True))
 
 
-def softmax(logits: Array) -> Array:
+def probabilities(logits: Array) -> Array:
     """`exp(logits) / sum_c exp(logits_c)`: `[..., C] -> [..., C]`."""
     return jnp.exp(log_softmax(logits))
 

@@ -81,7 +81,7 @@ def entropic_attack(
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
     """
     _, _, logits = _tables.tempered(weights, losses, temperature, mass)
-    return _softmax.softmax(logits)
+    return _softmax.probabilities(logits)
 
 
 def losses_under(attack: Array, losses: Array) -> Array:

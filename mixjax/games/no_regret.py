@@ -70,8 +70,8 @@ def hedge(
         (guess_members, guess_values), (sum_members, sum_values) = state
         paid, won = sum_members + guess_members, sum_values + guess_values
         # Differences first: their products may be infinite, those of the sums would all be.
-        weights = _softmax.softmax(rate * (jnp.min(paid) - paid))
-        attack = _softmax.softmax(rate * (won - jnp.max(won, axis=1, keepdims=True)))
+        weights = _softmax.probabilities(rate * (jnp.min(paid) - paid))
+        attack = _softmax.probabilities(rate * (won - jnp.max(won, axis=1, keepdims=True)))
         values, members = _tables.expected(losses, weights), _tables.mean_losses(attack, losses)
         state = (members, values), (sum_members + members, sum_values + values)
         return state, (weights, attack)

@@ -11,11 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-<<<<<<< HEAD
-from mixjax import checks
-=======
-from mixjax import _check, _softmax
->>>>>>> 336c8cf (A softmax is finite in both directions in which XLA may round its logits; IFGSM with small steps keeps the point that fools, as the other judges do)
+from mixjax import _softmax, checks
 from mixjax.batch import mean_over
 from mixjax.games import _tables
 from mixjax.typing import Array
