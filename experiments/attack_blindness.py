@@ -1,6 +1,6 @@
 """How much robustness an attack reports that does not see the members: fixed mixtures of two.
 
-    python -m experiments.attack_blindness                       # a few minutes on 2 CPU cores
+    python -m experiments.attack_blindness                       # 12 minutes of a CPU core
     python -m experiments.attack_blindness --budget standard     # every attack at full strength
 
 Three linear mixtures, whose strongest attack has a closed form, and a pair trained on digits by

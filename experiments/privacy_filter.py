@@ -1,6 +1,6 @@
 """A filter of images that keeps one label readable and hides another (Hamm 2018, section 5.2).
 
-    python -m experiments.privacy_filter                            # digits, a CPU, 2 minutes
+    python -m experiments.privacy_filter                            # digits, a CPU, minutes
     python -m experiments.privacy_filter --preset mnist             # a GPU
 
 The leader u is a filter `z(x; u)` of images that adds noise to what a network makes of them (what
