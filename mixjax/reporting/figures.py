@@ -196,7 +196,7 @@ def plot_security(path, curves):
 
     Args:
       path: file to write, as PNG.
-      curves: `name -> curves` with the entries of `evaluation.security_report`.
+      curves: `name -> curves` with the entries of `SecurityCurves.report`.
 
     Raises:
       ValueError: if there are no curves.

@@ -54,7 +54,7 @@ def write_report(run_dir, results, title="Report", evaluations=None):
       results: `name -> result`, dicts as in `check_result`, to be shown side by side.
       title: heading of the page.
       evaluations: `budget -> name -> evaluation` by the attack suite, if there are any: results
-        with the entries of `evaluation.suite_report` and `diagnostics`.
+        with the entries of `Evaluation.report`.
 
     Returns:
       The path of the page.

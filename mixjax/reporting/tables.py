@@ -9,7 +9,7 @@ from mixjax.intervals import wilson_interval
 def results_table(results, labels=None):
     """One row for each result, to be read from left to right: what, how good, how sure.
 
-    A lower bound has a result of `evaluation.suite_report` only, where each member met all runs.
+    A lower bound has a result of `Evaluation.report` only, where each member met all runs.
 
     Args:
       results: dicts as in `check_result`.
