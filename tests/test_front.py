@@ -179,9 +179,10 @@ def test_an_attack_of_ones_own_says_what_it_needs_and_joins_the_suite():
     )
     np.testing.assert_allclose(x_adv, images - 0.05, atol=1e-6)
     assert info is None
-    own = evaluation.Attack(("towards black",), 1, towards_black, LINF)
-    report = evaluated(members, images, labels, attacks=(own,))
-    assert report.runs[-1] == "towards black" and "towards black" in str(report)
+    own = evaluation.Attack(("black, twice",) * 2, 1, towards_black)
+    report = evaluated(members, images, labels, attacks=(towards_black, own))
+    assert report.runs[-3:] == ("towards_black", "black, twice", "black, twice")
+    assert "towards_black" in str(report)
 
 
 def test_the_same_key_gives_the_same_numbers_whatever_the_batch():

@@ -31,7 +31,7 @@ MAY_COMPILE = (
     "mixjax/models/conv.py",
     "mixjax/evaluation/compilation.py",  # a loop over batches on the host calls compiled code
     "mixjax/evaluation/diagnostics.py",
-    "mixjax/evaluation/runner.py",
+    "mixjax/evaluation/batches.py",
     "mixjax/front/classifiers.py",
     "mixjax/front/stored.py",
     "mixjax/front/training.py",

@@ -7,12 +7,13 @@ attacks within one radius after the other; `pgd_attacks` are PGD alone, as at th
 run, and `validate` is the cheap score of an epoch.
 """
 
+from mixjax.evaluation.batches import over_batches
 from mixjax.evaluation.diagnostics import compare_attacks, diagnose
 from mixjax.evaluation.foolbox import foolbox_model
 from mixjax.evaluation.outcomes import Validation, validate
 from mixjax.evaluation.passes import Passes, count_passes
 from mixjax.evaluation.result import Evaluation, Finding, expected_accuracy
-from mixjax.evaluation.runner import evaluate, over_batches
+from mixjax.evaluation.runner import evaluate
 from mixjax.evaluation.security import CURVES, SecurityCurves, security_curves
 from mixjax.evaluation.suite import QUICK, STANDARD, Attack, Budget, attack_suite, pgd_attacks
 from mixjax.intervals import (

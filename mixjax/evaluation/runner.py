@@ -13,7 +13,7 @@ import io
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,18 +23,17 @@ import numpy as np
 from mixjax import _fingerprint, checks, files, mixture, program
 from mixjax.batch import example_keys, to_float
 from mixjax.evaluation import diagnostics, outcomes
+from mixjax.evaluation.batches import attack_batch, equal_batches, judge_batch, padded, single
 from mixjax.evaluation.compilation import for_work, work_of
 from mixjax.evaluation.inputs import (
-    UNIT,
     as_pytree,
     bounds_of,
     check_evaluation,
-    checked,
 )
 from mixjax.evaluation.passes import passes_in, trace
 from mixjax.evaluation.result import Evaluation, expected_accuracy
-from mixjax.evaluation.suite import Attack, run_attack
-from mixjax.typing import Bounds, Key, LogitsFn
+from mixjax.evaluation.suite import Attack
+from mixjax.typing import Key, LogitsFn
 
 Progress = Callable[[str, int, int], Any]
 
@@ -116,7 +115,7 @@ def evaluate(
 
     num_members = len(weights)
     if transform is None:
-        seen = those_that_count(logits_fn, weights) if alone else (logits_fn, _single(weights))
+        seen = those_that_count(logits_fn, weights) if alone else (logits_fn, single(weights))
         work = work_of(attacks, *seen, images.shape[1:], len(images))
         transform = for_work((1 + alone * num_members) * work)
     batch_size = equal_batches(len(images), batch_size)
@@ -202,7 +201,7 @@ def _together(logits_fn, weights, alone):
     certain.
     """
     if not alone or len(weights) == 1:
-        return _Subject("mixture", logits_fn, _single(weights), logits_fn, weights), None
+        return _Subject("mixture", logits_fn, single(weights), logits_fn, weights), None
     seen, seen_weights = those_that_count(logits_fn, weights)
     certain = np.eye(1, len(seen_weights), dtype=np.float32)[0]
     of_mixture, of_average = (
@@ -219,13 +218,8 @@ def those_that_count(logits_fn, weights):
     """The mixture without its members of weight 0."""
     counting = tuple(np.flatnonzero(weights > 0).tolist())
     if len(counting) == len(weights):
-        return logits_fn, _single(weights)
-    return jax.tree_util.Partial(_Rows(counting), logits_fn), _single(weights[np.asarray(counting)])
-
-
-def _single(weights):
-    """In the precision of the networks."""
-    return np.asarray(weights, np.float32)
+        return logits_fn, single(weights)
+    return jax.tree_util.Partial(_Rows(counting), logits_fn), single(weights[np.asarray(counting)])
 
 
 class _Rows(NamedTuple):
@@ -257,8 +251,9 @@ def _attack_in_turn(
 ) -> Evaluation:
     """Makes every run of the attacks on one subject, after a look at the clean examples."""
     num_examples = len(images)
+    bounds = bounds_of(attacks)
     stages = [
-        attack if attack.number is not None else attack._replace(number=place)
+        attack._replace(bounds=bounds, number=place if attack.number is None else attack.number)
         for place, attack in enumerate((_CLEAN, *attacks))
     ]
     traces = [_traced(stage, subject, images.shape[1:], key) for stage in stages]
@@ -269,7 +264,6 @@ def _attack_in_turn(
     ]
     weights = np.ones(1) if subject.is_average else np.asarray(subject.weights, np.float64)
     threat = next((each.threat for each in attacks if each.threat is not None), None)
-    bounds = bounds_of(attacks)
     if folder is not None:
         settings = {
             "num_examples": num_examples,
@@ -334,9 +328,9 @@ def _attack_in_turn(
             found = _read(path, batch)
             if found is None:
                 began = time.monotonic()
-                padded = _padded(batch, batch_size)
-                at = images[padded] if place == 0 else find(images[padded], labels[padded], padded)
-                answers = judge(at, labels[padded], padded)
+                filled = padded(batch, batch_size)
+                at = images[filled] if place == 0 else find(images[filled], labels[filled], filled)
+                answers = judge(at, labels[filled], filled)
                 at = np.asarray(to_float(at))
                 answers = outcomes.Answers(*(each[: len(batch)] for each in answers))
                 accuracy = expected_accuracy(answers.correct, weights)
@@ -375,93 +369,6 @@ def _attack_in_turn(
     )
 
 
-def attack_batch(key, logits_fn, weights, attack, run, images, labels, indices, *, transform=None):
-    """The points `[B, ...]` that one run of an attack finds on a batch.
-
-    Radius, weights and the members' variables are arguments of what is compiled: it is compiled
-    once for all of them, as long as the attack's function is the same.
-    """
-    find = compiled(_points, transform, attack.function)
-    settings = attack.threat, UNIT if attack.bounds is None else attack.bounds
-    numbers = np.int32(attack.number), np.int32(run)
-    return find(key, numbers, logits_fn, _single(weights), settings, images, labels, indices)
-
-
-def judge_batch(logits_fn, weights, points, labels, indices, *, transform=None):
-    """The `Answers` of all members at the points `[B, ...]` of a batch."""
-    score = compiled(_answers, transform)
-    return score(logits_fn, _single(weights), points, labels, indices)
-
-
-def padded_batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`(rows, padded)` of each batch; the last is filled up with copies of the last example."""
-    for start in range(0, num_examples, batch_size):
-        rows = np.arange(start, min(start + batch_size, num_examples), dtype=np.int32)
-        yield rows, _padded(rows, batch_size)
-
-
-def _padded(rows, batch_size):
-    return rows[np.minimum(np.arange(batch_size), len(rows) - 1)].astype(np.int32)
-
-
-def over_batches(
-    batch_fn: Callable,
-    images: Any,
-    labels: Any,
-    *,
-    batch_size: int = 256,
-    progress: Callable[[range], Iterable[int]] = iter,
-    bounds: Bounds = UNIT,
-) -> Any:
-    """Calls a compiled function on batches of one size and joins what it returns.
-
-    The last batch is filled up with copies of the last example, whose results are dropped.
-
-    Args:
-      batch_fn: `(images [B, ...], labels [B], indices [B]) -> pytree of [B, ...]`.
-      images: `[N, ...]` inputs, floats within `bounds` or uint8.
-      labels: `[N]` integer classes.
-      batch_size: number of examples `B` in every call.
-      progress: wrapper around the range of batches, for example `tqdm.tqdm`.
-      bounds: lowest and highest value of an input.
-
-    Returns:
-      The same pytree of NumPy arrays `[N, ...]`, in the order of the examples.
-
-    Raises:
-      ValueError: if `batch_size` is not at least 1, or images or labels are not what they should
-        be.
-    """
-    checks.at_least(1, batch_size=batch_size)
-    images, labels = checked(images, labels, bounds)
-    batches = list(padded_batches(len(images), batch_size))
-    found = []
-    for place in progress(range(len(batches))):
-        _, rows = batches[place]
-        found.append(jax.device_get(batch_fn(images[rows], labels[rows], rows)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *found)
-
-
-@functools.lru_cache(maxsize=256)
-def compiled(function: Callable, transform: Callable | None, *static: Any) -> Callable:
-    """`transform` of a function whose first arguments are known; once for equal ones."""
-    return (jax.jit if transform is None else transform)(functools.partial(function, *static))
-
-
-def _points(function, key, numbers, logits_fn, weights, settings, images, labels, indices):
-    number, run = numbers
-
-    def one(key, x, label):
-        return run_attack(function, key, run, logits_fn, weights, x, label, *settings)
-
-    return jax.vmap(one)(outcomes.run_keys(key, number, run, indices), to_float(images), labels)
-
-
-def _answers(logits_fn, weights, points, labels, indices):
-    del indices  # for a `transform`, which splits the last three
-    return outcomes.answers(logits_fn, weights, points, labels)
-
-
 def check_names(attacks):
     """Raises `ValueError` for what is no attack, or one whose name means something else."""
     for attack in attacks:
@@ -469,11 +376,6 @@ def check_names(attacks):
             raise ValueError(f"attacks must be a list of Attack, got {attack!r}")
     if reserved := {"clean", "worst"} & {name for attack in attacks for name in attack.names}:
         raise ValueError(f"attacks must not be named clean or worst, got {min(reserved)}")
-
-
-def equal_batches(num_examples: int, batch_size: int) -> int:
-    """The size of as many batches as `batch_size` needs, the last one hardly smaller."""
-    return -(-num_examples // -(-num_examples // batch_size))
 
 
 def _traced(attack, subject, shape, key):

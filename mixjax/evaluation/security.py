@@ -8,15 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import checks
+from mixjax.evaluation.batches import attack_batch, equal_batches, judge_batch, padded_batches
 from mixjax.evaluation.inputs import as_pytree, bounds_of, check_evaluation
 from mixjax.evaluation.result import expected_accuracy, score
-from mixjax.evaluation.runner import (
-    attack_batch,
-    equal_batches,
-    judge_batch,
-    padded_batches,
-    those_that_count,
-)
+from mixjax.evaluation.runner import those_that_count
 from mixjax.evaluation.suite import BASELINE, EXPECTED_LOSS, MEMBER_AWARE, Attack
 from mixjax.threats import Threat
 from mixjax.typing import Key, LogitsFn
@@ -90,8 +85,11 @@ def security_curves(
     radii = np.append(0.0, radii)
     if not np.all(np.diff(radii) > 0):
         raise ValueError(f"radii must be increasing and above 0, got {radii[1:].tolist()}")
+    bounds = bounds_of(attacks)
     lines = {
-        name: attack._replace(number=number if attack.number is None else attack.number)
+        name: attack._replace(
+            bounds=bounds, number=number if attack.number is None else attack.number
+        )
         for number, attack in enumerate(attacks, 1)
         for name in attack.names
         if name in names
@@ -99,7 +97,6 @@ def security_curves(
     if not lines:
         raise ValueError(f"names must be among those of the attacks, got {', '.join(names)}")
     logits_fn = as_pytree(logits_fn)
-    bounds = bounds_of(attacks)
     weights, images, labels = check_evaluation(
         logits_fn, weights, images, labels, batch_size, bounds
     )

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mixjax import attacks, batch, checks, evaluation, parallel
-from mixjax.evaluation import inputs, runner
+from mixjax.evaluation import batches, inputs
 from mixjax.evaluation.compilation import for_work, work_of
 from mixjax.front.classifiers import members_of
 from mixjax.front.progress import Bars
@@ -73,7 +73,7 @@ def attack(
     members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
     inputs.check_members(members.logits_fn, members.weights, images.shape[1:], labels)
     key = jax.random.key(0) if key is None else key
-    batch_size = runner.equal_batches(len(images), batch_size)
+    batch_size = batches.equal_batches(len(images), batch_size)
     weights = np.asarray(members.weights, np.float32)
     transform = parallel.over_examples()
     if transform is None:
@@ -81,11 +81,11 @@ def attack(
         told = (evaluation.Attack((attacks.name_of(method),), 1, given, threat, bounds),)
         shape = images.shape[1:]
         transform = for_work(work_of(told, members.logits_fn, weights, shape, len(images)))
-    find = runner.compiled(_attacked, transform, method, tuple(map(_plain, numbers.items())))
+    find = batches.compiled(_attacked, transform, method, tuple(map(_plain, numbers.items())))
     found = []
     with Bars(progress, unit="image") as bars:
         bars.show(attacks.name_of(method), 0, len(images))
-        for rows, padded in runner.padded_batches(len(images), batch_size):
+        for rows, padded in batches.padded_batches(len(images), batch_size):
             here = images[padded], labels[padded], padded
             result = find(key, members.logits_fn, weights, (threat, bounds), *here)
             found.append(jax.device_get(result))

@@ -1,6 +1,6 @@
 """`mixjax.evaluate`: what a classifier or a mixture is worth under attack, in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import batch, checks, evaluation, parallel
-from mixjax.evaluation import inputs, runner
+from mixjax.attacks import check_numbers, name_of
+from mixjax.evaluation import batches, inputs
 from mixjax.front.classifiers import members_of
 from mixjax.front.progress import Bars
 from mixjax.threats import Threat
@@ -25,7 +26,7 @@ def evaluate(
     *,
     weights: Any = None,
     budget: evaluation.Budget | None = None,
-    attacks: Sequence[evaluation.Attack] = (),
+    attacks: Sequence[evaluation.Attack | Callable] = (),
     key: Key | None = None,
     bounds: Bounds = (0.0, 1.0),
     batch_size: int = 256,
@@ -43,7 +44,8 @@ def evaluate(
       threat: the allowed perturbations, in the units of the inputs.
       weights: `[L]` probabilities of the members; None: equal ones.
       budget: `evaluation.QUICK`, also if None, `evaluation.STANDARD` or one of your own.
-      attacks: more of them, to follow those of the budget.
+      attacks: more of them, to follow those of the budget: functions whose parameters say what they
+        need (`attacks.on_mixture`), or several runs of one as an `evaluation.Attack`.
       key: random key; None: `jax.random.key(0)`. The same key gives the same answers, whatever the
         batch size.
       bounds: lowest and highest value of an input, numbers or arrays that fit one input.
@@ -74,7 +76,8 @@ def evaluate(
     """
     checks.threat(threat=threat)
     budget = evaluation.QUICK if budget is None else budget
-    suite = (*evaluation.attack_suite(threat, budget, bounds=bounds), *attacks)
+    suite = evaluation.attack_suite(threat, budget, bounds=bounds)
+    suite += tuple(_as_attack(each, threat) for each in attacks)
     checks.at_least(1, batch_size=batch_size)
     images, labels = inputs.checked(images, labels, bounds)
     members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
@@ -99,11 +102,18 @@ def evaluate(
     return found
 
 
+def _as_attack(attack, threat):
+    if not isinstance(attack, evaluation.Attack):
+        check_numbers(attack)
+        return evaluation.Attack((name_of(attack),), 1, attack, threat)
+    return attack if attack.threat is not None else attack._replace(threat=threat)
+
+
 def _divides_itself(members, images, labels, clean_accuracy):
     """Whether the members want pixels of [0, 255], which uint8 is not scaled to."""
     rows = np.linspace(0, len(images) - 1, min(_NUM_PROBED, len(images))).astype(np.int32)
     pixels = jnp.asarray(images[rows], jnp.float32)
-    answers = runner.judge_batch(members.logits_fn, members.weights, pixels, labels[rows], rows)
+    answers = batches.judge_batch(members.logits_fn, members.weights, pixels, labels[rows], rows)
     accuracy = evaluation.expected_accuracy(answers.correct, members.weights).mean()
     return evaluation.Finding(
         "divides_itself",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import batch, checks
-from mixjax.evaluation import inputs, runner
+from mixjax.evaluation import batches, inputs
 from mixjax.front.classifiers import members_of
 from mixjax.typing import Bounds, Key
 
@@ -48,13 +48,13 @@ def predict(
     images, _ = inputs.checked(images, np.zeros(len(images), np.int32), bounds)
     members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
     probabilities = jnp.asarray(members.weights, jnp.float32)
-    answer = runner.compiled(_drawn, None)
-    batch_size = runner.equal_batches(len(images), batch_size)
+    answer = batches.compiled(_drawn, None)
+    batch_size = batches.equal_batches(len(images), batch_size)
     found = [
         np.asarray(answer(key, members.logits_fn, probabilities, images[padded], padded))[
             : len(rows)
         ]
-        for rows, padded in runner.padded_batches(len(images), batch_size)
+        for rows, padded in batches.padded_batches(len(images), batch_size)
     ]
     return np.concatenate(found)
 
