@@ -1,14 +1,17 @@
-"""State dicts of PyTorch in our networks: written from our own weights under torch's names."""
+"""State dicts of PyTorch in our networks and back; our own weights under torch's names."""
 
+import hashlib
 import json
 import math
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mixjax import models
+from mixjax.models import pretrained
 
 RESNET = models.resnet18(3, 2, input_shape=(8, 8, 3))
 WIDE = models.wide_resnet(3, 16, 1, input_shape=(8, 8, 3))
@@ -172,3 +175,147 @@ def test_nothing_is_unpickled(tmp_path):
         models.load_pretrained(path, RESNET)
     with pytest.raises(ValueError, match="path must end in .npz or .safetensors, got .*w.pt"):
         models.load_pretrained(tmp_path / "w.pt", RESNET)
+
+
+SMALL = models.small_resnet(3, 2, input_shape=(8, 8, 3))
+NORMED = models.preact_resnet18(3, 2, input_shape=(8, 8, 3))
+SAVED = [
+    (RESNET, KUANGLIU, 2),
+    (SMALL, KUANGLIU, 1),
+    (NORMED, (*KUANGLIU[:4], "bn"), 2),
+    (PREACT, KUANGLIU, 2),
+    (WIDE, TRADES, 2),
+    (models.wide_resnet(3, 10, 2, input_shape=(8, 8, 3)), TRADES, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "num_blocks"),
+    SAVED,
+    ids=["resnet18", "small", "preact", "preact without final norm", "wide 16-1", "wide 10-2"],
+)
+def test_what_is_saved_has_the_names_and_the_layout_of_pytorch(model, names, num_blocks, tmp_path):
+    """And comes back bit for bit, NaN and the sign of zero included."""
+    variables = variables_of(model)
+    odd = variables["batch_stats"]["_Block_1"]["BatchNorm_0"]["mean"]
+    odd[:2] = np.nan, -0.0
+    path = tmp_path / "w.safetensors"
+    digest = models.save_pretrained(path, model, variables)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    want = state_dict(variables, names, num_blocks)
+    want = {name: value for name, value in want.items() if value.ndim}  # no counters of steps
+    got = pretrained._read(path, digest)
+    chex.assert_trees_all_equal(got, want, strict=True)
+    back = models.load_pretrained(path, model, sha256=digest)
+    chex.assert_trees_all_equal_structs(back, variables)
+    for old, new in zip(jax.tree.leaves(variables), jax.tree.leaves(back), strict=True):
+        np.testing.assert_array_equal(np.asarray(new).view(np.uint32), old.view(np.uint32))
+
+
+def test_the_saved_file_is_what_the_format_says(tmp_path):
+    """Length, JSON that begins with a brace and is filled up by spaces, arrays without holes."""
+    variables = variables_of(SMALL)
+    path = tmp_path / "w.safetensors"
+    models.save_pretrained(path, SMALL, jax.tree.map(jnp.asarray, variables))
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    text = content[8 : 8 + length]
+    assert length % 8 == 0 and text[:1] == b"{" and text.rstrip(b" ")[-1:] == b"}"
+    header = json.loads(text)
+    assert header.pop("__metadata__") == {"format": "pt"}
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    ends = [entry["data_offsets"] for entry in header.values()]
+    assert [0, *(end for _, end in ends)] == [*(begin for begin, _ in ends), size]
+    assert len(content) == 8 + length + size
+    kernel = header["layer2.0.shortcut.0.weight"]
+    assert kernel["dtype"] == "F32" and kernel["shape"] == [4, 2, 1, 1]
+    begin, end = (8 + length + offset for offset in kernel["data_offsets"])
+    numbers = variables["params"]["_Block_1"]["Conv_2"]["kernel"]
+    assert content[begin:end] == numbers[0, 0].T.astype("<f4").tobytes()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "code"), [(jnp.bfloat16, "BF16"), (np.float16, "F16"), (">f4", "F32")]
+)
+def test_variables_are_saved_in_the_precision_that_they_have(dtype, code, tmp_path):
+    variables = jax.tree.map(lambda leaf: (leaf % 100).astype(dtype), variables_of(SMALL))
+    path = tmp_path / "w.safetensors"
+    models.save_pretrained(path, SMALL, variables)
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert {entry["dtype"] for entry in header.values() if "dtype" in entry} == {code}
+    want = jax.tree.map(np.float32, variables)
+    chex.assert_trees_all_equal(models.load_pretrained(path, SMALL), want, strict=True)
+
+
+def changed(variables, *place, to):
+    """A copy with the leaf at `place` another one, or without it."""
+    first, *rest = place
+    inner = {first: changed(variables[first], *rest, to=to) if rest else to}
+    return {name: leaf for name, leaf in (variables | inner).items() if leaf is not None}
+
+
+BIAS = ("params", "Dense_0", "bias")
+
+
+@pytest.mark.parametrize(
+    ("model", "variables", "message"),
+    [
+        (
+            SMALL,
+            changed(variables_of(SMALL), *BIAS, to=None),
+            "variables must be those of the model, got none for params/Dense_0/bias",
+        ),
+        (
+            SMALL,
+            changed(variables_of(SMALL), *BIAS, to=np.zeros(4)),
+            r"variables must be those of the model: params/Dense_0/bias must have shape \[3\], "
+            r"got \[4\]",
+        ),
+        (
+            SMALL,
+            jax.tree.map(lambda leaf: np.stack([leaf, leaf]), variables_of(SMALL)),
+            r"batch_stats/BatchNorm_0/mean must have shape \[2\], got \[2, 2\]",
+        ),
+        (
+            SMALL,
+            changed(variables_of(SMALL), "params", "Dense_1", to={"bias": np.zeros(3)}),
+            "variables must be those of the model, which has no params/Dense_1/bias",
+        ),
+        (
+            SMALL,
+            changed(variables_of(SMALL), *BIAS, to=np.array(["a", "b", "c"])),
+            "variables must hold numbers, got <U1 for params/Dense_0/bias",
+        ),
+        (SMALL, np.zeros(3), "variables must be those of the model, got none for batch_stats"),
+    ],
+    ids=["missing", "shape", "two members", "too many", "text", "an array"],
+)
+def test_other_variables_are_not_saved(model, variables, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
+        models.save_pretrained(tmp_path / "w.safetensors", model, variables)
+    assert "\n" not in str(error.value) and not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({"params": {"Conv_0": {"bias": np.zeros(3)}}}, "params/Conv_0/bias"),
+        ({"params": {"kernel": np.zeros(3)}}, "params/kernel"),
+        ({"params": {"_Block_0": {"Conv_5": {"kernel": np.zeros(3)}}}}, "params/_Block_0/Conv_5"),
+        ({"params": {"a": {"Conv_1": {"kernel": np.zeros(3)}}}}, "params/a/Conv_1/kernel"),
+        (np.zeros(3), "one array alone"),
+    ],
+)
+def test_a_network_without_names_in_pytorch_is_refused(variables, place, tmp_path):
+    model = models.Model(lambda key: variables, lambda variables, x: x)
+    message = f"model must be one that load_pretrained fits, such as resnet18, got one with {place}"
+    with pytest.raises(ValueError, match=message):
+        models.save_pretrained(tmp_path / "w.safetensors", model, variables)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_weights_are_saved_as_safetensors_alone(tmp_path):
+    with pytest.raises(ValueError, match="path must end in .safetensors, got .*w.npz"):
+        models.save_pretrained(tmp_path / "w.npz", SMALL, variables_of(SMALL))

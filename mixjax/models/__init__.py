@@ -14,6 +14,7 @@ from mixjax.models.model import from_nnx as from_nnx
 from mixjax.models.plain_cnn import cifar_cnn as cifar_cnn
 from mixjax.models.plain_cnn import mnist_cnn as mnist_cnn
 from mixjax.models.pretrained import load_pretrained as load_pretrained
+from mixjax.models.pretrained import save_pretrained as save_pretrained
 from mixjax.models.resnet import resnet18 as resnet18
 from mixjax.models.resnet import small_resnet as small_resnet
 from mixjax.models.wide_resnets import preact_resnet18 as preact_resnet18

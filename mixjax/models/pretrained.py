@@ -1,4 +1,4 @@
-"""Weights trained with PyTorch, in our residual networks: the same logits on the same input.
+"""Weights from PyTorch in our residual networks, and back: the same logits on the same input.
 
 A state dict comes as `.npz` (`numpy.savez(path, **{name: t.numpy() for name, t in ...})`) or as
 `.safetensors`: formats that hold arrays and cannot run code. The names are those that the common
@@ -9,8 +9,10 @@ implementations for CIFAR share: `conv1`, `layer2.0.bn1` or `block2.layer.0.bn1`
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +55,30 @@ _LEAVES = {
 }
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _DTYPES |= {"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8}
+_CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
+
+# The other way, the first of several names; where networks differ, by their family.
+_NAMES_IN_BLOCK = {ours: name for name, ours in reversed(_IN_BLOCK.items())}
+_NAMES_OUTSIDE = {ours: name for name, ours in reversed(_OUTSIDE.items())}
+_FAMILIES = {
+    "residual": ("layer{}.{}", _NAMES_IN_BLOCK, _NAMES_OUTSIDE),
+    "pre-activation": ("layer{}.{}", _NAMES_IN_BLOCK, _NAMES_OUTSIDE | {"BatchNorm_0": "bn"}),
+    "wide": (
+        "block{}.layer.{}",
+        _NAMES_IN_BLOCK | {"Conv_2": "convShortcut"},
+        _NAMES_OUTSIDE | {"Dense_0": "fc"},
+    ),
+}
+_LEAF_NAMES = {
+    (kind, *place): name for kind, leaves in _LEAVES.items() for name, place in leaves.items()
+}
+_OUR_BLOCK = re.compile(r"_Block_(\d+)")
+_LAST_OF_BLOCK = ("Conv_1", "kernel")
+_NUM_STAGES_OF_WIDE = 3
+_ALIGNMENT = 8  # bytes, for readers that map the file into memory
 
 
-def load_pretrained(path: str | pathlib.Path, model: Model, *, sha256: str | None = None) -> PyTree:
+def load_pretrained(path: str | os.PathLike, model: Model, *, sha256: str | None = None) -> PyTree:
     """The model's variables with the weights and statistics of a PyTorch state dict.
 
     Fits `resnet18` and `small_resnet` (as ResNet18 for CIFAR), `wide_resnet` (without shifts in
@@ -78,8 +101,7 @@ def load_pretrained(path: str | pathlib.Path, model: Model, *, sha256: str | Non
     path = pathlib.Path(path)
     state = {name.removeprefix("module."): value for name, value in _read(path, sha256).items()}
     state = {name: value for name, value in state.items() if not _UNUSED.match(name)}
-    shapes, structure = jax.tree.flatten_with_path(jax.eval_shape(model.init, jax.random.key(0)))
-    wanted = {tuple(entry.key for entry in place): leaf.shape for place, leaf in shapes}
+    wanted, structure = _shapes(model)
     blocks = sorted({_block(name) for name in state if _BLOCK.match(name)})
     found = {}
     for name, value in state.items():
@@ -96,6 +118,136 @@ def load_pretrained(path: str | pathlib.Path, model: Model, *, sha256: str | Non
         if place not in found:
             raise ValueError(f"{path} holds nothing for {'/'.join(place)} of the model")
     return jax.tree.unflatten(structure, [found[place] for place in wanted])
+
+
+def save_pretrained(path: str | os.PathLike, model: Model, variables: PyTree) -> str:
+    """Writes the model's variables as a state dict of PyTorch, in one file; returns its sha256.
+
+    The counterpart of `load_pretrained`, for the same networks: what it reads back is the same, bit
+    for bit, and `safetensors.torch.load_file` reads it, too. The names are those of the common
+    implementations for CIFAR: `layer1.0.conv1.weight`, `shortcut` and `linear` in ResNets,
+    `block1.layer.0.conv1.weight`, `convShortcut` and `fc` in WideResNets. What no evaluation uses,
+    `num_batches_tracked` and the copy `sub_block1`, is left out, and so are `mean` and `std` of the
+    pixels, which are part of the model.
+
+    Args:
+      path: the `.safetensors` file to write, whole or not at all.
+      model: the network, one of those that `load_pretrained` fits.
+      variables: those of one network, as of `model.init`; kept in the precision that they have.
+
+    Returns:
+      The digest of the file, for `load_pretrained(path, model, sha256=...)`: the format has no
+      checksums of its own.
+
+    Raises:
+      ValueError: if `path` has another ending, the variables are not those of the model (it names
+        the first that differs), or the model is another one.
+      OSError: if the file cannot be written.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> import jax
+      >>> from mixjax import models
+      >>> model = models.small_resnet()
+      >>> variables = model.init(jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder) / "weights.safetensors"
+      ...     digest = models.save_pretrained(path, model, variables)
+      ...     loaded = models.load_pretrained(path, model, sha256=digest)
+      >>> jax.tree.all(jax.tree.map(lambda old, new: bool((old == new).all()), variables, loaded))
+      True
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {path}")
+    leaves = jax.tree.leaves_with_path(variables)
+    arrays = {_entries(place): np.asarray(leaf) for place, leaf in leaves}
+    _check_fits(arrays, _shapes(model)[0])
+    content = _written_safetensors(_state_dict(arrays))
+    files.write(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _shapes(model) -> tuple[dict[Any, Any], Any]:
+    """Shapes of the model's variables by their place, and how these hang together."""
+    shapes, structure = jax.tree.flatten_with_path(jax.eval_shape(model.init, jax.random.key(0)))
+    return {_entries(place): leaf.shape for place, leaf in shapes}, structure
+
+
+def _entries(place):
+    return tuple(str(getattr(entry, "key", entry)) for entry in place)
+
+
+def _check_fits(arrays, wanted):
+    """Raises `ValueError` unless these are numbers, one array for each place of the model."""
+    for place, shape in wanted.items():
+        name = "/".join(place)
+        if place not in arrays:
+            raise ValueError(f"variables must be those of the model, got none for {name}")
+        if arrays[place].shape != shape:
+            raise ValueError(
+                f"variables must be those of the model: {name} must have shape {list(shape)}, "
+                f"got {list(arrays[place].shape)}"
+            )
+        if arrays[place].dtype.newbyteorder("=") not in _CODES:
+            raise ValueError(f"variables must hold numbers, got {arrays[place].dtype} for {name}")
+    if unknown := arrays.keys() - wanted.keys():
+        name = "/".join(min(unknown))
+        raise ValueError(f"variables must be those of the model, which has no {name}")
+
+
+def _state_dict(arrays):
+    """Our arrays under the names and in the layout of PyTorch."""
+    widths = {
+        int(block[1]): value.shape[-1]
+        for place, value in arrays.items()
+        if place[2:] == _LAST_OF_BLOCK and (block := _OUR_BLOCK.fullmatch(place[1]))
+    }
+    numbers = sorted(widths)
+    stages = _stages([widths[number] for number in numbers])
+    # Only a ResNet normalises its shortcuts, and only a WideResNet has three stages.
+    is_residual = any("BatchNorm_2" in place for place in arrays)
+    is_wide = not is_residual and bool(stages) and stages[-1][0] == _NUM_STAGES_OF_WIDE
+    family = "residual" if is_residual else "wide" if is_wide else "pre-activation"
+    block_name, in_block, outside = _FAMILIES[family]
+    blocks = {
+        f"_Block_{number}": block_name.format(*at)
+        for number, at in zip(numbers, stages, strict=True)
+    }
+    state = {}
+    for place, value in arrays.items():
+        name = _torch_name(place, blocks, in_block, outside)
+        if name is None:
+            raise ValueError(
+                "model must be one that load_pretrained fits, such as resnet18, "
+                f"got one with {'/'.join(place) or 'one array alone'}"
+            )
+        state[name] = _to_torch(value)
+    return state
+
+
+def _torch_name(place, blocks, in_block, outside):
+    """What PyTorch calls the array at that place in our variables, or None."""
+    match place:
+        case (collection, layer, leaf):
+            prefix, module = "", outside.get(layer)
+        case (collection, block, layer, leaf) if block in blocks:
+            prefix, module = f"{blocks[block]}.", in_block.get(layer)
+        case _:
+            return None
+    ours = layer.partition("_")[0], collection, leaf
+    known = module is not None and ours in _LEAF_NAMES
+    return f"{prefix}{module}.{_LEAF_NAMES[ours]}" if known else None
+
+
+def _stages(widths):
+    """Stage, from 1, and place in it, from 0, of each block: a stage begins with another width."""
+    stages = []
+    for number, width in enumerate(widths):
+        is_first = number == 0 or width != widths[number - 1]
+        stage, place = stages[-1] if stages else (0, 0)
+        stages.append((stage + 1, 0) if is_first else (stage, place + 1))
+    return stages
 
 
 def _block(name):
@@ -119,6 +271,12 @@ def _from_torch(value):
     """Kernels as `[rows, columns, in, out]` or `[in, out]`; float32."""
     axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim)
     return jnp.asarray(value if axes is None else value.transpose(axes), jnp.float32)
+
+
+def _to_torch(value):
+    """Kernels as `[out, in, rows, columns]` or `[out, in]`."""
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim)
+    return value if axes is None else value.transpose(axes)
 
 
 def _torch_shape(shape):
@@ -154,6 +312,20 @@ def _read_safetensors(content):
     if any(last != first for (_, last), (first, _) in itertools.pairwise(ends)):
         raise ValueError("the arrays do not fill the file one after the other")
     return arrays
+
+
+def _written_safetensors(arrays):
+    """The content of the file: in the order of the names, in little-endian bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    parts, end = [], 0
+    for name, value in sorted(arrays.items()):
+        code = _CODES[value.dtype.newbyteorder("=")]
+        parts.append(value.astype(value.dtype.newbyteorder("<")).tobytes())
+        offsets = [end, end := end + len(parts[-1])]
+        header[name] = {"dtype": code, "shape": list(value.shape), "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 _READERS = {".npz": files.arrays_in, ".safetensors": _read_safetensors}

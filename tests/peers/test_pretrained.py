@@ -185,3 +185,18 @@ def test_logits_are_those_of_pytorch(name, kind, tmp_path):
         want = network(normalized.permute(0, 3, 1, 2)).numpy()
     got = jax.jit(model.apply)(models.load_pretrained(path, model), x)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"torchvision"}))
+def test_pytorch_loads_what_is_saved(name, tmp_path):
+    make, model = CASES[name]
+    network = randomized(make)
+    np.savez(
+        tmp_path / "w.npz", **{key: value.numpy() for key, value in network.state_dict().items()}
+    )
+    path = tmp_path / "w.safetensors"
+    models.save_pretrained(path, model, models.load_pretrained(tmp_path / "w.npz", model))
+    loaded = make()
+    loaded.load_state_dict(safetensors.torch.load_file(path), strict=True)
+    for key, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
