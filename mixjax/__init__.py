@@ -10,7 +10,7 @@ A submodule is imported when it is first used: `mixjax.threats` needs neither Fl
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mixjax import attacks as attacks
@@ -79,7 +79,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _CALLS:
         return getattr(importlib.import_module(_CALLS[name]), name)
     if name in __all__:

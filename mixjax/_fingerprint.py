@@ -2,18 +2,21 @@
 
 import concurrent.futures
 import hashlib
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mixjax.typing import PyTree
 
-def forms(tree):
+
+def forms(tree: PyTree) -> dict[str, dict[str, Any]]:
     """Path -> {"shape", "dtype"} of each leaf: arrays, `jax.ShapeDtypeStruct`s or numbers."""
     return {name: _form(leaf) for name, leaf in _leaves(tree).items()}
 
 
-def fingerprints(tree):
+def fingerprints(tree: PyTree) -> dict[str, dict[str, Any]]:
     """Path -> {"shape", "dtype", "sha256"} of each leaf; the same on any number of devices."""
     leaves = _leaves(tree)
     with concurrent.futures.ThreadPoolExecutor() as pool:  # sha256 lets other threads run

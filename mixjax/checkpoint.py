@@ -13,9 +13,11 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import pathlib
 import shutil
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -23,6 +25,7 @@ import numpy as np
 from mixjax import _extras, _fingerprint, checks, files
 from mixjax._fingerprint import fingerprints
 from mixjax.interrupt import Interrupt, interruptible
+from mixjax.typing import PyTree
 
 with _extras.needed("train"):
     import orbax.checkpoint as ocp
@@ -62,7 +65,7 @@ class Manager:
     metric: str
     entries: dict[int, _Entry]  # by number, which is the name of the checkpoint's folder
 
-    def close(self):
+    def close(self) -> None:
         """Waits until the last save is on disk and frees the folder.
 
         Raises:
@@ -73,11 +76,11 @@ class Manager:
         finally:
             self.orbax.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         """The manager itself."""
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         """Closes the manager."""
         self.close()
 
@@ -93,7 +96,7 @@ class _Kept:
     num_latest: int
     num_best: int
 
-    def should_preserve(self, checkpoints, *, context):
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
         numbers = _current(self.entries, [checkpoint.step for checkpoint in checkpoints])
         best = _ranked(self.entries, numbers)[: self.num_best]
@@ -101,7 +104,14 @@ class _Kept:
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
-def open(directory, config, *, metric="robust_accuracy", num_latest=2, num_best=3):
+def open(
+    directory: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    metric: str = "robust_accuracy",
+    num_latest: int = 2,
+    num_best: int = 3,
+) -> Manager:
     """Opens a folder of checkpoints, making it if there is none.
 
     Args:
@@ -138,7 +148,7 @@ def open(directory, config, *, metric="robust_accuracy", num_latest=2, num_best=
     return manager
 
 
-def check_directory(directory, *, argument="directory"):
+def check_directory(directory: str | os.PathLike, *, argument: str = "directory") -> None:
     """Raises `ValueError` if the path of a folder can hold no checkpoints that can be read again.
 
     Args:
@@ -153,7 +163,7 @@ def check_directory(directory, *, argument="directory"):
         )
 
 
-def steps(manager):
+def steps(manager: Manager) -> list[int]:
     """The steps that have a checkpoint, ascending; sound or not.
 
     Raises:
@@ -162,7 +172,7 @@ def steps(manager):
     return sorted({manager.entries[number].step for number in _settle(manager)})
 
 
-def save(manager, step, state, metrics):
+def save(manager: Manager, step: int, state: PyTree, metrics: Mapping[str, Any]) -> None:
     """Saves `state` as checkpoint `step`; the files are written in the background.
 
     `state` may be donated or changed as soon as this returns. Checkpoints of the same or later
@@ -207,7 +217,9 @@ def save(manager, step, state, metrics):
         )
 
 
-def restore(manager, template, step=None):
+def restore(
+    manager: Manager, template: PyTree, step: int | str | None = None
+) -> tuple[PyTree, int, list[tuple[int, str]]]:
     """Restores a sound checkpoint.
 
     Args:

@@ -11,27 +11,32 @@ ValueError: step_size must be positive, got -0.1
 Traced values pass unchecked: inside `jit` a value is known only when it is too late to raise.
 """
 
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from mixjax.typing import Bounds
 
 _SIMPLEX_TOLERANCE = 1e-4
 _ROUNDING = 1e-6
 _HIGHEST_SEED = 2**32 - 1
 
 
-def positive(**values):
+def positive(**values: Any) -> None:
     """Raises `ValueError` unless every value holds finite numbers above 0 only."""
     _require(values, "positive", lambda value: np.all(np.isfinite(value) & (value > 0)))
 
 
-def non_negative(**values):
+def non_negative(**values: Any) -> None:
     """Raises `ValueError` unless every value holds finite numbers of at least 0 only."""
     _require(values, "at least 0", lambda value: np.all(np.isfinite(value) & (value >= 0)))
 
 
-def at_least(minimum, **values):
+def at_least(minimum: int, **values: Any) -> None:
     """Raises `ValueError` unless every value is a whole number of at least `minimum`.
 
     A float is none even where it is whole: nothing can be done 3.0 times.
@@ -49,7 +54,7 @@ def at_least(minimum, **values):
                 )
 
 
-def seed(**values):
+def seed(**values: Any) -> None:
     """Raises `ValueError` unless every value is a whole number that makes a random key of its own.
 
     JAX and NumPy's frozen generator take 32 bits: one more would be another seed's second name.
@@ -61,19 +66,19 @@ def seed(**values):
     )
 
 
-def fraction(**values):
+def fraction(**values: Any) -> None:
     """Raises `ValueError` unless every value lies in [0, 1)."""
     _require(values, "in [0, 1)", lambda value: 0 <= value < 1)
 
 
-def one_of(options, **values):
+def one_of(options: Collection[Any], **values: Any) -> None:
     """Raises `ValueError` unless every value is one of `options`."""
     for name, value in values.items():
         if value not in options:
             raise ValueError(f"{name} must be one of {', '.join(map(str, options))}, got {value}")
 
 
-def simplex(**values):
+def simplex(**values: Any) -> None:
     """Raises `ValueError` unless every value is a vector of probabilities."""
 
     def is_simplex(value):
@@ -83,7 +88,7 @@ def simplex(**values):
     _require(values, "on the simplex (non-negative, summing to 1)", is_simplex)
 
 
-def increasing(**values):
+def increasing(**values: Any) -> None:
     """Raises `ValueError` unless every value is a pair, the first below the second everywhere."""
     for name, pair in values.items():
         is_pair = isinstance(pair, (tuple, list)) or (np.ndim(pair) and not _is_traced(pair))
@@ -95,7 +100,7 @@ def increasing(**values):
         raise ValueError(f"{name} must be a pair (low, high) with low < high, got {pair}")
 
 
-def within(low, high, **values):
+def within(low: Any, high: Any, **values: Any) -> None:
     """Raises `ValueError` unless every value holds numbers of [low, high] only; NaN never does."""
     for name, value in values.items():
         if not _is_traced(value, low, high):
@@ -105,7 +110,7 @@ def within(low, high, **values):
                 raise ValueError(f"{name} must lie in [{low}, {high}], got {got}")
 
 
-def floating(**values):
+def floating(**values: Any) -> None:
     """Raises `ValueError` unless every array holds floating-point numbers in native byte order.
 
     Known of traced values too.
@@ -118,7 +123,7 @@ def floating(**values):
             raise ValueError(f"{name} must hold floating-point numbers, got {dtype}: {hint}")
 
 
-def native_order(**values):
+def native_order(**values: Any) -> None:
     """Raises `ValueError` for an array in the other byte order, which JAX cannot hold."""
     for name, value in values.items():
         if isinstance(value, np.ndarray | np.generic) and not value.dtype.isnative:
@@ -129,7 +134,7 @@ def native_order(**values):
             )
 
 
-def inside(bounds, **values):
+def inside(bounds: Bounds, **values: Any) -> None:
     """Raises `ValueError` unless every input is of floating point and lies within `bounds`.
 
     The bounds are `(low, high)`, numbers or arrays per feature that broadcast to the input.
@@ -156,7 +161,7 @@ def inside(bounds, **values):
                 raise ValueError(f"{name} must {where}, got {got}")
 
 
-def label(num_classes, **values):
+def label(num_classes: int, **values: Any) -> None:
     """Raises `ValueError` unless every value is one class of `num_classes`."""
     for name, value in values.items():
         native_order(**{name: value})
@@ -173,7 +178,7 @@ def label(num_classes, **values):
             raise ValueError(f"{name} must lie in [0, {num_classes - 1}], got {int(value)}")
 
 
-def logits(axes, **values):
+def logits(axes: str, **values: Any) -> None:
     """Raises `ValueError` unless every value has the axes named in `axes`, such as "L C"."""
     for name, value in values.items():
         native_order(**{name: value})
@@ -185,7 +190,7 @@ def logits(axes, **values):
             )
 
 
-def threat(**values):
+def threat(**values: Any) -> None:
     """Raises `ValueError` unless every value is a `Threat` of one radius."""
     for name, value in values.items():
         if not (hasattr(value, "project") and hasattr(value, "epsilon")):
@@ -200,7 +205,7 @@ def threat(**values):
             )
 
 
-def one_number(x, **functions):
+def one_number(x: Any, **functions: Callable[[Any], Any]) -> None:
     """Raises `ValueError` unless every function of one input `x` answers with one number."""
     for name, function in functions.items():
         answer = jax.eval_shape(function, x)
@@ -212,7 +217,7 @@ def one_number(x, **functions):
             )
 
 
-def non_empty(num_axes, **values):
+def non_empty(num_axes: int, **values: Any) -> None:
     """Raises `ValueError` unless every array has `num_axes` axes, none of size 0."""
     for name, value in values.items():
         if np.ndim(value) != num_axes or 0 in np.shape(value):
@@ -221,7 +226,7 @@ def non_empty(num_axes, **values):
             )
 
 
-def shape(expected, **values):
+def shape(expected: Sequence[int | None], **values: Any) -> None:
     """Raises `ValueError` unless every array has the `expected` shape; `None` fits any size."""
     for name, value in values.items():
         fits = len(expected) == np.ndim(value) and all(

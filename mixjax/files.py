@@ -14,6 +14,7 @@ import os
 import pathlib
 import secrets
 import zipfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ _ABSENT = "(absent)"
 _END_OF_DIRECTORY = b"PK\x05\x06"  # the last record of a zip archive
 
 
-def plain(value, name="value") -> Any:
+def plain(value: Any, name: str = "value") -> Any:
     """`value` as JSON knows it: dicts with string keys, lists, strings, finite numbers, None.
 
     Args:
@@ -52,7 +53,7 @@ def plain(value, name="value") -> Any:
     raise ValueError(f"{name} must be something JSON can hold, got {value!r}")
 
 
-def write(path, content):
+def write(path: str | os.PathLike, content: str | bytes) -> None:
     """Writes `content`, text or bytes, to the file `path`, whole or not at all."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
@@ -63,7 +64,7 @@ def write(path, content):
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path, value, name="value"):
+def write_json(path: str | os.PathLike, value: Any, name: str = "value") -> None:
     """Writes `value` as strict JSON to the file `path`, whole or not at all.
 
     Raises:
@@ -72,7 +73,7 @@ def write_json(path, value, name="value"):
     write(path, json.dumps(plain(value, name), indent=2) + "\n")
 
 
-def read_json(path):
+def read_json(path: str | os.PathLike) -> Any:
     """The content of the JSON file `path`.
 
     Raises:
@@ -84,7 +85,7 @@ def read_json(path):
         raise ValueError(f"{path} is not readable JSON: {error}") from error
 
 
-def read_arrays(path) -> dict[str, Any]:
+def read_arrays(path: str | os.PathLike) -> dict[str, Any]:
     """The arrays in the `.npz` file `path`, as they were written.
 
     Raises:
@@ -118,7 +119,7 @@ def arrays_in(content: bytes) -> dict[str, Any]:
     }
 
 
-def differences(old, new, name=""):
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
     """Sentences `name: old -> new` for each entry in which two plain values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
@@ -131,7 +132,7 @@ def differences(old, new, name=""):
     return [] if old == new else [f"{name}: {old} -> {new}"]
 
 
-def claim(directory, config, *, argument):
+def claim(directory: str | os.PathLike, config: Mapping[str, Any], *, argument: str) -> bool:
     """Makes `directory` the folder of `config`, or confirms that it is.
 
     Args:
@@ -171,7 +172,7 @@ def claim(directory, config, *, argument):
 
 
 @contextlib.contextmanager
-def hold(directory, *, argument):
+def hold(directory: str | os.PathLike, *, argument: str) -> Iterator[None]:
     """Keeps every other process out of `directory` for the length of the `with` block.
 
     The lock belongs to an open file, `.lock` in the folder: the system frees it when the process

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+from collections.abc import Iterator
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -9,17 +10,17 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interrupt:
     """Whether a signal has asked the program to stop, and the exit code that says so."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Nothing has been received yet."""
         self._signal = None
 
     @property
-    def received(self):
+    def received(self) -> bool:
         """True from the first SIGTERM or SIGINT on."""
         return self._signal is not None
 
     @property
-    def exit_code(self):
+    def exit_code(self) -> int:
         """128 + signal, as a shell has it: 143 for SIGTERM, 130 for SIGINT; 0 for none."""
         return 0 if self._signal is None else 128 + self._signal
 
@@ -31,7 +32,7 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def interruptible():
+def interruptible() -> Iterator[Interrupt]:
     """Turns the first SIGTERM or SIGINT inside the `with` block into `interrupt.received`.
 
     The second one kills the process. The handlers of before are back after the block. To be used

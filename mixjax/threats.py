@@ -103,7 +103,7 @@ class Threat:
         is_point = not isinstance(step_size, Tracer) and np.ndim(step_size) == 0 and step_size == 0
         return 1.0 if is_point else step_size
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         if not isinstance(other, Threat):
             return NotImplemented
         radii = self.epsilon, other.epsilon
@@ -111,11 +111,11 @@ class Threat:
         same = np.array_equal(*radii) if known else radii[0] is radii[1]
         return same and self.geometry == other.geometry
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         radius = np.asarray(self.epsilon)  # a traced one is a `TypeError`, as of all unhashables
         return hash((self.geometry, radius.shape, *radius.ravel().tolist()))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         radius = self.epsilon
         if np.ndim(radius) == 0 and hasattr(radius, "__float__") and not isinstance(radius, Tracer):
             radius = f"{float(radius):g}"

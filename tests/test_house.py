@@ -2,10 +2,12 @@
 
 import ast
 import importlib
+import inspect
 import pathlib
 import re
 import sys
 import tomllib
+import types
 
 import pytest
 from packaging.requirements import Requirement
@@ -117,6 +119,45 @@ def undocumented(source):
     return names
 
 
+def untyped(module, package="mixjax"):
+    """`f(x)` or `C.f ->` of each parameter and result without a type of what is public in `module`.
+
+    What it took from private modules of `package` counts as well.
+    """
+    found = []
+
+    def visit(name, function):
+        signature = inspect.signature(function)
+        found.extend(
+            f"{name}({parameter.name})"
+            for parameter in signature.parameters.values()
+            if parameter.annotation is parameter.empty and parameter.name not in ("self", "cls")
+        )
+        if signature.return_annotation is signature.empty:
+            found.append(f"{name} ->")
+
+    for name, thing in vars(module).items():
+        home = (getattr(thing, "__module__", None) or "").split(".")[0]
+        is_made = "<locals>" in getattr(thing, "__qualname__", "")  # by a function, with its type
+        if name.startswith("_") or home != package or not callable(thing) or is_made:
+            continue
+        if not inspect.isclass(thing):
+            visit(name, thing)
+            continue
+        for attribute, value in vars(thing).items():
+            method = value.fget if isinstance(value, property) else value
+            method = getattr(method, "__func__", method)  # of a class method or static method
+            if not attribute.startswith("_") and inspect.isfunction(method):
+                visit(f"{name}.{attribute}", method)
+    return found
+
+
+def public_modules():
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in LIBRARY]
+    names = [name.removesuffix(".__init__") for name in names]
+    return [name for name in names if "._" not in name]
+
+
 def broken_links(text, folder):
     """Relative targets of Markdown links and images in `text` that do not exist in `folder`."""
     targets = re.findall(r"\]\(([^)\s]+)[^)]*\)", text)
@@ -158,6 +199,41 @@ def relative(path):
 @pytest.mark.parametrize("path", LIBRARY, ids=relative)
 def test_everything_public_is_documented(path):
     assert undocumented(path.read_text()) == []
+
+
+@pytest.mark.parametrize("name", public_modules())
+def test_everything_public_has_types(name):
+    assert untyped(importlib.import_module(name)) == []
+
+
+def test_what_has_no_type_is_found_in_a_planted_module():
+    source = """
+import contextlib, functools
+def f(x: int, *args, y=1, **numbers: int): ...
+def _f(x): ...
+def g() -> int: ...
+h = functools.partial(g, 1)
+@contextlib.contextmanager
+def k(x): ...
+class A:
+    field: int
+    def __init__(self, x): ...
+    def method(self, x): ...
+    @property
+    def value(self): ...
+    @classmethod
+    def make(cls, x: int) -> int: ...
+    @staticmethod
+    def fixed(self: int, x): ...
+class _B:
+    def method(self, x): ...
+"""
+    module = types.ModuleType("planted")
+    exec(source, vars(module))
+    wanted = ["f(args)", "f(y)", "f ->", "k(x)", "k ->", "A.method(x)", "A.method ->"]
+    assert untyped(module, "planted") == [*wanted, "A.value ->", "A.fixed(x)", "A.fixed ->"]
+    assert {"mixjax", "mixjax.checkpoint", "mixjax.reporting.tables"} <= {*public_modules()}
+    assert "mixjax.attacks._steps" not in public_modules()
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=relative)

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mixjax import checks
-from mixjax.typing import Array
+from mixjax.threats import Threat
+from mixjax.typing import AccuracyFn, Array, Bounds, LossFn
 
 
 class AttackInfo(NamedTuple):
@@ -28,7 +30,9 @@ class AttackInfo(NamedTuple):
     accuracy: Array | None = None
 
 
-def as_input(x, threat, bounds, **functions):
+def as_input(
+    x: ArrayLike, threat: Threat, bounds: Bounds, **functions: Callable | None
+) -> tuple[Array, Bounds]:
     """`x` and the bounds as arrays of one dtype, everything checked that is known.
 
     Args:
@@ -60,13 +64,15 @@ class Visited(NamedTuple):
     accuracy: Array | None  # None: the loss alone decides
 
 
-def visit(loss_fn, accuracy_fn, point):
+def visit(loss_fn: LossFn, accuracy_fn: AccuracyFn | None, point: Array) -> Visited:
     """The point as `Visited`."""
     accuracy = None if accuracy_fn is None else _errors_count(accuracy_fn(point))
     return Visited(point, loss_fn(point), accuracy)
 
 
-def visit_and_grad(loss_fn, accuracy_fn, point):
+def visit_and_grad(
+    loss_fn: LossFn, accuracy_fn: AccuracyFn | None, point: Array
+) -> tuple[Visited, Array]:
     """The point as `Visited`, and the gradient there, its NaNs replaced by 0.
 
     The accuracy is taken while the loss is differentiated, so that both see the same traced point:
@@ -105,7 +111,7 @@ def once(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return asked_once
 
 
-def value_and_grad(loss_fn, point):
+def value_and_grad(loss_fn: LossFn, point: Array) -> tuple[Array, Array]:
     """`loss_fn` and its gradient at `point`, NaNs of the gradient replaced by 0.
 
     A step along NaN would leave the inputs altogether; such coordinates stay where they are.
@@ -114,7 +120,7 @@ def value_and_grad(loss_fn, point):
     return loss, jnp.nan_to_num(gradient)
 
 
-def move(x, delta, threat, bounds):
+def move(x: Array, delta: Array, threat: Threat, bounds: Bounds) -> Array:
     """`x + P(delta)` within `bounds`; clipping towards an `x` inside them stays in the ball.
 
     In the dtype of `x`, whatever that of the delta: rounded last, the point stays in both.
@@ -122,20 +128,20 @@ def move(x, delta, threat, bounds):
     return jnp.clip(x + threat.project(delta), *bounds).astype(x.dtype)
 
 
-def nothing_visited(loss_fn, accuracy_fn, x):
+def nothing_visited(loss_fn: LossFn, accuracy_fn: AccuracyFn | None, x: Array) -> Visited:
     """What a loop carries before its first point, which is kept whatever it is."""
     visited = jax.eval_shape(lambda x: visit(loss_fn, accuracy_fn, x), x)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), visited)
 
 
-def keep_better(best, new, is_first=False):
+def keep_better(best: Visited, new: Visited, is_first: bool | Array = False) -> Visited:
     """The point that serves the attacker best: of lower accuracy, then of higher loss.
 
     The first where they tie. Without accuracies a NaN loss counts as the highest: hiding it would
     report a broken network as robust. Beside an accuracy, in which a NaN answer is an error, it
     counts as the lowest: it may be due to the loss.
     """
-    if new.accuracy is None:
+    if new.accuracy is None or best.accuracy is None:
         better = (new.loss > best.loss) | (jnp.isnan(new.loss) & ~jnp.isnan(best.loss))
     else:
         higher = is_higher(new.loss, best.loss)
@@ -143,19 +149,19 @@ def keep_better(best, new, is_first=False):
     return jax.tree.map(lambda a, b: jnp.where(better | is_first, a, b), new, best)
 
 
-def best_of(visited):
+def best_of(visited: Visited) -> Array:
     """Index of the best of several points, leaves `[R, ...]`; as `keep_better`."""
     if visited.accuracy is None:
         return jnp.argmax(visited.loss)  # a NaN counts as the highest
     return jnp.lexsort((-visited.loss, visited.accuracy))[0]
 
 
-def is_higher(new, old):
+def is_higher(new: Array, old: Array) -> Array:
     """Whether `new > old`; a NaN is below every number."""
     return (new > old) | (jnp.isnan(old) & ~jnp.isnan(new))
 
 
-def is_zero(gradient):
+def is_zero(gradient: Array) -> Array:
     """1 for a gradient of zeros alone, else 0."""
     return jnp.all(gradient == 0).astype(jnp.int32)
 

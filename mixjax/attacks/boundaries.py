@@ -5,7 +5,7 @@ it linearises each member, walks along the edge of the ball from what fools the 
 towards what fools the next one, and lets the exact expected accuracy decide.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -190,7 +190,9 @@ def arc(
     return point.astype(dtype), info
 
 
-def widened(logits_fn, weights, x, label, threat, bounds):
+def widened(
+    logits_fn: LogitsFn, weights: Array, x: Array, label: Array, threat: Threat, bounds: Bounds
+) -> tuple[LogitsFn, Array, Array, Bounds, Any]:
     """The checked arguments in float32 at least, where distances do not underflow.
 
     The members still see inputs of the dtype of `x`, so that what is scored is what is returned.

@@ -47,7 +47,7 @@ class Dataset:
     test: Split
     augmentation: Augmentation = NO_AUGMENTATION
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
             split = getattr(self, name)
             check(split.images, split.labels, self.num_classes, name=f"{name}.")

@@ -5,7 +5,7 @@ its numbers filled in; `loss_fn` is the cross-entropy of the classifier attacked
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ def train(
 def attack_classifier(
     model: Model,
     variables: PyTree,
-    attack,
+    attack: Callable[..., tuple[Array, Any]],
     key: Key,
     images: Array,
     labels: Array,
@@ -133,7 +133,7 @@ def dropout_key(key: Key, data_axis: str | None = None) -> Key:
 
 def mean_loss(
     model: Model, variables: PyTree, images: Array, labels: Array, key: Key | None = None
-):
+) -> tuple[Array, PyTree]:
     """Mean cross-entropy in training, and the variables with their statistics updated.
 
     Dropout draws from the key; without one, nothing is dropped out.

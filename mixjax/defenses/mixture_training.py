@@ -316,7 +316,9 @@ def scale_by_step(schedule: optax.Schedule) -> optax.GradientTransformationExtra
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def apply_in_training(model: Model, variables: PyTree, x: Array, key: Key | None):
+def apply_in_training(
+    model: Model, variables: PyTree, x: Array, key: Key | None
+) -> tuple[Array, PyTree]:
     """Logits and the variables with their statistics updated; dropout draws from the key.
 
     A model whose `apply` takes no key, having no dropout or random streams of its own, gets none.

@@ -4,6 +4,9 @@ Round 0 trains on clean inputs. In round r the attack is made with the classifie
 left, and the current one is trained on clean and attacked inputs, one to one.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,6 +22,7 @@ from mixjax.defenses.classifier import (
 from mixjax.defenses.mixture_training import Defense
 from mixjax.models import Model
 from mixjax.threats import Threat
+from mixjax.typing import Array
 
 _CLEAN_WEIGHT = 0.5
 
@@ -27,7 +31,7 @@ def cat_and_mouse(
     model: Model,
     optimizer: optax.GradientTransformation,
     threat: Threat,
-    attack,
+    attack: Callable[..., tuple[Array, Any]],
     *,
     num_steps_per_round: int,
     data_axis: str | None = None,

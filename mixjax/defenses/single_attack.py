@@ -6,6 +6,9 @@ gradient attack `dz_i/du = eta d2l/dz_i du`, and the gradient of `f(u, Z(u))` is
 `f + gamma / 2 sum_i |df/dz_i|^2` with `gamma = eta N`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,7 +31,7 @@ def sensitivity(
     model: Model,
     optimizer: optax.GradientTransformation,
     threat: Threat,
-    attack,
+    attack: Callable[..., tuple[Array, Any]],
     *,
     penalty: float | Array | None = None,
     clean_weight: float = 0.0,
@@ -85,7 +88,7 @@ def learning_with_adversary(
     model: Model,
     optimizer: optax.GradientTransformation,
     threat: Threat,
-    attack,
+    attack: Callable[..., tuple[Array, Any]],
     *,
     clean_weight: float = 0.0,
     data_axis: str | None = None,

@@ -15,19 +15,38 @@ from mixjax import checks
 from mixjax.batch import to_float
 from mixjax.evaluation import outcomes
 from mixjax.evaluation.inputs import UNIT, checked
-from mixjax.evaluation.suite import run_attack
-from mixjax.typing import Bounds
+from mixjax.evaluation.suite import Attack, run_attack
+from mixjax.typing import Array, Bounds, Key, LogitsFn
 
 
-def attack_batch(key, logits_fn, weights, attack, run, images, labels, indices, *, transform=None):
+def attack_batch(
+    key: Key,
+    logits_fn: LogitsFn,
+    weights: Any,
+    attack: Attack,
+    run: int,
+    images: Any,
+    labels: Any,
+    indices: Any,
+    *,
+    transform: Callable | None = None,
+) -> Array:
     """The points `[B, ...]` that one run of an attack finds on a batch."""
     find = compiled(_points, transform, attack.function)
     settings = attack.threat, UNIT if attack.bounds is None else attack.bounds
-    numbers = np.int32(attack.number), np.int32(run)
+    numbers = np.array(attack.number, np.int32), np.array(run, np.int32)
     return find(key, numbers, logits_fn, single(weights), settings, images, labels, indices)
 
 
-def judge_batch(logits_fn, weights, points, labels, indices, *, transform=None):
+def judge_batch(
+    logits_fn: LogitsFn,
+    weights: Any,
+    points: Any,
+    labels: Any,
+    indices: Any,
+    *,
+    transform: Callable | None = None,
+) -> outcomes.Answers:
     """The `Answers` of all members at the points `[B, ...]` of a batch."""
     score = compiled(_answers, transform)
     return score(logits_fn, single(weights), points, labels, indices)
@@ -103,7 +122,7 @@ def _answers(logits_fn, weights, points, labels, indices):
     return outcomes.answers(logits_fn, weights, points, labels)
 
 
-def single(weights):
+def single(weights: Any) -> np.ndarray:
     """In the precision of the networks."""
     return np.asarray(weights, np.float32)
 

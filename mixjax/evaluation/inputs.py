@@ -48,7 +48,7 @@ def checked(images: Any, labels: Any, bounds: Bounds = UNIT) -> tuple[np.ndarray
     return images, labels.astype(np.int32)
 
 
-def check_batch(images: Any, labels: Any, bounds: Bounds | None):
+def check_batch(images: Any, labels: Any, bounds: Bounds | None) -> None:
     """Raises `ValueError` unless a batch is what an attack can use; traced values pass unchecked.
 
     uint8 is scaled to [0, 1] before any attack sees it, so that no other bounds go with it.
@@ -72,7 +72,7 @@ def check_batch(images: Any, labels: Any, bounds: Bounds | None):
         raise ValueError(f"labels must be at least 0, got {np.min(np.asarray(labels))}")
 
 
-def check_members(logits_fn: LogitsFn, weights: Any, shape: Sequence[int], labels: Any):
+def check_members(logits_fn: LogitsFn, weights: Any, shape: Sequence[int], labels: Any) -> None:
     """Raises `ValueError` unless an input of this shape has `[L, C]` logits, and the rest fits."""
     checks.simplex(weights=weights)
     logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))

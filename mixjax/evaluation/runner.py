@@ -13,7 +13,7 @@ import io
 import pathlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -214,7 +214,7 @@ def _together(logits_fn, weights, alone):
     )
 
 
-def those_that_count(logits_fn, weights):
+def those_that_count(logits_fn: LogitsFn, weights: np.ndarray) -> tuple[LogitsFn, np.ndarray]:
     """The mixture without its members of weight 0."""
     counting = tuple(np.flatnonzero(weights > 0).tolist())
     if len(counting) == len(weights):
@@ -369,7 +369,7 @@ def _attack_in_turn(
     )
 
 
-def check_names(attacks):
+def check_names(attacks: Iterable[Attack]) -> None:
     """Raises `ValueError` for what is no attack, or one whose name means something else."""
     for attack in attacks:
         if not isinstance(attack, Attack):

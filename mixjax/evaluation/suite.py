@@ -79,7 +79,17 @@ class Attack(NamedTuple):
         )
 
 
-def run_attack(function, key, run, logits_fn, weights, x, label, threat, bounds):
+def run_attack(
+    function: Callable,
+    key: Key,
+    run: int | Array,
+    logits_fn: LogitsFn,
+    weights: Array,
+    x: Array,
+    label: Array,
+    threat: Threat | None,
+    bounds: Bounds | None,
+) -> Array:
     """One run on one example: `[...]`."""
     bounds = (0.0, 1.0) if bounds is None else bounds
     return attacks.on_mixture(

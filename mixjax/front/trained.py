@@ -37,7 +37,7 @@ class Run:
     history: list[dict[str, Any]]
     folder: pathlib.Path | None
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         best = max(self.history, key=lambda row: row["robust_accuracy"] or 0.0)
         weights = [round(float(weight), 3) for weight in self.weights]
         return (
@@ -98,7 +98,7 @@ def write(
     variables: PyTree,
     weights: Any,
     input_shape: Sequence[int],
-):
+) -> None:
     """Writes the members to one file, whole or not at all, with their program if there can be one.
 
     Args:

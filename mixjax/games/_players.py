@@ -59,24 +59,31 @@ class PlayersInfo(NamedTuple):
     residual: Array
 
 
-def ascent_gradient(f, u, v, args):
+def ascent_gradient(f: Payoff, u: PyTree, v: PyTree, args: tuple[Any, ...]) -> PyTree:
     """The gradient in `v` of `-f`, for an optimiser that descends."""
     return jax.grad(lambda v: -f(u, v, *args))(v)
 
 
-def move(optimizer, gradient, player):
+def move(
+    optimizer: optax.GradientTransformation, gradient: PyTree, player: tuple[PyTree, PyTree]
+) -> tuple[PyTree, PyTree]:
     """A step of a player `(params, opt_state)`."""
     params, opt_state = player
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
 
-def make_info(value, u_norm, v_norm, penalty):
+def make_info(value: Array, u_norm: Array, v_norm: Array, penalty: Array) -> PlayersInfo:
     """The info from both gradients' norms."""
     return PlayersInfo(value, u_norm, v_norm, penalty, jnp.sqrt(u_norm**2 + v_norm**2))
 
 
-def checked_method(f, descent, ascent, update) -> Method:
+def checked_method(
+    f: Payoff,
+    descent: optax.GradientTransformation,
+    ascent: optax.GradientTransformation,
+    update: Callable[..., tuple[PlayersState, PlayersInfo]],
+) -> Method:
     """`Method(init, update)`, the arguments of both checked first."""
 
     def init(u, v):

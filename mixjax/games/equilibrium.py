@@ -44,12 +44,12 @@ class Equilibrium(NamedTuple):
     lower: Any
 
     @property
-    def value(self):
+    def value(self) -> Any:
         """`[]`: what the weights guarantee, `upper`; the game's value is at most `gap` below it."""
         return self.upper
 
     @property
-    def gap(self):
+    def gap(self) -> Any:
         """`[]`: what both players together could gain by deviating, 0 at an equilibrium alone.
 
         Known up to the last digit of `upper`, below which `duality_gap` may see more.
@@ -57,7 +57,7 @@ class Equilibrium(NamedTuple):
         return self.upper - self.lower
 
 
-def solve(losses) -> Equilibrium:
+def solve(losses: Any) -> Equilibrium:
     """`min_weights max_attack mean_n sum_mk attack_nm weights_k losses_nmk`, and who attains it.
 
     Exact up to rounding: by linear programs (HiGHS), on the host, not inside `jit`. Each has a
@@ -120,7 +120,7 @@ def solve(losses) -> Equilibrium:
     )
 
 
-def duality_gap(weights, attack, losses) -> Array | float:
+def duality_gap(weights: Any, attack: Any, losses: Any) -> Array | float:
     """`mean_n max_m sum_k weights_k losses_nmk - min_k mean_n sum_m attack_nm losses_nmk`.
 
     What the two players could gain together by deviating: 0 at an equilibrium alone. It certifies

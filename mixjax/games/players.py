@@ -7,7 +7,7 @@ descends everywhere else climbs here.
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -217,7 +217,7 @@ def _turn(f, leader, follower, penalty, order, num_steps, data_axis):
 
     def follow(x, second, args, slope=None):
         """The follower's steps at `x`; the first takes `df/dy` from `slope` if it is known."""
-        norm = None
+        norm: Any = None
         for _ in range(num_steps):  # no `scan`: inside one, a CPU's convolutions are slow backwards
             if slope is None:
                 gradient = mean(ascent_gradient(f, x, second[0], args))

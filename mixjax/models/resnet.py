@@ -81,13 +81,15 @@ def _residual(num_classes, input_shape, stages, width, mean, std, dtype, axis_na
     return from_linen(module, input_shape, draw=he_normal)
 
 
-def check_std(std):
+def check_std(std: float | Sequence[float]) -> None:
     """Raises `ValueError` unless every standard deviation is positive."""
     for value in std if isinstance(std, Sequence) else (std,):
         checks.positive(std=value)
 
 
-def layers(dtype, axis_name, conv, train):
+def layers(
+    dtype: Any, axis_name: str | None, conv: Callable[..., Array], train: bool
+) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
     """Constructors of the convolutions, without shift, and of the BatchNorms of a network."""
     norm = partial(
         nn.BatchNorm,
@@ -100,13 +102,13 @@ def layers(dtype, axis_name, conv, train):
     return partial(nn.Conv, use_bias=False, dtype=dtype, conv_general_dilated=conv), norm
 
 
-def normalized(x, mean, std):
+def normalized(x: Array, mean: float | Sequence[float], std: float | Sequence[float]) -> Array:
     """`(x - mean) / std`, each a number or one per channel: `[B, H, W, channels]`."""
-    mean, std = (
+    shift, scale = (
         jnp.broadcast_to(jnp.asarray(value, x.dtype), (1, 1, 1, x.shape[-1]))
         for value in (mean, std)
     )
-    return (x - mean) / std
+    return (x - shift) / scale
 
 
 class _ResNet(nn.Module):

@@ -1,10 +1,17 @@
 """Errors of several classifiers under several attacks as a table, beside those of a paper."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 from mixjax.intervals import wilson_interval
 from mixjax.reporting.tables import _markdown
 
 
-def error_table(rows, attacks, paper=None):
+def error_table(
+    rows: Mapping[str, Mapping[str, Any]],
+    attacks: Mapping[str, str],
+    paper: Mapping[str, Mapping[str, Mapping[Any, float]]] | None = None,
+) -> str:
     """One row for each classifier, one column for each attack, as Markdown.
 
     Args:
@@ -26,7 +33,9 @@ def error_table(rows, attacks, paper=None):
     return _markdown(["classifier", *attacks.values()], table)
 
 
-def error_cell(error, num_examples, published=None):
+def error_cell(
+    error: float | None, num_examples: int, published: Mapping[Any, float] | None = None
+) -> str:
     """`0.921 (0.903 to 0.936) [0.995 T3, 0.996 T4]`: an error rate and what a paper reports.
 
     Args:
@@ -51,7 +60,7 @@ def error_cell(error, num_examples, published=None):
     return " ".join(parts)
 
 
-def rate_table(corner, head, rows):
+def rate_table(corner: str, head: Sequence[str], rows: Mapping[Any, Iterable[float | str]]) -> str:
     """Error rates as they are: `rows` is `name -> numbers or texts`, as Markdown."""
     cells = [
         [name, *(value if isinstance(value, str) else f"{value:.3f}" for value in values)]

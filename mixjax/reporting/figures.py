@@ -1,8 +1,12 @@
 """Figures of a run. Colours that colour-blind readers can tell apart, and never colour alone."""
 
 import io
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mixjax import _extras, files
 from mixjax.reporting.tables import interval_of
@@ -15,7 +19,7 @@ _RIGHT, _WRONG = _COLORS[0], _COLORS[1]
 _DOTS_PER_INCH = 150
 
 
-def plot_curves(path, runs):
+def plot_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Standard and robust accuracy against epochs per classifier, one line for each run.
 
     Args:
@@ -41,7 +45,7 @@ def plot_curves(path, runs):
     _write(figure, path)
 
 
-def plot_weights(path, runs):
+def plot_weights(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """The weights of each run's mixture against epochs per classifier, one panel for each run.
 
     Args:
@@ -66,8 +70,14 @@ def plot_weights(path, runs):
 
 
 def plot_attacks(
-    path, images, attacked, labels, clean_predictions, attacked_predictions, class_names
-):
+    path: str | os.PathLike,
+    images: ArrayLike,
+    attacked: ArrayLike,
+    labels: ArrayLike,
+    clean_predictions: ArrayLike,
+    attacked_predictions: ArrayLike,
+    class_names: Sequence[str],
+) -> None:
     """Rows: clean, attacked, difference; under each image what the members make of it.
 
     Args:
@@ -85,7 +95,7 @@ def plot_attacks(
     images, attacked = np.asarray(images, np.float32), np.asarray(attacked, np.float32)
     clean_predictions = np.asarray(clean_predictions)
     attacked_predictions = np.asarray(attacked_predictions)
-    num_examples = len(images)
+    labels, num_examples = np.asarray(labels), len(images)
     _check_shapes(images, attacked, labels, clean_predictions, attacked_predictions)
     difference = attacked - images
     scale = float(np.abs(difference).max()) or 1.0
@@ -110,7 +120,12 @@ def plot_attacks(
     _write(figure, path)
 
 
-def plot_blindness(path, results, attacks, blind):
+def plot_blindness(
+    path: str | os.PathLike,
+    results: Mapping[str, Mapping[str, Any]],
+    attacks: Sequence[str],
+    blind: Collection[str],
+) -> None:
     """What each attack leaves of each mixture's accuracy, and the exact optimum where known.
 
     Bars are Wilson's 95 % intervals, as in `plot_security`.
@@ -128,7 +143,7 @@ def plot_blindness(path, results, attacks, blind):
     if not results:
         raise ValueError("results must hold at least one result, got none")
     figure, axes = _figure(2.6 * len(results) + 1.2, 0.3 * len(attacks) + 1.4, len(results))
-    rows = np.arange(len(attacks))
+    rows = range(len(attacks))
     for axis, (name, result) in zip(axes, results.items(), strict=True):
         if missing := [attack for attack in attacks if attack not in result["robust_accuracy"]]:
             raise ValueError(f"result of {name} must hold the attack {', '.join(missing)}")
@@ -160,7 +175,7 @@ def plot_blindness(path, results, attacks, blind):
     _write(figure, path)
 
 
-def plot_suite(path, report):
+def plot_suite(path: str | os.PathLike, report: Mapping[str, Any]) -> None:
     """What each attack leaves of a mixture's accuracy, and all of them together.
 
     Bars are Wilson's 95 % intervals.
@@ -189,7 +204,7 @@ def plot_suite(path, report):
     _write(figure, path)
 
 
-def plot_security(path, curves):
+def plot_security(path: str | os.PathLike, curves: Mapping[str, Mapping[str, Any]]) -> None:
     """Accuracy that each attack leaves against the radius, one panel for each classifier.
 
     Bars are Wilson's 95 % intervals over the examples.

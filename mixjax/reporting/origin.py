@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _OUTSIDE = re.compile(r"(?:(?<=^)|(?<=[=,:;\s]))(?:/|~|\.\./)[^=,:;]*")
 
 
-def provenance(command, seed, seconds):
+def provenance(command: str | Sequence[str], seed: int, seconds: float) -> dict[str, Any]:
     """What is needed to repeat a run and to judge its duration.
 
     Args:
@@ -49,7 +50,7 @@ def provenance(command, seed, seconds):
     }
 
 
-def without_paths(value) -> Any:
+def without_paths(value: Any) -> Any:
     """`value` with every absolute path in its strings made relative, or cut to its last part."""
     if isinstance(value, dict):
         return {key: without_paths(entry) for key, entry in value.items()}

@@ -1,6 +1,9 @@
 """`report.md`: tables, figures, what they mean and where they come from, as one page."""
 
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from mixjax import files
 from mixjax.reporting.tables import (
@@ -46,7 +49,12 @@ the last row for all runs, on average: an example that is lost is left alone.
 """
 
 
-def write_report(run_dir, results, title="Report", evaluations=None):
+def write_report(
+    run_dir: str | os.PathLike,
+    results: Mapping[str, Mapping[str, Any]],
+    title: str = "Report",
+    evaluations: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+) -> pathlib.Path:
     """Writes `report.md` into the folder of a run, with the figures that are there.
 
     Args:
@@ -98,7 +106,7 @@ def _suite_section(budget, evaluations):
     return parts
 
 
-def difference_line(name, result):
+def difference_line(name: str, result: Mapping[str, Any]) -> str:
     """How a result compares with the single classifier of the same run, if it says so."""
     if "versus_single" not in result:
         return ""
@@ -113,7 +121,7 @@ def difference_line(name, result):
     )
 
 
-def nan_line(name, result):
+def nan_line(name: str, result: Mapping[str, Any]) -> str:
     """Which members answered NaN, and at how many points, if any did."""
     counts = [
         f"{k} at {count}" for k, count in enumerate(result.get("num_nan_answers", ()), 1) if count

@@ -1,11 +1,21 @@
 """Figures of games between a classifier and its attacker: errors over time, pictures of attacks."""
 
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from mixjax.reporting.figures import _COLORS, _MARKERS, _STYLES, _figure, _write
 
 
-def plot_errors(path, panels, *, xlabel, points=False):
+def plot_errors(
+    path: str | os.PathLike,
+    panels: Mapping[str, Mapping[str, Sequence[Any]]],
+    *,
+    xlabel: str,
+    points: bool = False,
+) -> None:
     """Error rates against steps or rounds, one panel each, one line for each name.
 
     Args:
@@ -40,7 +50,13 @@ def plot_errors(path, panels, *, xlabel, points=False):
     _write(figure, path)
 
 
-def plot_gallery(path, pictures, labels, predictions, class_names):
+def plot_gallery(
+    path: str | os.PathLike,
+    pictures: Mapping[str, Any],
+    labels: Any,
+    predictions: Mapping[str, Any],
+    class_names: Sequence[str],
+) -> None:
     """The same examples under several attacks, a row for each.
 
     Args:

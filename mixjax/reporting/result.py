@@ -1,6 +1,9 @@
 """`result.json`: the outcome of a run, checked before it is written and after it is read."""
 
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from mixjax import checks, files
 from mixjax.reporting.origin import without_paths
@@ -24,7 +27,9 @@ _PROVENANCE = ("command", "commit", "seed", "versions", "device", "seconds")
 _ROUNDING = 1e-6
 
 
-def write_result(run_dir, result, file=RESULT):
+def write_result(
+    run_dir: str | os.PathLike, result: Mapping[str, Any], file: str = RESULT
+) -> dict[str, Any]:
     """Checks `result` and writes it as `result.json`, whole or not at all.
 
     Args:
@@ -38,14 +43,14 @@ def write_result(run_dir, result, file=RESULT):
     Raises:
       ValueError: naming the entry that is missing, not finite, or contradicts another one.
     """
-    result = files.plain(result, "result")
-    check_result(result)
-    result["config"] = without_paths(result["config"])
-    files.write_json(pathlib.Path(run_dir) / file, result, "result")
-    return result
+    plain = files.plain(result, "result")
+    check_result(plain)
+    plain["config"] = without_paths(plain["config"])
+    files.write_json(pathlib.Path(run_dir) / file, plain, "result")
+    return plain
 
 
-def read_result(path):
+def read_result(path: str | os.PathLike) -> dict[str, Any]:
     """The result in the file `path`, or in the `result.json` of the folder `path`.
 
     Raises:
@@ -57,7 +62,9 @@ def read_result(path):
     return result
 
 
-def read_evaluations(folders):
+def read_evaluations(
+    folders: Mapping[str, str | os.PathLike],
+) -> dict[str, dict[str, dict[str, Any]]]:
     """`budget -> name -> evaluation` from the files `evaluation_<budget>.json` of some runs.
 
     Args:
@@ -74,7 +81,7 @@ def read_evaluations(folders):
     return found
 
 
-def check_result(result):
+def check_result(result: Mapping[str, Any]) -> None:
     """Checks that `result` has every field, in its range, and contradicts itself nowhere.
 
     Args:

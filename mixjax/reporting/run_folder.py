@@ -3,7 +3,10 @@
 import contextlib
 import json
 import math
+import os
 import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mixjax import files
 
@@ -11,7 +14,13 @@ METRICS = "metrics.jsonl"
 
 
 @contextlib.contextmanager
-def open_run(run_dir, config, *, resume=False, argument="run_dir"):
+def open_run(
+    run_dir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    argument: str = "run_dir",
+) -> Iterator[pathlib.Path]:
     """Makes the folder of a new run, or confirms that it holds this run, and holds it.
 
     No other process can open it before the end of the `with` block or of this process:
@@ -49,7 +58,7 @@ def open_run(run_dir, config, *, resume=False, argument="run_dir"):
         yield run_dir
 
 
-def read_config(run_dir):
+def read_config(run_dir: str | os.PathLike) -> Any:
     """The config of the run in the folder `run_dir`.
 
     Raises:
@@ -58,7 +67,7 @@ def read_config(run_dir):
     return files.read_json(pathlib.Path(run_dir) / files.CONFIG)
 
 
-def append_metrics(run_dir, entry):
+def append_metrics(run_dir: str | os.PathLike, entry: Mapping[str, Any]) -> None:
     """Adds one line to `metrics.jsonl`.
 
     Args:
@@ -77,7 +86,7 @@ def append_metrics(run_dir, entry):
         file.write(json.dumps(entry) + "\n")
 
 
-def read_metrics(run_dir):
+def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
     """All entries of `metrics.jsonl` in order; a torn last line counts as never written.
 
     Raises:
@@ -99,7 +108,7 @@ def read_metrics(run_dir):
     return entries
 
 
-def truncate_metrics(run_dir, step):
+def truncate_metrics(run_dir: str | os.PathLike, step: float) -> None:
     """Drops the entries after `step`, the step of the checkpoint from which a run continues."""
     path = pathlib.Path(run_dir) / METRICS
     if path.exists():

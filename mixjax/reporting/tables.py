@@ -3,10 +3,13 @@
 Results of older versions hold no interval: it is worked out from the accuracy and the examples.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 from mixjax.intervals import wilson_interval
 
 
-def results_table(results, labels=None):
+def results_table(results: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> str:
     """One row for each result, to be read from left to right: what, how good, how sure.
 
     A lower bound has a result of `Evaluation.report` only, where each member met all runs.
@@ -27,7 +30,7 @@ def results_table(results, labels=None):
     return _markdown(head, rows)
 
 
-def training_table(results):
+def training_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """How each mixture was trained, and in what that differs from Algorithm 2, as Markdown.
 
     One row for each config of `experiments.cifar10_mixture`, under the first name that has it.
@@ -70,7 +73,7 @@ def _training(config):
     ]
 
 
-def attack_table(results):
+def attack_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One row for each attack, one column for each result: `name -> result`, as Markdown.
 
     The last row is the strongest attack, `optimum` of a result, if it is known for any.
@@ -90,7 +93,7 @@ def attack_table(results):
     return _markdown(["attack", *(f"{name} %" for name in results)], rows)
 
 
-def suite_table(evaluation):
+def suite_table(evaluation: Mapping[str, Any]) -> str:
     """The attacks of an evaluation: what each leaves, on how many examples, at which cost."""
     rows = []
     for name, attack in evaluation["attacks"].items():
@@ -106,7 +109,7 @@ def suite_table(evaluation):
     return _markdown(head, rows)
 
 
-def reported_table(evaluations):
+def reported_table(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     """What a paper would report by each of four attackers, on the same examples, as Markdown.
 
     The third is the "Rob. Acc." of Meunier et al. 2021: the worst of AutoPGD on the expected
@@ -130,7 +133,7 @@ def reported_table(evaluations):
     return _markdown(head, rows)
 
 
-def findings_table(findings):
+def findings_table(findings: Iterable[Mapping[str, Any]]) -> str:
     """The diagnostics of an evaluation, as Markdown."""
     rows = [
         [
@@ -145,7 +148,7 @@ def findings_table(findings):
     return _markdown(["check", "", "value", "limit", "what it is"], rows)
 
 
-def members_table(result):
+def members_table(result: Mapping[str, Any]) -> str:
     """The members of one result, each alone, and their averaged ensemble, as Markdown."""
     rows = [
         [f"member {k}", f"{weight:.3f}", *_alone(member)]
@@ -201,7 +204,7 @@ def _scored(score, num_examples):
     return _with_interval(score["accuracy"], score.get("interval", wilson))
 
 
-def interval_of(result, name):
+def interval_of(result: Mapping[str, Any], name: str) -> Sequence[float]:
     """The interval of the accuracy `name`, `clean` or an attack's: `(low, high)`."""
     if name in result.get("interval", {}):
         return result["interval"][name]

@@ -1,6 +1,9 @@
 """Figures of the games in the plane and on the line: risks, fields, attacks that move points."""
 
 import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +15,15 @@ _PALETTE = 256  # colours: a file of a third of the size
 _POSITIVE, _NEGATIVE = _COLORS[0], _COLORS[1]  # class 1 and class -1, everywhere
 
 
-def plot_synthetic(path, field, *, curves, value, radii, risks):
+def plot_synthetic(
+    path: str | os.PathLike,
+    field: Mapping[str, Any],
+    *,
+    curves: Mapping[str, Any],
+    value: float,
+    radii: Any,
+    risks: Any,
+) -> None:
     """Examples over the optimal mixture; risk per step; risk against the radius.
 
     Args:
@@ -112,7 +123,9 @@ def _write(figure, path):
     files.write(path, small.getvalue())
 
 
-def plot_game_of_two(path, shares, risks, *, value):
+def plot_game_of_two(
+    path: str | os.PathLike, shares: Any, risks: Mapping[str, Any], *, value: float
+) -> None:
     """Risk against the first classifier's weight, one line for each attack.
 
     Args:
@@ -130,7 +143,9 @@ def plot_game_of_two(path, shares, risks, *, value):
     _write(figure, path)
 
 
-def plot_penalized_line(path, x, panels, heaped, epsilon):
+def plot_penalized_line(
+    path: str | os.PathLike, x: Any, panels: Mapping[str, Any], heaped: Any, epsilon: float
+) -> None:
     """Two densities before the attack and under the best attacks; the attackable zones shaded.
 
     Args:
@@ -168,7 +183,7 @@ def plot_penalized_line(path, x, panels, heaped, epsilon):
     _write(figure, path)
 
 
-def plot_penalized_plane(path, panels):
+def plot_penalized_plane(path: str | os.PathLike, panels: Sequence[Mapping[str, Any]]) -> None:
     """Points of the plane and where the best attack moves them.
 
     Args:
@@ -195,7 +210,9 @@ def plot_penalized_plane(path, panels):
     _write(figure, path)
 
 
-def plot_cycle(path, cycles, *, extent):
+def plot_cycle(
+    path: str | os.PathLike, cycles: Mapping[str, Mapping[str, Any]], *, extent: float
+) -> None:
     """What the classifiers answer, round by round, and the risk after every move.
 
     Args:
@@ -231,7 +248,12 @@ def plot_cycle(path, cycles, *, extent):
     _write(figure, path)
 
 
-def plot_theorem_2(path, curves, failing, grid):
+def plot_theorem_2(
+    path: str | os.PathLike,
+    curves: Sequence[Mapping[str, Any]],
+    failing: Sequence[Mapping[str, Any]],
+    grid: Sequence[Mapping[str, Any]],
+) -> None:
     """Risk of the mixture against alpha, the theorem's interval shaded; the gain over a grid.
 
     Args:
@@ -282,7 +304,13 @@ def _theorem_2_panel(axis, curves, by="lam"):
     _plain(axis)
 
 
-def plot_bounds(path, growths, *, alone, tolerance):
+def plot_bounds(
+    path: str | os.PathLike,
+    growths: Mapping[str, Mapping[str, Any]],
+    *,
+    alone: float,
+    tolerance: float,
+) -> None:
     """Lower and upper bounds of the game's value at every round, one colour for each way to grow.
 
     Args:
