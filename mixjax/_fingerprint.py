@@ -8,15 +8,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mixjax.typing import PyTree
 
-
-def forms(tree: PyTree) -> dict[str, dict[str, Any]]:
+def forms(tree: Any) -> dict[str, dict[str, Any]]:
     """Path -> {"shape", "dtype"} of each leaf: arrays, `jax.ShapeDtypeStruct`s or numbers."""
     return {name: _form(leaf) for name, leaf in _leaves(tree).items()}
 
 
-def fingerprints(tree: PyTree) -> dict[str, dict[str, Any]]:
+def fingerprints(tree: Any) -> dict[str, dict[str, Any]]:
     """Path -> {"shape", "dtype", "sha256"} of each leaf; the same on any number of devices."""
     leaves = _leaves(tree)
     with concurrent.futures.ThreadPoolExecutor() as pool:  # sha256 lets other threads run

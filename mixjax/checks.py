@@ -19,8 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mixjax.typing import Bounds
-
 _SIMPLEX_TOLERANCE = 1e-4
 _ROUNDING = 1e-6
 _HIGHEST_SEED = 2**32 - 1
@@ -134,7 +132,7 @@ def native_order(**values: Any) -> None:
             )
 
 
-def inside(bounds: Bounds, **values: Any) -> None:
+def inside(bounds: tuple[Any, Any], **values: Any) -> None:
     """Raises `ValueError` unless every input is of floating point and lies within `bounds`.
 
     The bounds are `(low, high)`, numbers or arrays per feature that broadcast to the input.
