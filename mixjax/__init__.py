@@ -12,6 +12,8 @@ A submodule is imported when it is first used: `mixjax.threats` needs neither Fl
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mixjax import _extras
+
 if TYPE_CHECKING:
     from mixjax import attacks as attacks
     from mixjax import batch as batch
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Training alone needs Flax and Orbax.
 _CALLS = {
     "attack": "mixjax.front",
     "evaluate": "mixjax.front",
@@ -49,6 +50,8 @@ _CALLS = {
     "predict": "mixjax.front",
     "train": "mixjax.front.training",
 }
+# What `import mixjax` with the core alone cannot give: it is not offered, and told when asked for.
+_OF_TRAINING = ("checkpoint", "defenses", "load", "models", "train")
 
 __all__ = [
     "attack",
@@ -88,4 +91,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    left_out = () if _extras.installed("train") else _OF_TRAINING
+    return ["__version__", *(name for name in __all__ if name not in left_out)]

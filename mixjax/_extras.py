@@ -1,7 +1,10 @@
 """What is not part of the core: a missing package is told in one line that names its extra."""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
+
+_PACKAGES = {"train": ("flax", "flatbuffers", "orbax")}  # without which nothing of it is imported
 
 
 @contextlib.contextmanager
@@ -13,3 +16,8 @@ def needed(extra: str) -> Iterator[None]:
         raise ModuleNotFoundError(
             f"{error.name} is missing: pip install 'mixjax[{extra}]'", name=error.name
         ) from None
+
+
+def installed(extra: str) -> bool:
+    """Whether the packages of an extra are there; none is imported."""
+    return all(importlib.util.find_spec(name) for name in _PACKAGES[extra])

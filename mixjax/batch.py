@@ -4,14 +4,14 @@ An example gets the same random key, and a batch the same mean, whatever else is
 it and on however many devices.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mixjax import checks
-from mixjax.typing import Array, Key, PyTree
+from mixjax.typing import Array, Bounds, Key, PyTree
 
 _Images = TypeVar("_Images", Array, np.ndarray)
 
@@ -74,6 +74,30 @@ def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
         return jax.lax.pmean(leaf, axis_name) if is_real else leaf
 
     return jax.tree.map(mean, tree)
+
+
+def low_and_high(bounds: Any) -> Bounds:
+    """Bounds of an input in the form that compiled code takes: numbers stay such, lists do not.
+
+    Args:
+      bounds: a pair of numbers, or of arrays or lists that fit one input.
+
+    Raises:
+      ValueError: if it is none, or the first is not below the second everywhere.
+
+    Example:
+      >>> import numpy as np
+      >>> from mixjax import batch
+      >>> batch.low_and_high(np.array([0, 1]))
+      (0.0, 1.0)
+    """
+    checks.increasing(bounds=bounds)
+    low, high = (end if isinstance(end, jax.Array) else np.asarray(end) for end in bounds)
+    return _number_or_array(low), _number_or_array(high)
+
+
+def _number_or_array(end):
+    return end.item() if isinstance(end, np.ndarray) and end.ndim == 0 else end
 
 
 def to_float(images: _Images) -> _Images:

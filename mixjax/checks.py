@@ -203,6 +203,20 @@ def threat(**values: Any) -> None:
             )
 
 
+def key(**values: Any) -> None:
+    """Raises `ValueError` unless every value is one random key, typed or of the old form."""
+    for name, value in values.items():
+        dtype = getattr(value, "dtype", None)
+        is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+        if not (is_typed or (dtype == np.uint32 and np.ndim(value))):
+            example = value if isinstance(value, int) and value >= 0 else 0
+            raise ValueError(
+                f"{name} must be a random key, such as jax.random.key({example}), got {value!r}"
+            )
+        if np.ndim(value) != (0 if is_typed else 1):
+            raise ValueError(f"{name} must be one random key, got shape {list(np.shape(value))}")
+
+
 def one_number(x: Any, **functions: Callable[[Any], Any]) -> None:
     """Raises `ValueError` unless every function of one input `x` answers with one number."""
     for name, function in functions.items():
@@ -239,8 +253,13 @@ def shape(expected: Sequence[int | None], **values: Any) -> None:
 def _require(values, description, holds):
     for name, value in values.items():
         # NumPy, because inside `jit` even an operation of JAX on a known value is traced.
-        if not _is_traced(value) and not holds(np.asarray(value)):
+        if not _is_traced(value) and not (_is_number(value) and holds(np.asarray(value))):
             raise ValueError(f"{name} must be {description}, got {value}")
+
+
+def _is_number(value):
+    """Whether it holds numbers, of NumPy's types or, as bfloat16, of others: no text, no None."""
+    return np.asarray(value).dtype.kind in "biufcV"
 
 
 def _broadcasts(shape, to):

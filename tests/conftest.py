@@ -58,6 +58,8 @@ def optimization(request):
     """How much XLA optimises what a module compiles."""
     trains = request.path.stem in _TRAINING or request.path.parent.name == "peers"
     jax.config.update("jax_disable_most_optimizations", not trains)
+    yield
+    jax.clear_caches()  # of programs that no other module asks for: gigabytes by the end
 
 
 @pytest.fixture(autouse=True)

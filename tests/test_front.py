@@ -1,7 +1,12 @@
 """The front door as a new user finds it: any classifier, whole data sets, errors in one line."""
 
+import dataclasses
 import functools
 import json
+import pathlib
+import subprocess
+import sys
+import tomllib
 
 import chex
 import flax.linen as nn
@@ -98,6 +103,26 @@ def test_members_of_two_architectures_need_share_nothing_but_the_classes():
     right = np.stack([np.argmax(each(x_adv), 1) == labels for each in members], 1)
     np.testing.assert_allclose(info.accuracy, right @ [0.25, 0.75], atol=1e-6)
     assert np.abs(x_adv - images).max() <= 0.1 + 1e-6
+
+
+@dataclasses.dataclass
+class Linear:
+    """Equal where its fields are, and so without a hash, as a bound Linen module is."""
+
+    kernel: jax.Array
+
+    def __call__(self, x):
+        return classify(self.kernel, x)
+
+
+def test_a_classifier_need_not_be_hashable():
+    images, labels = examples()
+    settings = {"method": attacks.fgsm, "progress": False}
+    found = [
+        mixjax.attack(each, images, labels, LINF, **settings)[0]
+        for each in (Linear(KERNELS[0]), functools.partial(classify, KERNELS[0]))
+    ]
+    chex.assert_trees_all_equal(*found)
 
 
 class Mlp(nn.Module):
@@ -308,6 +333,7 @@ def calling_back(x):
         (lambda x: (classify(KERNELS[0], x), x), "classify must return logits alone, got 2"),
         (lambda x: classify(KERNELS[0], x)[:, :1], "one logit for each of two classes at least"),
         ("resnet", "classify must be a function of images"),
+        (np.array([classify, classify]), "classify must be a function of .*, or a list of such"),
         ([], "classify must be a function, or a list of at least one"),
     ],
 )
@@ -324,9 +350,16 @@ def test_a_classifier_that_cannot_be_attacked_is_told_in_one_line(wrong, message
     [
         ({"threat": 0.1}, r"threat must be a Threat, such as threats.linf\(0.1\), got 0.1"),
         ({"weights": [0.5, 0.5]}, r"weights must have shape \[1\], got \[2\]"),
+        ({"weights": "uniform"}, "weights must be on the simplex .* got uniform"),
+        ({"weights": [None]}, r"weights must be on the simplex .* got \[None\]"),
         ({"labels": np.full(6, 3)}, r"labels must lie in \[0, 2\], got values from 3.0"),
         ({"labels": np.zeros(6)}, "labels must be integers, got float64"),
         ({"images": np.full((6, SIDE, SIDE, 1), 2.0)}, r"images must lie in \[0, 1\], got"),
+        ({"key": 3}, r"key must be a random key, such as jax.random.key\(3\), got 3"),
+        (
+            {"key": jax.random.split(jax.random.key(0))},
+            r"key must be one random key, got shape \[2",
+        ),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
         ({"bounds": (1, 0)}, "bounds must be a pair"),
     ],
@@ -351,11 +384,117 @@ def test_a_number_that_an_attack_does_not_know_is_refused_with_those_that_it_doe
         call(attacks.pgd, num_steps=20)
     with pytest.raises(ValueError, match="attack must be a function such as attacks.pgd, got"):
         call("pgd")
+    with pytest.raises(ValueError, match="attacks must be a list of attacks, got <function"):
+        evaluated(functools.partial(classify, KERNELS[0]), images, labels, attacks=attacks.pgd)
     with pytest.raises(ValueError, match="budget must be a Budget, such as evaluation.QUICK"):
         evaluated(functools.partial(classify, KERNELS[0]), images, labels, budget="quick")
+
+
+@pytest.mark.parametrize(
+    "bounds", [np.array([0.0, 1.0]), [0, 1], ([[[0.0]]], [[[1.0]]]), (jnp.zeros(()), jnp.ones(()))]
+)
+def test_bounds_may_come_in_any_form_that_has_two_ends(bounds):
+    images, labels = examples()
+    move = functools.partial(mixjax.attack, functools.partial(classify, KERNELS[0]), images, labels)
+    settings = {"method": attacks.fgsm, "progress": False}
+    found, _ = move(threats.linf(0.5), bounds=bounds, **settings)
+    chex.assert_trees_all_equal(found, move(threats.linf(0.5), **settings)[0])
+    assert found.min() == 0 and found.max() == 1
+
+
+@pytest.mark.parametrize("step_size", [np.full((SIDE, SIDE, 1), 0.03), [0.03], jnp.float32(0.03)])
+def test_a_number_of_an_attack_may_be_an_array(step_size):
+    images, labels = examples()
+    move = functools.partial(mixjax.attack, functools.partial(classify, KERNELS[0]), images, labels)
+    settings = {"method": attacks.pgd, "num_steps": 2, "progress": False}
+    found, _ = move(LINF, step_size=step_size, **settings)
+    chex.assert_trees_all_close(found, move(LINF, step_size=0.03, **settings)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("images", [0.5, [0.5, 0.5], np.zeros((0, 2))])
+def test_what_are_no_images_are_told_in_one_line(images):
+    with pytest.raises(ValueError, match=r"images must be \[N, ...\] and not empty, got \["):
+        mixjax.predict(jax.random.key(0), functools.partial(classify, KERNELS[0]), None, images)
 
 
 def test_what_can_be_called_is_listed_and_comes_when_it_is_asked_for():
     assert {"attack", "evaluate", "predict", "attacks", "threats"} <= set(dir(mixjax))
     with pytest.raises(AttributeError, match="no attribute 'atack'"):
         _ = mixjax.atack
+
+
+# A new user's hour: the wheel, and what the core alone can do.
+
+ROOT = pathlib.Path(mixjax.__file__).parents[1]
+OF_THE_EXTRAS = (
+    "array_record chex flatbuffers flax importlib_resources matplotlib orbax PIL sklearn "
+    "tensorflow_datasets torch"
+)
+CORE_ALONE = f"""
+import importlib.machinery, json, pydoc, sys
+
+class TheCore(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] not in "{OF_THE_EXTRAS}".split():
+            return super().find_spec(name, path, target)
+
+place = sys.meta_path.index(importlib.machinery.PathFinder)
+sys.meta_path[place] = TheCore
+import jax, jax.numpy as jnp, numpy as np
+import mixjax
+from mixjax import attacks, evaluation, threats
+
+def told(call):
+    try:
+        call()
+    except ModuleNotFoundError as error:
+        return str(error)
+
+images, labels = np.random.default_rng(0).uniform(size=(4, 6)), np.array([0, 1, 1, 0])
+kernels = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 2)), jnp.float32)
+members = [lambda x, kernel=kernel: jnp.tanh(x @ kernel) for kernel in kernels]
+x_adv, info = mixjax.attack(members[0], images, labels, threats.l2(0.1), attacks.fgsm)
+budget = evaluation.Budget(1, 1, 2, 2, 1, 1, 1, 2)
+report = mixjax.evaluate(members[0], images, labels, threats.linf(0.1), budget=budget)
+saved = report.save(sys.argv[1])
+answers = mixjax.predict(jax.random.key(0), members, [0.5, 0.5], images)
+print(json.dumps({{
+    "listed": dir(mixjax),
+    "help": "evaluate" in pydoc.render_doc(mixjax),
+    "shapes": [x_adv.shape, report.images.shape, answers.shape],
+    "page": saved.read_text(),
+    "models": told(lambda: mixjax.models),
+    "train": told(lambda: mixjax.train),
+    "checkpoint": told(lambda: mixjax.checkpoint),
+    "digits": told(lambda: mixjax.data.load("digits")),
+}}))
+"""
+
+
+def test_the_core_alone_attacks_evaluates_and_names_the_extra_of_what_it_lacks(children, tmp_path):
+    command = [sys.executable, "-c", CORE_ALONE, str(tmp_path)]
+    result = children.run(command, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert {"attack", "evaluate", "predict", "data"} <= {*found["listed"]}
+    assert not {"checkpoint", "defenses", "load", "models", "train"} & {*found["listed"]}
+    assert found["help"] and found["shapes"] == [[4, 6], [4, 6], [4]]
+    assert "No figure without matplotlib: `pip install 'mixjax[report]'`" in found["page"]
+    assert not list(tmp_path.glob("*.png"))
+    for name, package in {"models": "flax", "checkpoint": "orbax", "digits": "sklearn"}.items():
+        extra = "data" if name == "digits" else "train"
+        assert found[name] == f"{package} is missing: pip install 'mixjax[{extra}]'"
+    assert found["train"].endswith("is missing: pip install 'mixjax[train]'")
+
+
+def test_the_wheel_holds_the_library_and_its_types_and_nothing_else():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["mixjax"]}
+    files = subprocess.run(
+        ["git", "ls-files", "mixjax"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert [name for name in files if not name.endswith(".py")] == ["mixjax/py.typed"]
+    assert {"train", "data", "report", "all"} <= {*project["project"]["optional-dependencies"]}
+    core = [name.partition(">")[0] for name in project["project"]["dependencies"]]
+    assert core == ["jax", "numpy", "optax", "scipy", "tqdm"]

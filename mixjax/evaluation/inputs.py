@@ -39,13 +39,23 @@ def checked(images: Any, labels: Any, bounds: Bounds = UNIT) -> tuple[np.ndarray
     Raises:
       ValueError: if they are not what an evaluation can use.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim < 2 or images.size == 0:
-        raise ValueError(f"images must be [N, ...] and not empty, got {list(images.shape)}")
+    images, labels = as_array(images), np.asarray(labels)
     check_batch(images, labels, bounds)
     if not images.dtype.isnative:
         images = images.astype(images.dtype.newbyteorder("="))
     return images, labels.astype(np.int32)
+
+
+def as_array(images: Any) -> np.ndarray:
+    """Images as a NumPy array `[N, ...]` of any type.
+
+    Raises:
+      ValueError: if they are none.
+    """
+    images = np.asarray(images)
+    if images.ndim < 2 or images.size == 0:
+        raise ValueError(f"images must be [N, ...] and not empty, got {list(images.shape)}")
+    return images
 
 
 def check_batch(images: Any, labels: Any, bounds: Bounds | None) -> None:

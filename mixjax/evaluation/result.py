@@ -287,7 +287,7 @@ class Evaluation(NamedTuple):
                 figure = "![What each attack leaves.](suite.png)\n"
             except ModuleNotFoundError:
                 figure = "No figure without matplotlib: `pip install 'mixjax[report]'`.\n"
-            parts = [f"# {self.identity}\n", self._repr_markdown_(), figure]
+            parts = [f"# {self.identity}\n", self._repr_markdown_(), f"\n{figure}"]
             parts += ["## Attacks\n", reporting.suite_table(report)]
             parts += ["## Signs of weak attacks\n", reporting.findings_table(report["diagnostics"])]
             files.write(folder / "report.md", "\n".join(parts))
@@ -304,6 +304,10 @@ class Evaluation(NamedTuple):
             for row in rows
         ]
         return "\n".join([self._head(), "", *text, *(f"! {line}" for line in self._warnings())])
+
+    def __repr__(self) -> str:
+        accuracies = f"clean {self.clean_accuracy:.3f} robust {self.robust_accuracy:.3f}"
+        return f"Evaluation({self.identity}: {accuracies})"
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import attacks, checks, losses, mixture
+from mixjax.batch import low_and_high
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
@@ -165,7 +166,7 @@ def attack_suite(
     if not isinstance(budget, Budget):
         raise ValueError(f"budget must be a Budget, such as evaluation.QUICK, got {budget!r}")
     checks.at_least(1, **budget._asdict())
-    checks.increasing(bounds=bounds)
+    bounds = low_and_high(bounds)
     suite = _functions(budget)
     if threat.name != "l2":
         suite = tuple(entry for entry in suite if entry[0][0] != MINIMUM_NORM)
@@ -209,7 +210,7 @@ def pgd_attacks(
     checks.at_least(3, num_runs=num_runs)
     checks.at_least(1, num_steps=num_steps)
     checks.positive(step_size=step_size)
-    checks.increasing(bounds=bounds)
+    bounds = low_and_high(bounds)
     share = num_runs // 3
     num_member_runs = num_runs - 2 * share
     names = ("pgd_expected_loss",) * share + ("pgd_mean_probability",) * share

@@ -51,7 +51,10 @@ def attack(
       **numbers: of the attack, such as `num_steps`.
 
     Returns:
-      The attacked images `[N, ...]`, floats, and what the attack tells of each example.
+      The attacked images `[N, ...]`, float32, and what the attack tells of each example: an
+      `attacks.AttackInfo` of PGD and AutoPGD, an `attacks.MixtureAttackInfo` of those that know the
+      members, None of `attacks.fgsm`. Its `accuracy` `[N]` is the exact expected accuracy at these
+      images: 0 where every member errs.
 
     Raises:
       ValueError: in one line, before anything compiles, if an argument is not what it should be.
@@ -65,14 +68,16 @@ def attack(
       >>> info.accuracy  # the first is fooled, the second is out of reach
       array([0., 1.], dtype=float32)
     """
+    key = jax.random.key(0) if key is None else key
+    checks.key(key=key)
     checks.threat(threat=threat)
+    numbers = {name: _plain(value) for name, value in numbers.items()}
     attacks.check_numbers(method, **numbers)
     checks.at_least(1, batch_size=batch_size)
-    checks.increasing(bounds=bounds)
+    bounds = batch.low_and_high(bounds)
     images, labels = inputs.checked(images, labels, bounds)
     members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
     inputs.check_members(members.logits_fn, members.weights, images.shape[1:], labels)
-    key = jax.random.key(0) if key is None else key
     batch_size = batches.equal_batches(len(images), batch_size)
     weights = np.asarray(members.weights, np.float32)
     transform = parallel.over_examples()
@@ -81,7 +86,12 @@ def attack(
         told = (evaluation.Attack((attacks.name_of(method),), 1, given, threat, bounds),)
         shape = images.shape[1:]
         transform = for_work(work_of(told, members.logits_fn, weights, shape, len(images)))
-    find = batches.compiled(_attacked, transform, method, tuple(map(_plain, numbers.items())))
+    # What is compiled is looked up by its numbers; an array is none that can be looked up.
+    arrays = {name: value for name, value in numbers.items() if not _is_hashable(value)}
+    known = tuple(entry for entry in numbers.items() if entry[0] not in arrays)
+    find = batches.compiled(
+        _attacked, transform, partial(method, **arrays) if arrays else method, known
+    )
     found = []
     with Bars(progress, unit="image") as bars:
         bars.show(attacks.name_of(method), 0, len(images))
@@ -105,9 +115,16 @@ def _attacked(method, numbers, key, logits_fn, weights, settings, images, labels
     return jax.vmap(one)(keys, batch.to_float(images), labels)
 
 
-def _plain(entry):
-    """A number as one that can be looked up: an array of one is none."""
-    name, value = entry
-    if hasattr(value, "item") and np.ndim(value) == 0:
-        value = value.item()
-    return name, value
+def _is_hashable(value):
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _plain(value):
+    """A number as one that can be looked up, a list as an array."""
+    if isinstance(value, list):
+        return np.asarray(value)
+    return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value

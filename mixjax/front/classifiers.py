@@ -113,7 +113,10 @@ def _traced(function, name, x):
             "in JAX and read its weights with models.load_pretrained"
         )
     if not callable(function):
-        raise ValueError(f"{name} must be a function of images [N, ...], got {function!r}")
+        got = " ".join(repr(function).split())
+        raise ValueError(
+            f"{name} must be a function of images [N, ...], or a list of such, got {got}"
+        )
     shapes = []
 
     def of_one(x):
@@ -206,13 +209,14 @@ def _check_batches(function, name, pure, constants, images):
     two = np.array(images, np.float32)
     if np.array_equal(*two):
         two[1] = two.mean()
-    together = np.asarray(jax.jit(function)(jnp.asarray(two)), np.float32)
+    # Not of the function itself: a dataclass or a bound Linen module cannot be hashed.
+    together = np.asarray(jax.jit(lambda x: function(x))(jnp.asarray(two)), np.float32)
     apart = np.asarray(jax.jit(jax.vmap(pure, (None, 0)))(constants, two), np.float32)
     if together.ndim == 3:
         together = together.swapaxes(0, 1)
     known = np.isfinite(together) & np.isfinite(apart)
     size = np.max(np.abs(together[known]), initial=1e-6)
-    gap = np.max(np.abs(together - apart)[known], initial=0.0)
+    gap = np.max(np.abs(together[known] - apart[known]), initial=0.0)
     dtype = jax.eval_shape(pure, constants, two[0]).dtype.name
     if gap > _SAME.get(dtype, _SAME_OTHERWISE) * size:
         raise ValueError(

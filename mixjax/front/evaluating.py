@@ -74,7 +74,11 @@ def evaluate(
       >>> report.clean_accuracy, report.robust_accuracy
       (1.0, 0.5)
     """
+    key = jax.random.key(0) if key is None else key
+    checks.key(key=key)
     checks.threat(threat=threat)
+    if not isinstance(attacks, Sequence):
+        raise ValueError(f"attacks must be a list of attacks, got {attacks!r}")
     budget = evaluation.QUICK if budget is None else budget
     suite = evaluation.attack_suite(threat, budget, bounds=bounds)
     suite += tuple(_as_attack(each, threat) for each in attacks)
@@ -83,7 +87,7 @@ def evaluate(
     members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
     with Bars(progress) as bars:
         found = evaluation.evaluate(
-            jax.random.key(0) if key is None else key,
+            key,
             members.logits_fn,
             members.weights,
             images,

@@ -44,7 +44,10 @@ def predict(
       >>> bool(150 < answers.sum() < 250)
       True
     """
+    checks.key(key=key)
     checks.at_least(1, batch_size=batch_size)
+    images = inputs.as_array(images)
+    bounds = batch.low_and_high(bounds)
     images, _ = inputs.checked(images, np.zeros(len(images), np.int32), bounds)
     members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
     probabilities = jnp.asarray(members.weights, jnp.float32)

@@ -30,7 +30,7 @@ from mixjax import (
     program,
     reporting,
 )
-from mixjax.batch import to_float
+from mixjax.batch import low_and_high, to_float
 from mixjax.evaluation import inputs
 from mixjax.front import loop
 from mixjax.front.trained import KIND, MEMBERS, Run, write
@@ -141,7 +141,9 @@ def train(
     checks.at_least(1, num_members=num_members, num_epochs=num_epochs)
     checks.at_least(1, num_attack_steps=num_attack_steps, num_validation_steps=num_validation_steps)
     checks.fraction(ramp=ramp)
+    bounds = low_and_high(bounds)
     key = jax.random.key(0) if key is None else key
+    checks.key(key=key)
     examples, held_out = _split(key, images, labels, validation, bounds)
     variables, x = _fitting(model, key, examples, held_out)
     num_examples = len(examples.labels)
