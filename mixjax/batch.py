@@ -96,7 +96,7 @@ def low_and_high(bounds: Any) -> Bounds:
     return _number_or_array(low), _number_or_array(high)
 
 
-def _number_or_array(end):
+def _number_or_array(end: Any) -> Any:
     return end.item() if isinstance(end, np.ndarray) and end.ndim == 0 else end
 
 

@@ -59,7 +59,10 @@ def optimization(request):
     trains = request.path.stem in _TRAINING or request.path.parent.name == "peers"
     jax.config.update("jax_disable_most_optimizations", not trains)
     yield
-    jax.clear_caches()  # of programs that no other module asks for: gigabytes by the end
+    # Programs that no other module asks for: thousands of them exhaust the maps of a process, and
+    # XLA ends it in writing the next one.
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
