@@ -88,7 +88,7 @@ def low_and_high(bounds: Any) -> Bounds:
     Example:
       >>> import numpy as np
       >>> from mixjax import batch
-      >>> batch.low_and_high(np.array([0, 1]))
+      >>> batch.low_and_high(np.array([0.0, 1.0]))
       (0.0, 1.0)
     """
     checks.increasing(bounds=bounds)
