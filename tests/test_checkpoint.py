@@ -17,6 +17,12 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mixjax import checkpoint
 
+# Of a write that failed Orbax leaves a future behind, whose callback finds its loop closed, at once
+# or some tests later.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)
+
 CONFIG = {"dataset": "digits", "num_members": 2, "attack": {"epsilon": 0.2, "num_steps": 10}}
 
 
@@ -343,8 +349,6 @@ def test_a_save_that_failed_is_an_error_and_the_second_try_writes_the_file(tmp_p
     assert bits(restored) == bits(make_big_state(2))
 
 
-# Of a write that failed Orbax leaves a future behind, whose callback finds its loop closed.
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("end", ["save", "close"])
 def test_that_a_save_failed_is_said_by_whatever_comes_next(tmp_path, end):
     manager = checkpoint.open(tmp_path, CONFIG)

@@ -230,6 +230,15 @@ def test_bytes_are_pixels_of_0_to_1_and_a_model_that_divides_again_is_told():
     assert "divides_itself" not in {each.name for each in once.findings if each.is_suspicious}
 
 
+def test_whether_a_model_divides_is_asked_of_the_same_examples():
+    """Those that are looked at are all right, the others all wrong, on pixels of any size."""
+    labels = np.ones(200, np.int32)
+    labels[np.linspace(0, 199, 100).astype(int)] = 0
+    report = evaluated(lambda x: 0 * x + jnp.eye(2)[:1], np.zeros((200, 2), np.uint8), labels)
+    (finding,) = [each for each in report.findings if each.name == "divides_itself"]
+    assert report.clean_accuracy == 0.5 and finding.value == 0
+
+
 def test_a_folder_goes_on_where_it_stopped_and_refuses_what_is_another_evaluation(tmp_path):
     images, labels = examples()
     members = functools.partial(classify, KERNELS[0])

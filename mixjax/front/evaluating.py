@@ -101,7 +101,7 @@ def evaluate(
             transform=parallel.over_examples(),
         )
     if images.dtype == np.uint8:
-        finding = _divides_itself(members, images, labels, found.clean_accuracy)
+        finding = _divides_itself(members, images, labels, found.accuracies[:, 0])
         found = found._replace(findings=(*found.findings, finding))
     return found
 
@@ -113,7 +113,7 @@ def _as_attack(attack, threat):
     return attack if attack.threat is not None else attack._replace(threat=threat)
 
 
-def _divides_itself(members, images, labels, clean_accuracy):
+def _divides_itself(members, images, labels, clean):
     """Whether the members want pixels of [0, 255], which uint8 is not scaled to."""
     rows = np.linspace(0, len(images) - 1, min(_NUM_PROBED, len(images))).astype(np.int32)
     pixels = jnp.asarray(images[rows], jnp.float32)
@@ -121,7 +121,7 @@ def _divides_itself(members, images, labels, clean_accuracy):
     accuracy = evaluation.expected_accuracy(answers.correct, members.weights).mean()
     return evaluation.Finding(
         "divides_itself",
-        float(accuracy - clean_accuracy),
+        float(accuracy - clean[rows].mean()),  # on the same examples
         0.1,
         "by how much the accuracy is higher on pixels from 0 to 255; uint8 images are scaled to "
         "[0, 1] and the model seems to divide them once more",
