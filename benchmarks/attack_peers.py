@@ -113,7 +113,7 @@ def parse(argv) -> argparse.Namespace:
     add(
         "--output",
         type=pathlib.Path,
-        help="JSON file; None: benchmarks/results/attack_peers-NETWORK.json",
+        help="JSON file; None: results/attack_peers-NETWORK.json",
     )
     flags = parser.parse_args(argv)
     flags.batch_size = BATCH_SIZES[flags.network] if flags.batch_size is None else flags.batch_size

@@ -17,7 +17,7 @@ from mixjax import attacks, checks, ensemble, models, threats
 from mixjax.models import conv
 from mixjax.typing import PyTree
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 CONVOLUTIONS = {"unrolled": conv.unrolled, "scanned": conv.scanned, "grouped": conv.grouped}
 DTYPES = ("float32", "bfloat16")
 TORCH = ("eager", "compile")
@@ -58,7 +58,7 @@ def parse(program: str, description: str, argv=None) -> argparse.Namespace:
     add("--repeats", type=int, default=3, help="turns of each program")
     add("--seconds", type=float, default=1.0, help="least duration of a turn")
     add("--seed", type=int, default=0, help="of weights, images and attacks")
-    add("--output", type=pathlib.Path, help="JSON file; None: benchmarks/results/NAME-DEVICE.json")
+    add("--output", type=pathlib.Path, help="JSON file; None: results/NAME-DEVICE.json")
     flags = parser.parse_args(argv)
     on_gpu = jax.default_backend() == "gpu"
     defaults = {

@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _config
-from experiments._game import (
+from experiments.meunier_2021.algorithm import (
     Config,
     Game,
     build,
@@ -34,7 +33,8 @@ from experiments._game import (
     recorded,
     step_size,
 )
-from experiments._training import train
+from experiments.meunier_2021.training import train
+from experiments.run import command_line
 from mixjax import (
     attacks,
     checkpoint,
@@ -88,12 +88,12 @@ PRESETS = {
 
 def main(argv=None):
     """Runs the experiment; bad input ends in one line and exit code 2."""
-    preset, config = _config.parse(
+    preset, config = command_line.parse(
         argv, PRESETS, default="fast", program=PROGRAM, description=__doc__ or ""
     )
-    _config.cache_compilation()
+    command_line.cache_compilation()
     hint = "; --preset demo needs no data"
-    with _config.errors_in_one_line(PROGRAM, debug=config.debug, data_hint=hint):
+    with command_line.errors_in_one_line(PROGRAM, debug=config.debug, data_hint=hint):
         parallel.initialize(config.coordinator or None, config.processes, config.process)
         if not config.cpu and jax.default_backend() == "cpu":
             raise ValueError(

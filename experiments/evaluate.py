@@ -19,10 +19,10 @@ import time
 import jax
 import numpy as np
 
-from experiments import _config
-from experiments._config import flag
-from experiments._finished import Run, read_run, restore
-from experiments._game import build, members
+from experiments.meunier_2021.algorithm import build, members
+from experiments.run import command_line
+from experiments.run.command_line import flag
+from experiments.run.reading import Run, read_run, restore
 from mixjax import checks, data, ensemble, evaluation, parallel, reporting
 from mixjax.front.progress import Bars
 from mixjax.interrupt import interruptible
@@ -54,7 +54,7 @@ class Settings:
 
 def main(argv=None):
     """Runs the evaluation; bad input ends in one line and exit code 2."""
-    budget, settings = _config.parse(
+    budget, settings = command_line.parse(
         argv,
         {budget: Settings() for budget in BUDGETS},
         default="quick",
@@ -62,8 +62,8 @@ def main(argv=None):
         description=__doc__ or "",
         selector="budget",
     )
-    _config.cache_compilation()
-    with _config.errors_in_one_line(PROGRAM, debug=settings.debug):
+    command_line.cache_compilation()
+    with command_line.errors_in_one_line(PROGRAM, debug=settings.debug):
         run(budget, settings, sys.argv[1:] if argv is None else argv)
 
 

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from experiments import _config
-from experiments._config import flag
-from experiments._finished import read_run, restore
-from experiments._game import build, members
 from experiments.evaluate import BUDGETS
+from experiments.meunier_2021.algorithm import build, members
+from experiments.run import command_line
+from experiments.run.command_line import flag
+from experiments.run.reading import read_run, restore
 from mixjax import checks, data, evaluation, files, losses, mixture, reporting, threats
 
 PROGRAM = "python -m experiments.explore"
@@ -53,7 +53,7 @@ class Settings:
 
 def main(argv=None):
     """Writes the page; bad input ends in one line and exit code 2."""
-    budget, settings = _config.parse(
+    budget, settings = command_line.parse(
         argv,
         dict.fromkeys(BUDGETS, Settings()),
         default="quick",
@@ -61,8 +61,8 @@ def main(argv=None):
         description=__doc__ or "",
         selector="budget",
     )
-    _config.cache_compilation()
-    with _config.errors_in_one_line(PROGRAM, debug=settings.debug):
+    command_line.cache_compilation()
+    with command_line.errors_in_one_line(PROGRAM, debug=settings.debug):
         path = write_page(BUDGETS[budget], settings)
     print(f"{path} holds the page.")
 

@@ -14,7 +14,8 @@ from mixjax import data, files, models, reporting
 from mixjax.data import cache, sources
 from mixjax.evaluation import runner
 from mixjax.models import pretrained
-from tests import test_models_pretrained, test_reporting_result
+from tests.models import test_pretrained as test_models_pretrained
+from tests.reporting import test_result as test_reporting_result
 
 NUM_FLIPS = 300
 

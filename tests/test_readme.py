@@ -1,6 +1,6 @@
 """The README says what the committed results say."""
 
-from benchmarks import results_table
+from experiments import results_table
 
 
 def test_the_results_table_is_the_one_of_the_committed_files():

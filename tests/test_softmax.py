@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _machine_mixture, explore
+from experiments import explore
+from experiments.hamm_2018 import mixtures
 from mixjax import _softmax, attacks, threats
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -105,7 +106,7 @@ def test_the_log_of_the_expected_error_is_that_of_the_members_mean(scale):
         other = scaled(scale, second, first).at[0].add(5 * scale)
         logits = jnp.stack([scaled(scale, first, second), other, jnp.full(5, jnp.nan)])
         each = jax.vmap(attacks.log_error, in_axes=(0, None))(logits[:2], 0)
-        return _machine_mixture._log_expected_error(logits, 0, weights), each
+        return mixtures._log_expected_error(logits, 0, weights), each
 
     found, each = log_error(*LOGITS)
     want = np.logaddexp(*(np.float64(each) + np.log([0.7, 0.3])).T)

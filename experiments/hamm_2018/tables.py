@@ -1,0 +1,148 @@
+"""The README's tables of Hamm 2018, from the committed `results/hamm_*.json`.
+
+    python -m experiments.hamm_2018.tables  # rewrites the part of README.md between the markers
+
+The `result.json` of `attack_network` or `minimax_defense` gets in by being copied there; errors
+stand with Wilson's 95 % interval in brackets and what the paper's tables say in square ones, T4
+for table 4. Files `hamm_further_*.json` of other lengths, widths, seeds and settings of the second
+share one table.
+"""
+
+import json
+import pathlib
+
+from experiments.hamm_2018 import compute, mixtures
+from experiments.hamm_2018.printed import PAPER
+from experiments.hamm_2018.reports import ATTACKS
+from experiments.hamm_2018.variants import said
+from mixjax import reporting
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "results"
+BEGIN, END = "<!-- machine: begin -->\n", "<!-- machine: end -->\n"
+_UNEQUAL = (
+    "All rows but Adv FGSM1, which goes on from the first, took equally many steps, which are no "
+    "equal work; what a step cost was not recorded.\n"
+)
+_KNOWN = {"clean": "no attack", "fgsm": "FGSM", "auto_pgd": "AutoPGD"}
+
+
+def table() -> str:
+    """All committed runs as Markdown, in the order of their files' names."""
+    parts, others = [], {}
+    for path in sorted(RESULTS.glob("hamm_*.json")):
+        result = json.loads(path.read_text())
+        if path.stem.startswith("hamm_further_"):
+            others[path.stem] = result
+            continue
+        parts.append(f"{_origin(path.stem, result)}\n")
+        if "attacked" in result:
+            parts.append(attackers(result))
+        else:
+            parts += [*defences(result), verdict(result)]
+    return "\n".join([*parts, further(others)])
+
+
+def attackers(result: dict) -> str:
+    """What attack networks reach against classifiers without defence, one column for each."""
+    columns = result["attacked"]
+
+    def cells(error_of):
+        return [
+            reporting.error_cell(error_of(each), each["num_examples"]) for each in columns.values()
+        ]
+
+    rows = {name: cells(lambda each, field=field: each[field]) for field, name in _KNOWN.items()}
+    for name in next(iter(columns.values()))["attack_networks"]:
+        rows[f"attack network, {name}"] = cells(
+            lambda each, name=name: each["attack_networks"][name][1][-1]
+        )
+    return reporting.rate_table("error under", list(columns), rows)
+
+
+def defences(result: dict) -> list[str]:
+    """Every classifier under every attack, one table for each radius, and the mixtures."""
+    parts, number = [], result["num_examples"]
+    for eta, rows in result["errors"].items():
+        paper = PAPER.get(result["dataset"], {}).get(float(eta), {})
+        cells = {
+            name: [_cell(row.get(each), number, paper.get(name, {}).get(each)) for each in ATTACKS]
+            for name, row in rows.items()
+        }
+        parts.append(reporting.rate_table(f"eta = {eta}", list(ATTACKS.values()), cells))
+        if eta in result.get("mixtures", {}):
+            mixed = result["mixtures"][eta]
+            head = [ATTACKS.get(each, each.upper()) for each in mixtures.HEAD]
+            parts.append(reporting.rate_table("mixtures", head, mixtures.cells(mixed)))
+            weights = ", ".join(f"{name} {value:.2f}" for name, value in mixed["weights"].items())
+            parts.append(f"The game's weights: {weights}; {mixed['num_examples']} examples.\n")
+    if "training_cost" in result:
+        parts.append(compute.table(result["training_cost"]))
+    else:
+        parts.append(_UNEQUAL)
+    return parts
+
+
+def further(results: dict[str, dict]) -> str:
+    """The errors of other runs, one row for each classifier and radius, and how they were made."""
+    rows, words = {}, {}
+    for name, result in results.items():
+        config = result["config"]
+        words.setdefault(said(config), []).append(name)
+        for eta, errors in result["errors"].items():
+            setting = (
+                f"{config['dataset']}, eta = {eta}, width {config['width']}, {config['steps']} "
+                f"steps, gamma {config['penalty']:g}, seed {result['provenance']['seed']}"
+            )
+            for classifier, found in errors.items():
+                row = f"[{setting}]({_path(name)}): {classifier}"
+                cells = [_cell(found.get(each), result["num_examples"]) for each in ATTACKS]
+                rows[row] = cells
+    table = reporting.rate_table("further runs", list(ATTACKS.values()), rows)
+    if len(words) == 1:
+        return f"{table}\nAll of these: {next(iter(words))}\n"
+    lines = [f"{', '.join(names)}: {text}\n" for text, names in words.items()]
+    return "\n".join([table, *lines])
+
+
+def verdict(result: dict) -> str:
+    """Whether the column of the attack network says anything: the gate."""
+    if result["attack_network_is_strong"]:
+        return "The attack network breaks what has no defence: it can judge one.\n"
+    return (
+        "The attack network does not break what has no defence (.9): it is too weak to judge one.\n"
+    )
+
+
+def updated(page: str) -> str:
+    """The page with its tables made anew."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}{table()}{END}{after}"
+
+
+def _cell(found, number, published=None) -> str:
+    return reporting.error_cell(found["error"] if found else None, number, published)
+
+
+def _path(name: str) -> str:
+    return f"results/{name}.json"
+
+
+def _origin(name: str, result: dict) -> str:
+    config, origin = result["config"], result["provenance"]
+    return (
+        f"[{name}]({_path(name)}): {config['dataset']}, classifiers of width "
+        f"{config['width']}, {config['steps']} steps of {config['batch_size']} examples, attack "
+        f"networks {config['network_steps']}; one run, seed {origin['seed']}. {said(config)}"
+    )
+
+
+def main():
+    """Rewrites README.md."""
+    page = ROOT / "README.md"
+    page.write_text(updated(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

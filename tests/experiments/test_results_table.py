@@ -1,0 +1,91 @@
+"""Runs that differ in their seed alone share a row with an interval over the seeds."""
+
+import json
+
+import pytest
+
+from experiments import results_table
+from mixjax import reporting
+
+
+def run(seed, robust, **config):
+    return {
+        "clean_accuracy": 0.9,
+        "robust_accuracy": {"worst": robust},
+        "config": {"epochs": 3, "seed": seed, **config},
+        "provenance": {"seed": seed},
+    }
+
+
+def runs(difference=None):
+    each = [run(seed, 0.5 + seed / 100) for seed in range(5)]
+    for result in each if difference is not None else []:
+        result["versus_single"] = {"difference": difference}
+    return each
+
+
+def test_five_seeds_make_a_row_and_four_do_not():
+    table = results_table.over_seeds({"five": runs(-0.25), "four": runs()[:4]})
+    _, _, row = table.splitlines()
+    assert row == (
+        "| five | 5 | 90.0 (90.0 to 90.0) | 52.0 (50.0 to 54.0) | -25.0 (-25.0 to -25.0) |"
+    )
+
+
+def test_without_five_seeds_there_is_no_table():
+    assert results_table.over_seeds({"four": runs()[:4]}) == ""
+
+
+def test_a_run_without_the_single_classifier_has_no_difference():
+    *_, row = results_table.over_seeds({"five": runs()}).splitlines()
+    assert row.endswith("|  |")
+
+
+@pytest.mark.parametrize("other", [run(4, 0.5, epochs=9), run(3, 0.5)], ids=["config", "seed"])
+def test_runs_that_differ_in_more_or_in_less_than_their_seed_are_refused(other):
+    with pytest.raises(ValueError, match="differ in their seed and in nothing else"):
+        results_table.over_seeds({"five": [*runs()[:4], other]})
+
+
+def trained(**changes):
+    config = {"members": 2, "update": "one", "attack_steps": 10, "attack_step_size": 2 / 255}
+    config |= {"weights": "oracle", "weight_steps": 5, "model_steps": 100, "epochs": 30}
+    return {"config": config | {"average_decay": 0.0, "ramp": 0.0} | changes}
+
+
+def test_a_table_says_of_each_training_in_what_it_is_not_algorithm_2():
+    cifar = {"update": "all", "attack_steps": 3, "attack_step_size": 4 / 255, "weight_steps": 2}
+    cifar |= {"model_steps": 50, "epochs": 2, "average_decay": 0.98}
+    table = reporting.training_table(
+        {
+            "printed": trained(),
+            "cifar": trained(**cifar),
+            "cifar standard suite": trained(**cifar),
+            "single": trained(members=1, ramp=0.3),
+            "uniform": trained(weights="uniform"),
+            "of another program": {"config": {"epochs": 3}},
+        }
+    )
+    assert table.splitlines()[2:] == [
+        "| printed | one member | PGD-10, step 0.0078 | oracle, T_theta = 100, T_lambda = 5 | 30 "
+        "| nothing |",
+        "| cifar | all 2 | PGD-3, step 0.016 | oracle, T_theta = 50, T_lambda = 2 | 2 "
+        "| all members on each batch, averaged parameters |",
+        "| single | one member | PGD-10, step 0.0078 |  | 30 | one classifier, growing radius |",
+        "| uniform | one member | PGD-10, step 0.0078 | uniform, T_theta = 100 | 30 "
+        "| fixed weights |",
+    ]
+
+
+def test_results_of_attacks_that_kept_the_highest_loss_have_a_dagger(tmp_path, monkeypatch):
+    source = results_table.RESULTS / "digits_boosted_pair.json"
+    result = json.loads(source.read_text())
+    bars = result["error_bar"]
+    results = {"old": result, "new": {**result, "interval": dict.fromkeys(bars, [0.0, 1.0])}}
+    results["old"].pop("interval", None)
+    for name, each in results.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(each))
+    monkeypatch.setattr(results_table, "RESULTS", tmp_path)
+    table = results_table.table()
+    assert "| old † |" in table
+    assert "| new |" in table
