@@ -91,7 +91,7 @@ def experiment(setting: Setting) -> Outcome:
     clean = train(setting, "no_defense", settings.undefended(setting), num_steps=config.steps)
     numbers, costs = lengths(setting, clean.variables)
     makes = defences(setting, numbers)
-    rows, panels, mixtures, figures, sections = {}, {}, {}, {}, []
+    rows, panels, mixtures_at, figures, sections = {}, {}, {}, {}, []
     for eta in settings.etas(config):
         trained = {"No defense": ("no_defense", clean)}
         panel = panels.setdefault(f"eta = {eta:g}", {})
@@ -119,7 +119,7 @@ def experiment(setting: Setting) -> Outcome:
             mixed = mixtures.play(
                 setting, f"eta_{eta:g}/mixture", members, eta, config.mixture_examples
             )
-            mixtures[f"{eta:g}"] = mixed
+            mixtures_at[f"{eta:g}"] = mixed
             sections.append(mixture_section(eta, mixed))
         if not figures:
             figures = draw(setting, trained, eta)
@@ -133,7 +133,7 @@ def experiment(setting: Setting) -> Outcome:
         for title, panel in panels.items()
     }
     outcome = reports.outcome(
-        setting, rows, figures, costs=costs, mixtures=mixtures, error_under_own_attack=curves
+        setting, rows, figures, costs=costs, mixtures=mixtures_at, error_under_own_attack=curves
     )
     return outcome._replace(
         sections=[*outcome.sections, *sections],
