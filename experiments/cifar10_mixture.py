@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import pathlib
 import shlex
-import sys
 import tempfile
 import time
 
@@ -34,7 +33,7 @@ from experiments.meunier_2021.algorithm import (
     step_size,
 )
 from experiments.meunier_2021.training import train
-from experiments.run import command_line
+from experiments.run import program
 from mixjax import (
     attacks,
     checkpoint,
@@ -47,7 +46,7 @@ from mixjax import (
 from mixjax.batch import example_keys
 from mixjax.front.progress import Bars
 
-PROGRAM = "python -m experiments.cifar10_mixture"
+PROGRAM = "experiments.cifar10_mixture"
 
 PRESETS = {
     "demo": Config(
@@ -88,23 +87,23 @@ PRESETS = {
 
 def main(argv=None):
     """Runs the experiment; bad input ends in one line and exit code 2."""
-    preset, config = command_line.parse(
-        argv, PRESETS, default="fast", program=PROGRAM, description=__doc__ or ""
+    program.main(
+        PROGRAM,
+        __doc__ or "",
+        PRESETS,
+        run,
+        argv,
+        default="fast",
+        folder="runs/{choice}",
+        hint="; --preset demo needs no data",
     )
-    command_line.cache_compilation()
-    hint = "; --preset demo needs no data"
-    with command_line.errors_in_one_line(PROGRAM, debug=config.debug, data_hint=hint):
-        parallel.initialize(config.coordinator or None, config.processes, config.process)
-        if not config.cpu and jax.default_backend() == "cpu":
-            raise ValueError(
-                f"preset {preset} is made for a GPU and there is none: --preset demo takes "
-                "3 minutes on a CPU, --cpu insists"
-            )
-        run(preset, config, sys.argv[1:] if argv is None else argv)
 
 
-def run(preset: str, config: Config, argv):
+def run(call: program.Call):
     """Trains, evaluates and reports, the single classifier first if asked for."""
+    config = call.config
+    parallel.initialize(config.coordinator or None, config.processes, config.process)
+    program.need_accelerator(call)
     dataset = data.load(
         config.dataset, config.data_dir or None, manual_dir=config.manual_dir or None
     )
@@ -115,13 +114,12 @@ def run(preset: str, config: Config, argv):
     configs = {f"mixture of {config.members}": (config, "")}
     if config.single:
         configs = {"single": (at_equal_cost(config), "single")} | configs
-    folder = pathlib.Path(config.run_dir or f"runs/{preset}")
-    checkpoints = folder
+    folder = call.folder
     checkpoint.check_directory(folder, argument="run_dir")
     if not parallel.is_main():  # Checkpoints are saved together, all else by one process.
         folder = pathlib.Path(tempfile.mkdtemp())
-    with reporting.open_run(folder, recorded(config), resume=config.resume):
-        results = compare(config, configs, dataset, folder, checkpoints, argv)
+    with program.held(folder, recorded(config), resume=config.resume):
+        results = compare(config, configs, dataset, folder, call.folder, call.command)
     if not parallel.is_main():
         return
     print(reporting.results_table(list(results.values()), list(results)))
@@ -139,10 +137,9 @@ def compare(
     dataset: data.Dataset,
     folder: pathlib.Path,
     checkpoints: pathlib.Path,
-    argv,
+    command: str,
 ) -> dict[str, dict]:
     """`name -> result`, one after the other, each with the difference to the one before."""
-    command = f"{PROGRAM} {shlex.join(argv)}"
     folders = {name: folder / subfolder for name, (_, subfolder) in configs.items()}
     results, metrics, worst = {}, {}, None
     for name, (each, subfolder) in configs.items():

@@ -12,22 +12,20 @@ continues with `--resume` to the same numbers.
 
 import dataclasses
 import pathlib
-import shlex
-import sys
 import time
 
 import jax
 import numpy as np
 
 from experiments.meunier_2021.algorithm import build, members
-from experiments.run import command_line
+from experiments.run import program
 from experiments.run.command_line import flag
 from experiments.run.reading import Run, read_run, restore
 from mixjax import checks, data, ensemble, evaluation, parallel, reporting
 from mixjax.front.progress import Bars
-from mixjax.interrupt import interruptible
+from mixjax.interrupt import Stopped, interruptible
 
-PROGRAM = "python -m experiments.evaluate"
+PROGRAM = "experiments.evaluate"
 BUDGETS = {"quick": evaluation.QUICK, "standard": evaluation.STANDARD}
 
 
@@ -54,21 +52,13 @@ class Settings:
 
 def main(argv=None):
     """Runs the evaluation; bad input ends in one line and exit code 2."""
-    budget, settings = command_line.parse(
-        argv,
-        {budget: Settings() for budget in BUDGETS},
-        default="quick",
-        program=PROGRAM,
-        description=__doc__ or "",
-        selector="budget",
-    )
-    command_line.cache_compilation()
-    with command_line.errors_in_one_line(PROGRAM, debug=settings.debug):
-        run(budget, settings, sys.argv[1:] if argv is None else argv)
+    budgets = dict.fromkeys(BUDGETS, Settings())
+    program.main(PROGRAM, __doc__ or "", budgets, run, argv, selector="budget", folder="")
 
 
-def run(budget: str, settings: Settings, argv):
+def run(call: program.Call):
     """Evaluates the single classifier, if there is one, and the mixture, and reports."""
+    budget, settings = call.choice, call.config
     check(settings)
     folder = pathlib.Path(settings.run_dir)
     mixture = read_run(folder)
@@ -80,10 +70,11 @@ def run(budget: str, settings: Settings, argv):
     dataset = data.load(
         mixture.config.dataset, settings.data_dir or None, manual_dir=settings.manual_dir or None
     )
-    command = f"{PROGRAM} {shlex.join(argv)}"
     evaluations, versus = {}, None
     for name, each in runs.items():
-        evaluations[name], versus = evaluate(name, each, dataset, budget, settings, command, versus)
+        evaluations[name], versus = evaluate(
+            name, each, dataset, budget, settings, call.command, versus
+        )
     results = {name: each.result for name, each in runs.items()}
     title = f"{mixture.config.dataset}, {mixture.config.loss}"
     on_disk = reporting.read_evaluations({name: each.folder for name, each in runs.items()})
@@ -158,7 +149,7 @@ def evaluate(
         def progress(*done):
             bars.show(*done)
             if interrupt.received:
-                raise SystemExit(interrupt.exit_code)
+                raise Stopped(interrupt.exit_code, "after {1} of {2} runs of {0}".format(*done))
 
         found = evaluation.evaluate(
             key,

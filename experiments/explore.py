@@ -23,12 +23,12 @@ from PIL import Image
 
 from experiments.evaluate import BUDGETS
 from experiments.meunier_2021.algorithm import build, members
-from experiments.run import command_line
+from experiments.run import program
 from experiments.run.command_line import flag
 from experiments.run.reading import read_run, restore
 from mixjax import checks, data, evaluation, files, losses, mixture, reporting, threats
 
-PROGRAM = "python -m experiments.explore"
+PROGRAM = "experiments.explore"
 PAGE = "explore.html"
 TEMPLATE = pathlib.Path(__file__).with_name("explore.html")
 ATTACKS = evaluation.CURVES
@@ -53,18 +53,13 @@ class Settings:
 
 def main(argv=None):
     """Writes the page; bad input ends in one line and exit code 2."""
-    budget, settings = command_line.parse(
-        argv,
-        dict.fromkeys(BUDGETS, Settings()),
-        default="quick",
-        program=PROGRAM,
-        description=__doc__ or "",
-        selector="budget",
-    )
-    command_line.cache_compilation()
-    with command_line.errors_in_one_line(PROGRAM, debug=settings.debug):
-        path = write_page(BUDGETS[budget], settings)
-    print(f"{path} holds the page.")
+    budgets = dict.fromkeys(BUDGETS, Settings())
+    program.main(PROGRAM, __doc__ or "", budgets, run, argv, selector="budget", folder="")
+
+
+def run(call: program.Call):
+    """Writes the page and says where."""
+    print(f"{write_page(BUDGETS[call.choice], call.config)} holds the page.")
 
 
 def write_page(budget: evaluation.Budget, settings: Settings) -> pathlib.Path:

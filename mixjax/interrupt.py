@@ -31,6 +31,15 @@ class Interrupt:
             signal.signal(each, signal.SIG_DFL)
 
 
+class Stopped(SystemExit):
+    """The end of a process that a signal has asked for, after what was done is saved."""
+
+    def __init__(self, code: int, where: str) -> None:
+        """With the exit `code`, and `where` it stopped, in words that follow "stopped"."""
+        super().__init__(code)
+        self.where = where
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interrupt]:
     """Turns the first SIGTERM or SIGINT inside the `with` block into `interrupt.received`.

@@ -20,11 +20,11 @@ import dataclasses
 import jax.numpy as jnp
 
 from experiments.hamm_2018 import minimax_defense, reports, scores, settings
-from experiments.hamm_2018.reports import Outcome
 from experiments.hamm_2018.settings import Setting, words
 from experiments.hamm_2018.training import train
 from experiments.hamm_2018.variants import PRINTED, STRONG
 from experiments.run.command_line import flag
+from experiments.run.program import Outcome
 from mixjax import checks, defenses, losses, reporting
 
 PROGRAM = "experiments.hamm_2018.attack_network"
@@ -94,9 +94,9 @@ def experiment(setting: Setting) -> Outcome:
     strong = {title: is_broken(each) for title, each in result.items()}
     return Outcome(
         {"attack_network_is_strong": strong, "attacked": result},
+        "\n".join(sections),
         sections,
         {"errors.png": caption},
-        "\n".join(sections),
     )
 
 

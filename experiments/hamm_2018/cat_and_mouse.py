@@ -22,11 +22,11 @@ import optax
 
 from experiments.hamm_2018 import compute, reports, scores, settings
 from experiments.hamm_2018.printed import PAPER
-from experiments.hamm_2018.reports import Outcome
 from experiments.hamm_2018.settings import Setting
 from experiments.hamm_2018.training import train
 from experiments.hamm_2018.variants import fgsm, ifgsm
 from experiments.run.command_line import flag
+from experiments.run.program import Outcome
 from mixjax import checkpoint, checks, defenses, reporting
 
 PROGRAM = "experiments.hamm_2018.cat_and_mouse"

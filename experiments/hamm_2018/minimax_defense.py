@@ -31,11 +31,11 @@ import numpy as np
 import optax
 
 from experiments.hamm_2018 import compute, mixtures, reports, scores, settings
-from experiments.hamm_2018.reports import Outcome
 from experiments.hamm_2018.settings import Setting, words
 from experiments.hamm_2018.training import train
 from experiments.hamm_2018.variants import ORDERS, Order, fgsm
 from experiments.run.command_line import flag
+from experiments.run.program import Outcome
 from mixjax import checks, defenses, games, losses, mixture, reporting
 
 PROGRAM = "experiments.hamm_2018.minimax_defense"

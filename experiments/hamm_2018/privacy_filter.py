@@ -24,11 +24,11 @@ import numpy as np
 import optax
 
 from experiments.hamm_2018 import reports, scores, settings
-from experiments.hamm_2018.reports import Outcome
 from experiments.hamm_2018.settings import Setting
 from experiments.hamm_2018.training import train
 from experiments.hamm_2018.variants import ORDERS, Order, said
 from experiments.run.command_line import flag
+from experiments.run.program import Outcome
 from mixjax import checks, defenses, evaluation, games, losses, models, reporting
 
 PROGRAM = "experiments.hamm_2018.privacy_filter"
@@ -239,9 +239,9 @@ def report(setting: Setting, rows: dict) -> Outcome:
     )
     return Outcome(
         {"filters": rows, "error_knowing_the_kept_label": blind, "num_examples": number},
+        f"{table}\n{sentence}",
         [head, table, sentence],
         {"filtered.png": "Test examples as the filters leave them; below, what is read of them."},
-        f"{table}\n{sentence}",
     )
 
 

@@ -1,11 +1,7 @@
 """From a command line to `result.json` and `report.md`, for the experiments of Hamm 2018."""
 
-import pathlib
-import shlex
-import sys
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,8 +22,9 @@ from experiments.hamm_2018.settings import (
     under_network,
 )
 from experiments.hamm_2018.variants import fgsm, said
-from experiments.run import command_line
-from mixjax import checkpoint, files, losses, reporting
+from experiments.run import program
+from experiments.run.program import Outcome
+from mixjax import losses, reporting
 from mixjax.typing import PyTree
 
 ATTACKS = {
@@ -46,22 +43,6 @@ which the paper does not run. Radii eta are for pixels in [-1, 1].
 """
 
 
-class Outcome(NamedTuple):
-    """What an experiment found.
-
-    Attributes:
-      result: entries of `result.json`.
-      sections: parts of the report, Markdown.
-      figures: `file -> caption` of what it drew into the folder.
-      summary: lines to print.
-    """
-
-    result: dict[str, Any]
-    sections: list[str]
-    figures: dict[str, str]
-    summary: str
-
-
 def presets(
     make: Callable[..., AttackConfig], *, demo: dict | None = None, cifar10: dict | None = None
 ) -> dict[str, Any]:
@@ -75,7 +56,7 @@ def presets(
 
 
 def main(
-    program: str,
+    name: str,
     description: str,
     presets: dict[str, Any],
     experiment: Callable[[Setting], Outcome],
@@ -85,51 +66,28 @@ def main(
     """Runs an experiment and writes its result and report; bad input is one line, exit code 2.
 
     Args:
-      program: name of the module.
+      name: name of the module.
       description: what `--help` shows.
       presets: name to config, "demo" among them.
       experiment: the experiment.
       argv: arguments; None for those of the process.
       check_own: raises `ValueError` for fields of its own that are out of range.
     """
-    command = f"python -m {program}"
-    preset, config = command_line.parse(
-        argv, presets, default="demo", program=command, description=description
-    )
-    command_line.cache_compilation()
-    hint = "; --preset demo needs no data"
-    with command_line.errors_in_one_line(command, debug=config.debug, data_hint=hint):
-        if not config.cpu and jax.default_backend() == "cpu":
-            raise ValueError(
-                f"preset {preset} is made for a GPU and there is none: --preset demo takes "
-                "3 minutes on a CPU, --cpu insists"
-            )
+
+    def run(call):
+        config = call.config
+        program.need_accelerator(call)
         check(config)
         check_own(config)
-        start, dataset = time.monotonic(), load(config)
-        name = program.split(".")[-1]
-        folder = pathlib.Path(config.run_dir or f"runs/{name}-{preset}")
-        checkpoint.check_directory(folder, argument="run_dir")
-        words = f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+        dataset = load(config)
         model, network = build(config, dataset)
-        setting = Setting(config, dataset, model, network, folder, words, attacker_of(config))
-        with reporting.open_run(folder, recorded(config), resume=config.resume):
-            outcome = experiment(setting)
-            origin = reporting.provenance(words, config.seed, time.monotonic() - start)
-            result = {"dataset": config.dataset, **outcome.result, "config": recorded(config)}
-            files.write_json(folder / "result.json", {**result, "provenance": origin}, "result")
-            write_page(setting, outcome, f"{name.replace('_', ' ')}: {preset}", origin)
-        print(outcome.summary)
-        print(f"{folder / 'report.md'} holds the report.")
+        attacker = attacker_of(config)
+        setting = Setting(config, dataset, model, network, call.folder, call.command, attacker)
+        title = f"{call.name.replace('_', ' ')}: {call.choice or config.dataset}"
+        program.complete(call, lambda: experiment(setting), recorded=recorded(config), title=title)
 
-
-def write_page(setting: Setting, outcome: Outcome, title: str, origin: dict[str, Any]):
-    """Writes `report.md`."""
-    parts = [f"# {title}\n", *outcome.sections]
-    parts += [f"![{text}]({file})\n\n{text}\n" for file, text in outcome.figures.items()]
-    parts += ["## Provenance\n"]
-    parts += [f"- {name}: {value}" for name, value in origin.items()]
-    files.write(setting.folder / "report.md", "\n".join(parts) + "\n")
+    hint = "; --preset demo needs no data"
+    program.main(name, description, presets, run, argv, folder="runs/{name}-{choice}", hint=hint)
 
 
 def tables(setting: Setting, rows: dict[tuple[str, float], dict[str, Any]]) -> list[str]:
@@ -184,8 +142,7 @@ def outcome(
     if costs:
         result["training_cost"] = costs
         sections.append(f"## What training cost\n\n{compute.table(costs)}")
-    summary = "\n".join([*sections[1:]])
-    return Outcome({**result, **more}, sections, figures, summary)
+    return Outcome({**result, **more}, "\n".join(sections[1:]), sections, figures)
 
 
 def draw_attacks(

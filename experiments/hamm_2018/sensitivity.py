@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import optax
 
 from experiments.hamm_2018 import compute, reports, scores, settings
-from experiments.hamm_2018.reports import Outcome
 from experiments.hamm_2018.settings import Setting
 from experiments.hamm_2018.training import train
 from experiments.hamm_2018.variants import fgsm
+from experiments.run.program import Outcome
 from mixjax import defenses, reporting
 
 PROGRAM = "experiments.hamm_2018.sensitivity"

@@ -27,6 +27,7 @@ import optax
 
 from experiments.run import program
 from experiments.run.command_line import flag
+from experiments.run.program import Outcome
 from mixjax import checks, games, reporting
 from mixjax.data import toy
 from mixjax.games import Equilibrium, Growth
@@ -86,12 +87,15 @@ class Finite(NamedTuple):
         return float((losses @ weights).max(axis=1).mean())
 
 
+PRESETS = {"paper": Config()}
+
+
 def main(argv=None):
     """Grows the game twice, compares, draws."""
-    program.main(PROGRAM, __doc__ or "", Config(), experiment, argv)
+    program.main(PROGRAM, __doc__ or "", PRESETS, program.in_folder(experiment), argv)
 
 
-def experiment(config: Config, folder: pathlib.Path):
+def experiment(config: Config, folder: pathlib.Path) -> Outcome:
     """Double oracle, boosting with every share, and what boosting's members are worth."""
     shares = check(config)
     finite = finite_game(config)
@@ -118,7 +122,7 @@ def experiment(config: Config, folder: pathlib.Path):
         "rounds": len(grown[1].rounds),
         "each_kind_alone": each_kind_alone(finite, config, shares),
     }
-    return result, summary_lines(result)
+    return Outcome(result, summary_lines(result))
 
 
 def compare(finite: Finite, config: Config, shares):

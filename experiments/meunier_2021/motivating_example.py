@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments.run import program
 from experiments.run.command_line import flag
+from experiments.run.program import Outcome
 from mixjax import checks, games, reporting
 
 PROGRAM = "experiments.meunier_2021.motivating_example"
@@ -49,12 +50,15 @@ class Config:
     debug: bool = flag(False, "show the traceback of an error")
 
 
+PRESETS = {"paper": Config()}
+
+
 def main(argv=None):
     """Computes, compares with the linear program, draws."""
-    program.main(PROGRAM, __doc__ or "", Config(), experiment, argv)
+    program.main(PROGRAM, __doc__ or "", PRESETS, program.in_folder(experiment), argv)
 
 
-def experiment(config: Config, folder: pathlib.Path):
+def experiment(config: Config, folder: pathlib.Path) -> Outcome:
     """All values, and the risk of every mixture under the two attacks."""
     checks.at_least(2, points=config.points)
     shares = [Fraction(k, config.points - 1) for k in range(config.points)]
@@ -82,7 +86,8 @@ def experiment(config: Config, folder: pathlib.Path):
             "attack": solved.attack,
         },
     }
-    return result, "\n".join(f"{name.replace('_', ' '):62}{value}" for name, value in found.items())
+    lines = [f"{name.replace('_', ' '):62}{value}" for name, value in found.items()]
+    return Outcome(result, "\n".join(lines))
 
 
 def errors(classifier, example, move) -> bool:

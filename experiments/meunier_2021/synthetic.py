@@ -33,6 +33,7 @@ import scipy.optimize
 
 from experiments.run import program
 from experiments.run.command_line import flag
+from experiments.run.program import Outcome
 from mixjax import checks, games, reporting
 from mixjax.data import toy
 
@@ -80,12 +81,15 @@ class ErrorPatterns(NamedTuple):
     mass: np.ndarray
 
 
+PRESETS = {"paper": Config()}
+
+
 def main(argv=None):
     """Solves, measures, draws."""
-    program.main(PROGRAM, __doc__ or "", Config(), experiment, argv)
+    program.main(PROGRAM, __doc__ or "", PRESETS, program.in_folder(experiment), argv)
 
 
-def experiment(config: Config, folder: pathlib.Path):
+def experiment(config: Config, folder: pathlib.Path) -> Outcome:
     """The three panels and the numbers in them."""
     radii, temperatures = check(config)
     shown, risks = None, np.zeros((config.seeds, len(radii), 4))
@@ -140,7 +144,7 @@ def experiment(config: Config, folder: pathlib.Path):
         },
         "responses": responses(train, found),
     }
-    return result, summary_lines(result)
+    return Outcome(result, summary_lines(result))
 
 
 def check(config: Config):

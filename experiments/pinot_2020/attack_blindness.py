@@ -16,8 +16,6 @@ vulnerability of randomized ensembles, 2022, on why ascent fails here.
 
 import functools
 import pathlib
-import shlex
-import sys
 import time
 from functools import partial
 
@@ -33,7 +31,7 @@ from experiments.pinot_2020.blindness import (
     boosted_pair,
     linear_mixture,
 )
-from experiments.run import command_line
+from experiments.run import program
 from mixjax import (
     attacks,
     checks,
@@ -45,7 +43,7 @@ from mixjax import (
 )
 from mixjax.front.progress import Bars
 
-PROGRAM = "python -m experiments.pinot_2020.attack_blindness"
+PROGRAM = "experiments.pinot_2020.attack_blindness"
 BUDGETS = {"quick": evaluation.QUICK, "standard": evaluation.STANDARD}
 BLIND = ("pgd_averaged_logits", "pgd_expected_loss", "apgd_expected_loss")
 SHOWN = (*BLIND, "arc", "lattice_climber", "worst")
@@ -53,28 +51,19 @@ SHOWN = (*BLIND, "arc", "lattice_climber", "worst")
 
 def main(argv=None):
     """Runs the experiment; bad input ends in one line and exit code 2."""
-    budget, config = command_line.parse(
-        argv,
-        dict.fromkeys(BUDGETS, Config()),
-        default="quick",
-        program=PROGRAM,
-        description=__doc__ or "",
-        selector="budget",
-    )
-    command_line.cache_compilation()
-    with command_line.errors_in_one_line(PROGRAM, debug=config.debug):
-        run(budget, config, sys.argv[1:] if argv is None else argv)
+    budgets = dict.fromkeys(BUDGETS, Config())
+    program.main(PROGRAM, __doc__ or "", budgets, run, argv, selector="budget")
 
 
-def run(budget: str, config: Config, argv):
+def run(call: program.Call):
     """Attacks the linear mixtures, trains and attacks the pair, and reports."""
+    budget, config = call.choice, call.config
     check(config)
     dataset = data.load(config.dataset, config.data_dir or None)
     checks.within(1, len(dataset.train.labels), batch_size=config.batch_size)
-    places = ("data_dir", "run_dir", "debug")
-    recorded = {name: value for name, value in vars(config).items() if name not in places}
-    with reporting.open_run(config.run_dir, {"budget": budget, **recorded}) as folder:
-        results = score(budget, config, recorded, dataset, folder, f"{PROGRAM} {shlex.join(argv)}")
+    recorded = program.recorded_of(config)
+    with program.held(call.folder, {"budget": budget, **recorded}, resume=None) as folder:
+        results = score(budget, config, recorded, dataset, folder, call.command)
     print(reporting.attack_table(results))
     print(f"{folder / 'report.md'} holds the report.")
 

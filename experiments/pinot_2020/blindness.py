@@ -36,7 +36,7 @@ class Config:
     pgd_steps: int = flag(100, "steps of each")
     # The run.
     seed: int = flag(0, "root of all randomness")
-    run_dir: str = flag("runs/attack_blindness", "folder of the run, which must be new")
+    run_dir: str = flag("", "folder of the run, which must be new; empty: runs/attack_blindness")
     debug: bool = flag(False, "show the traceback of an error")
 
 

@@ -25,6 +25,7 @@ from experiments.pinot_2020 import penalized
 from experiments.pinot_2020.penalized import CLASSES, PENALTIES, Gaussians
 from experiments.run import program
 from experiments.run.command_line import flag
+from experiments.run.program import Outcome
 from mixjax import checks, reporting
 
 PROGRAM = "experiments.pinot_2020.penalized_attackers"
@@ -58,12 +59,15 @@ class Config:
     debug: bool = flag(False, "show the traceback of an error")
 
 
+PRESETS = {"paper": Config()}
+
+
 def main(argv=None):
     """Computes, draws."""
-    program.main(PROGRAM, __doc__ or "", Config(), experiment, argv)
+    program.main(PROGRAM, __doc__ or "", PRESETS, program.in_folder(experiment), argv)
 
 
-def experiment(config: Config, folder: pathlib.Path):
+def experiment(config: Config, folder: pathlib.Path) -> Outcome:
     """The four figures and their numbers."""
     epsilons, lams = check(config)
     wide = Gaussians(config.mean, config.scale)
@@ -97,7 +101,7 @@ def experiment(config: Config, folder: pathlib.Path):
         "grid": [without_curves(each) for each in grid],
         "failing": [without_curves(each) for each in failing],
     }
-    return result, summary_lines(result)
+    return Outcome(result, summary_lines(result))
 
 
 def check(config: Config):

@@ -1,17 +1,12 @@
 """Command lines of the experiments: every field of a frozen dataclass is a flag with help."""
 
 import argparse
-import contextlib
 import dataclasses
 import fractions
 import io
-import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
-
-import jax
-
-from mixjax import data
 
 
 def flag(default: Any, help: str, *, options: tuple | None = None) -> Any:
@@ -26,7 +21,14 @@ def flag(default: Any, help: str, *, options: tuple | None = None) -> Any:
 
 
 def parse(
-    argv, presets: dict, *, default: str, program: str, description: str, selector: str = "preset"
+    argv,
+    presets: dict,
+    *,
+    default: str,
+    program: str,
+    description: str,
+    selector: str = "preset",
+    resumed: Callable[[str], dict] | None = None,
 ):
     """The preset named in `argv`, changed by the flags that follow.
 
@@ -37,24 +39,38 @@ def parse(
       program: name of the program in messages.
       description: what `--help` shows above the flags.
       selector: name of the flag that names the preset.
+      resumed: `run_dir -> fields` of the run in a folder: with `--resume` they stand for the
+        preset that nobody has named; None: runs of the program are not gone on with so.
 
     Returns:
-      `(name of the preset, config)`. Bad input ends the process: one line, exit code 2.
+      `(name of the preset, config)`; the name is empty where the run's own config has replaced it.
+      Bad input ends the process: one line, exit code 2.
     """
     print_anything()
+    first = _Parser(prog=program, add_help=False, allow_abbrev=False)
+    first.add_argument(f"--{selector}")
+    first.add_argument("--run-dir", default="")
+    first.add_argument("--resume", action=argparse.BooleanOptionalAction)
+    found, _ = first.parse_known_args(argv)
+    named = getattr(found, selector)
+    chosen = named if named in presets else default
+    usual, source = presets[chosen], f"{selector} {chosen}"
+    if resumed is not None and found.resume and named is None:
+        known = {field.name for field in dataclasses.fields(usual)}
+        own = {name: value for name, value in resumed(found.run_dir).items() if name in known}
+        if own:
+            usual, source, chosen = dataclasses.replace(usual, **own), "the run's", ""
     parser = _Parser(
         prog=program,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        f"--{selector}", choices=presets, default=default, help="default: %(default)s"
-    )
-    for field in dataclasses.fields(presets[default]):
+    parser.add_argument(f"--{selector}", choices=presets, help=f"default: {default}")
+    for field in dataclasses.fields(usual):
         name = "--" + field.name.replace("_", "-")
-        usual = getattr(presets[default], field.name)
-        text = f"{field.metadata['help']} ({selector} {default}: {usual!r})".replace("%", "%%")
+        value = getattr(usual, field.name)
+        text = f"{field.metadata['help']} ({source}: {value!r})".replace("%", "%%")
         if isinstance(field.default, bool):
             kind: dict = {"action": argparse.BooleanOptionalAction}
         else:
@@ -62,8 +78,8 @@ def parse(
             kind["metavar"] = None if kind["choices"] else type(field.default).__name__.upper()
         parser.add_argument(name, default=argparse.SUPPRESS, help=text, **kind)
     flags = vars(parser.parse_args(argv))
-    preset = flags.pop(selector)
-    return preset, dataclasses.replace(presets[preset], **flags)
+    del flags[selector]
+    return chosen, dataclasses.replace(usual, **flags)
 
 
 def print_anything():
@@ -77,17 +93,6 @@ def fail(program: str, error: Exception | str) -> NoReturn:
     """Ends the process: one line on stderr, exit code 2."""
     print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(2)
-
-
-@contextlib.contextmanager
-def errors_in_one_line(program: str, *, debug: bool, data_hint: str = ""):
-    """Ends the process as `fail` does at an error that bad input causes, or raises it to debug."""
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        if debug:
-            raise
-        fail(program, f"{error}{data_hint if isinstance(error, data.DataError) else ''}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -111,12 +116,3 @@ def _whole(text):
 
 
 _READERS = {float: _real, int: _whole, str: str}
-
-
-def cache_compilation():
-    """Keeps compiled programs in the user's cache, unless JAX was told where."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        with contextlib.suppress(RuntimeError):  # A container may run without a home.
-            cache = pathlib.Path("~/.cache/mixjax/compiled").expanduser()
-            if cache.is_absolute():
-                jax.config.update("jax_compilation_cache_dir", str(cache))

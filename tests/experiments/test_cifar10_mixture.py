@@ -16,7 +16,7 @@ import pytest
 from benchmarks import setting
 from experiments import cifar10_mixture
 from experiments.meunier_2021 import algorithm, training
-from experiments.run import command_line
+from experiments.run import command_line, program
 from mixjax import data, files
 
 # A linear model on digits: the whole experiment in seconds.
@@ -223,7 +223,7 @@ def test_without_a_home_programs_are_compiled_without_a_cache(monkeypatch):
     before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", None)
     try:
-        command_line.cache_compilation()
+        program.cache_compilation()
         assert jax.config.values["jax_compilation_cache_dir"] is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
