@@ -1,6 +1,7 @@
 """Attacks on one example: `x` in, `(x_adv, info)` out; `jax.vmap` makes the batch."""
 
 from mixjax.attacks._steps import AttackInfo, once
+from mixjax.attacks.adaptive_boundary import AdaptiveBoundaryInfo, fab, fab_targeted
 from mixjax.attacks.attack_networks import (
     AttackNetworkInfo,
     AttackNetworkState,
@@ -22,6 +23,7 @@ from mixjax.attacks.random_search import square
 
 __all__ = [
     "NEEDS",
+    "AdaptiveBoundaryInfo",
     "AttackInfo",
     "AttackNetworkInfo",
     "AttackNetworkState",
@@ -36,6 +38,8 @@ __all__ = [
     "attack_network_training",
     "carlini_wagner",
     "check_numbers",
+    "fab",
+    "fab_targeted",
     "fgsm",
     "follow",
     "lattice_climber",

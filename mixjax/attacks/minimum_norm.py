@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import checks
+from mixjax.attacks.hyperplanes import nearest_lower
 from mixjax.typing import Array, Bounds, LossFn
 
 _INSIDE = 0.999999  # of the way to the bounds: on them the tanh variables would be infinite
 _PROGRESS = 0.9999  # of the loss at the check before: above it the search is over
 _FEWEST_BETWEEN_CHECKS = 25  # Adam first overshoots and comes back: for so long a rise says nothing
-_TINY = float(jnp.finfo(jnp.float32).tiny)
 _LARGEST_CONST = 1e10
 _LARGEST_GRADIENT = 1e18  # its square is still a number
-_FARTHEST = 1e18  # along a slope where no bound stops it
 _ROUNDING = 1 + 1e-5
 _BEYOND = 1e-3  # of the margin at `x`: so far past the boundary the closing steps aim
 
@@ -218,7 +217,8 @@ def carlini_wagner(
         best, best_norm = keep_nearer(best, best_norm, point, fooled)
         fall = margin + jnp.sum(gradient * (origin - point.astype(wide))) + _BEYOND * first_margin
         anchor = jnp.where(accepted, point.astype(wide), anchor)
-        aim = jnp.where(accepted, _lower(origin, gradient, fall, box), aim)
+        nearest = nearest_lower(origin, gradient, fall, (box.low, box.high))
+        aim = jnp.where(accepted, nearest, aim)
         share = jnp.where(accepted, 1.0, share / 2).astype(wide)
         return (anchor, aim, share, best, best_norm), None
 
@@ -276,25 +276,3 @@ def _point_and_slope(variables, box):
     point = jnp.clip(box.middle + box.half * tanh, box.low, box.high)
     slope = box.half * (1 - tanh) * (1 + tanh)
     return jnp.where(box.bounded, point, variables), jnp.where(box.bounded, slope, 1.0)
-
-
-def _lower(x, gradient, fall, box):
-    """The point nearest to `x` in the box where a linear function is lower by `fall`.
-
-    It is `clip(x - t gradient)`; each coordinate moves until its own `t` of `reach`. Where the
-    function cannot fall so far, the corner where it is lowest.
-    """
-    size = jnp.maximum(jnp.max(jnp.abs(gradient)), _TINY)
-    gradient, fall = gradient / size, fall / size
-    room = x - jnp.where(gradient > 0, box.low, box.high)
-    slope = (gradient**2).ravel()
-    reach = jnp.where(slope > 0, (room / jnp.where(gradient == 0, 1.0, gradient)).ravel(), 0.0)
-    order = jnp.argsort(reach)
-    reach, slope = reach[order], slope[order]
-    moving = jnp.flip(jnp.cumsum(jnp.flip(slope)))  # slope of the fall just before each reach
-    fallen = jnp.append(0.0, jnp.cumsum(reach * slope)[:-1]).astype(x.dtype)
-    enough = fallen + reach * moving >= fall
-    last = jnp.argmax(enough)
-    t = jnp.where(enough[last], (fall - fallen[last]) / moving[last], reach[-1])
-    t = jnp.clip(jnp.nan_to_num(t), 0.0, _FARTHEST)  # NaN where there is neither slope nor fall
-    return jnp.clip(x - t * gradient, box.low, box.high)

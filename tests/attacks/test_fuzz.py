@@ -137,7 +137,13 @@ def lattice_climber(key, logits_fn, x, label, threat, bounds):
     return x_adv, -info.accuracy, -info.first_accuracy
 
 
-ATTACKS = (fgsm, pgd, ifgsm, apgd, apgd_targeted, square, arc, lattice_climber, carlini_wagner)
+def fab(key, logits_fn, x, label, threat, bounds):
+    settings = dict(num_steps=STEPS, num_restarts=2, bounds=bounds)
+    x_adv, info = attacks.fab(key, logits_fn, WEIGHTS, x, label, threat, **settings)
+    return x_adv, -info.accuracy, -info.first_accuracy
+
+
+ATTACKS = (fgsm, pgd, ifgsm, apgd, apgd_targeted, square, arc, lattice_climber, carlini_wagner, fab)
 SHAPES = {threats.linf: (3, 2, 2), threats.l2: (2, 4, 1)}
 
 CASES = [

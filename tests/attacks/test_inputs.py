@@ -66,7 +66,18 @@ def lattice_climber(key, logits_fn, weights, x, label, threat, **settings):
     return attacks.lattice_climber(key, logits_fn, weights, x, label, threat, **settings)
 
 
-ATTACKS = (fgsm, pgd, apgd, apgd_targeted, square, arc, lattice_climber)
+def fab(key, logits_fn, weights, x, label, threat, **settings):
+    settings = {"num_steps": 6} | settings
+    return attacks.fab(key, logits_fn, weights, x, label, threat, **settings)
+
+
+def fab_targeted(key, logits_fn, weights, x, label, threat, **settings):
+    settings = {"num_steps": 6} | settings
+    targets = jnp.array([1, 2])
+    return attacks.fab_targeted(key, logits_fn, weights, x, label, targets, threat, **settings)
+
+
+ATTACKS = (fgsm, pgd, apgd, apgd_targeted, square, arc, lattice_climber, fab, fab_targeted)
 
 
 def masked(x):
@@ -115,7 +126,7 @@ def test_in_a_ball_of_radius_zero_there_is_the_input_alone(attack, make, key):
     np.testing.assert_array_equal(x_adv, x)
 
 
-@pytest.mark.parametrize("attack", [pgd, apgd, arc, lattice_climber])
+@pytest.mark.parametrize("attack", [pgd, apgd, arc, lattice_climber, fab])
 def test_a_member_that_answers_nan_does_not_hide_the_other(attack, key):
     """The first member answers NaN everywhere, the second errs from .3 on."""
 
@@ -216,11 +227,13 @@ def test_a_batch_without_vmap_is_refused_in_one_line(key):
         attacks.arc(key, lambda x: x, WEIGHTS, batch, 0, threat)
     with pytest.raises(ValueError, match="label must lie in"):
         attacks.lattice_climber(key, masked, WHOLE, batch[0], 4, threat)
+    with pytest.raises(ValueError, match="logits must be all members' on one example"):
+        attacks.fab(key, lambda x: x, WEIGHTS, batch, 0, threat)
     with pytest.raises(ValueError, match="label must be a whole number, got float32"):
         attacks.arc(key, masked, WHOLE, batch[0], jnp.float32(1.0), threat)
 
 
-@pytest.mark.parametrize("attack", [pgd, apgd, arc, lattice_climber])
+@pytest.mark.parametrize("attack", [pgd, apgd, arc, lattice_climber, fab])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_inputs_of_half_precision_are_attacked_and_come_back_so(attack, dtype, key):
     x = jnp.full((2, 2, 1), 0.25, dtype)
@@ -319,7 +332,7 @@ def test_what_refuses_nan_and_infinity_refuses_nothing_of_healthy_members(attack
         assert mixture.accuracy(linear(x), 0, WEIGHTS) == 0
 
 
-@pytest.mark.parametrize("attack", [pgd, apgd, arc, lattice_climber])
+@pytest.mark.parametrize("attack", [pgd, apgd, arc, lattice_climber, fab])
 def test_inputs_of_single_precision_are_attacked_where_double_is_the_default(attack, key):
     with jax.enable_x64(True):
         x = np.full((2, 2, 1), 0.2, np.float32)

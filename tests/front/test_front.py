@@ -169,6 +169,8 @@ EVERY = {
     attacks.apgd_targeted: {"num_steps": 3},
     attacks.arc: {"num_steps": 3},
     attacks.lattice_climber: {"num_steps": 2, "num_orders": 1},
+    attacks.fab: {"num_steps": 5},
+    attacks.fab_targeted: {"num_steps": 5},
     attacks.square: {"num_queries": 5},
     attacks.carlini_wagner: {"num_steps": 5},
 }
