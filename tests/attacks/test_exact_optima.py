@@ -116,8 +116,7 @@ def test_the_lattice_climber_reaches_93_percent_on_three_and_five_and_misses_nob
         assert missed(risks, name, order, epsilon).size == 0
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", [*TWO, 5])
+@pytest.mark.parametrize(("name", "order"), [("steeper", 2), ("opposed", np.inf), (5, np.inf)])
 def test_the_suite_reaches_97_percent_of_the_optimum_and_misses_nobody(name, order):
     game = GAMES[name]
     for epsilon in NORMS[order][1]:

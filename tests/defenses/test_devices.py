@@ -74,7 +74,6 @@ MAKE = {
         model, optax.sgd(0.1), THREAT, pgd, num_steps_per_round=1, data_axis=axis
     ),
     "minimax": minimax(2.0),
-    "alternating": minimax(0.0),
     "maximin": maximin,
     "several attacks": several(per_example=False),
     "several attacks, each example its own": several(per_example=True),
