@@ -24,7 +24,7 @@ from mixjax.defenses.mixture_training import (
 )
 from mixjax.defenses.rounds import cat_and_mouse
 from mixjax.defenses.sequence import (
-    Method,
+    Succession,
     barre,
     boosted,
     independent,
@@ -43,11 +43,11 @@ __all__ = [
     "Defense",
     "MemberInfo",
     "MemberState",
-    "Method",
     "MixtureInfo",
     "MixtureState",
     "Objective",
     "Past",
+    "Succession",
     "Weighing",
     "adversarial_member",
     "adversarial_training",

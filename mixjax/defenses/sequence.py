@@ -1,8 +1,8 @@
 """Mixtures whose members come one after another, each an answer to the attack on those before it.
 
-A `Method` says how the attack on the members so far is made, what the new member learns, and how
-the weights follow. Boosted adversarial training and its successors are four of them; who calls them
-one after the other, and compiles them, is `mixjax.front.sequence`.
+A `Succession` says how the attack on the members so far is made, what the new member learns, and
+how the weights follow. Boosted adversarial training and what came after it are four of them; who
+calls them one after the other, and compiles them, is `mixjax.front.sequence`.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def _kept(weights: np.ndarray, errors_fn: ErrorsFn) -> np.ndarray:
     return weights
 
 
-class Method(NamedTuple):
+class Succession(NamedTuple):
     """How members follow one another; pure functions.
 
     Attributes:
@@ -77,7 +77,7 @@ def boosted(
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,
     bounds: Bounds = (0.0, 1.0),
-) -> Method:
+) -> Succession:
     """Boosted adversarial training: a new member learns naturally what fools those before it.
 
     The data set is attacked once against the mixture so far, the new member is trained on it
@@ -96,7 +96,7 @@ def boosted(
       bounds: lowest and highest value of an input.
 
     Returns:
-      A `Method`.
+      A `Succession`.
 
     Raises:
       ValueError: if a number is out of its range or the attack lacks one.
@@ -111,7 +111,7 @@ def boosted(
     training = natural_member(
         model, optimizer, label_smoothing=label_smoothing, average_decay=average_decay
     )
-    return Method(
+    return Succession(
         training,
         lambda weights: with_share(weights, alpha),
         _on_all(attack, threat, bounds),
@@ -131,7 +131,7 @@ def barre(
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,
     bounds: Bounds = (0.0, 1.0),
-) -> Method:
+) -> Succession:
     """BARRE: the new member starts from the last one and learns what fools it and those before it.
 
     Each batch is attacked against the mixture of all, the new member among them, at uniform
@@ -151,7 +151,7 @@ def barre(
       bounds: lowest and highest value of an input.
 
     Returns:
-      A `Method`.
+      A `Succession`.
 
     Raises:
       ValueError: if a number is out of its range or the attack lacks one.
@@ -187,7 +187,7 @@ def barre(
         return solved_weights(weights, errors_fn, num_rounds=num_rounds)
 
     whole = threat if isinstance(threat, Threat) else threat(jnp.asarray(_LAST))
-    return Method(training, uniform, _on_all(attack, whole, bounds), start=start, settle=settle)
+    return Succession(training, uniform, _on_all(attack, whole, bounds), start=start, settle=settle)
 
 
 def margin_boosted(
@@ -199,7 +199,7 @@ def margin_boosted(
     other_weight: float = 1.0,
     weight_perturbation: float = 0.0,
     average_decay: float = 0.0,
-) -> Method:
+) -> Succession:
     r"""MRBoost, drawn from at random: the new member raises the margin of all of them together.
 
     Of the mean logits `F` of all members, the new one among them, attack and training raise and
@@ -218,7 +218,7 @@ def margin_boosted(
       average_decay: as by `adversarial_member`.
 
     Returns:
-      A `Method`.
+      A `Succession`.
 
     Raises:
       ValueError: if a number is out of its range.
@@ -253,7 +253,7 @@ def margin_boosted(
         weight_perturbation=weight_perturbation,
         average_decay=average_decay,
     )
-    return Method(training, uniform)
+    return Succession(training, uniform)
 
 
 def independent(
@@ -262,7 +262,7 @@ def independent(
     threat: Threat | Callable[[Array], Threat],
     attack: Callable[..., Any],
     **options: Any,
-) -> Method:
+) -> Succession:
     """Members that know nothing of each other, each adversarially trained from a start of its own.
 
     Args:
@@ -273,10 +273,10 @@ def independent(
       **options: those of `adversarial_member`.
 
     Returns:
-      A `Method` with uniform weights.
+      A `Succession` with uniform weights.
     """
     training = adversarial_member(model, optimizer, threat, attack, **options)
-    return Method(training, uniform, sees_past=False)
+    return Succession(training, uniform, sees_past=False)
 
 
 def _on_all(attack, threat, bounds):

@@ -1,8 +1,8 @@
 """Members of a mixture trained one after another, each resumable in the middle.
 
-What a `defenses.Method` says as pure functions is compiled and called here, on one device: a folder
-for each member holds its checkpoints, the inputs that were attacked for it and the weights after
-it. A process that was killed goes on from there, to the same numbers.
+What a `defenses.Succession` says as pure functions is compiled and called here, on one device: a
+folder for each member holds its checkpoints, the inputs that were attacked for it and the weights
+after it. A process that was killed goes on from there, to the same numbers.
 """
 
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 
 from mixjax import checks, data, ensemble, evaluation, files, games, mixture
 from mixjax.batch import example_keys, to_float
-from mixjax.defenses import Defense, Method, Past, uniform
+from mixjax.defenses import Defense, Past, Succession, uniform
 from mixjax.front import loop
 from mixjax.models import Model
 from mixjax.threats import Threat
@@ -72,7 +72,7 @@ class Sequence(NamedTuple):
 def train_in_sequence(
     key: Key,
     first: tuple[Model, Defense],
-    following: tuple[Model, Method],
+    following: tuple[Model, Succession],
     train: data.Split,
     validation: data.Split,
     threat: Threat,
