@@ -58,6 +58,7 @@ def fab(
     *,
     num_steps: int = 100,
     num_restarts: int = 1,
+    random_start: bool | Array = False,
     largest_bias: float | Array = 0.1,
     overshoot: float | Array = 1.05,
     backward_step: float | Array = 0.9,
@@ -89,6 +90,7 @@ def fab(
       num_steps: number of steps of one run, static.
       num_restarts: number of runs, one after the other, static: the first from `x`, the others
         from points at random in a ball of half the radius, or half the least norm that is known.
+      random_start: whether the first run starts at random as well.
       largest_bias: highest share of the way that leads along the boundary towards `x`, below 1.
       overshoot: how far beyond the linearised boundary a step aims, 1 for not at all.
       backward_step: share of the way from `x` that is kept of a point across, at most 1.
@@ -125,10 +127,10 @@ def fab(
     numbers = largest_bias, overshoot, backward_step
 
     def run(found, inputs):
-        key, is_first = inputs
-        return _run(found, key, is_first, members, None, num_steps, numbers), None
+        key, at_random = inputs
+        return _run(found, key, at_random, members, None, num_steps, numbers), None
 
-    inputs = jax.random.split(key, num_restarts), jnp.arange(num_restarts) == 0
+    inputs = jax.random.split(key, num_restarts), (jnp.arange(num_restarts) > 0) | random_start
     found, _ = jax.lax.scan(run, _nothing(members), inputs)
     return _answer(found, members)
 
@@ -144,6 +146,7 @@ def fab_targeted(
     *,
     num_steps: int = 100,
     num_restarts: int = 1,
+    random_start: bool | Array = False,
     largest_bias: float | Array = 0.1,
     overshoot: float | Array = 1.05,
     backward_step: float | Array = 0.9,
@@ -165,6 +168,7 @@ def fab_targeted(
       threat: the allowed perturbations, as in `fab`.
       num_steps: number of steps of one run, static.
       num_restarts: number of runs for one target, static; the first from `x`.
+      random_start: as in `fab`.
       largest_bias: as in `fab`.
       overshoot: as in `fab`.
       backward_step: as in `fab`.
@@ -199,12 +203,12 @@ def fab_targeted(
     num_runs = len(targets) * num_restarts
 
     def run(found, inputs):
-        key, is_first, target = inputs
-        return _run(found, key, is_first, members, target, num_steps, numbers), None
+        key, at_random, target = inputs
+        return _run(found, key, at_random, members, target, num_steps, numbers), None
 
-    is_first = jnp.arange(num_runs) % num_restarts == 0
+    at_random = (jnp.arange(num_runs) % num_restarts > 0) | random_start
     each_target = jnp.repeat(jnp.asarray(targets), num_restarts)
-    inputs = jax.random.split(key, num_runs), is_first, each_target
+    inputs = jax.random.split(key, num_runs), at_random, each_target
     found, _ = jax.lax.scan(run, _nothing(members), inputs)
     return _answer(found, members)
 
@@ -262,7 +266,7 @@ def _nothing(members):
     )
 
 
-def _run(found, key, is_first, members, target, num_steps, numbers):
+def _run(found, key, at_random, members, target, num_steps, numbers):
     """One run; `target` None: whichever boundary is nearest."""
     x, threat, bounds = members.x, members.threat, members.bounds
     largest_bias, overshoot, backward_step = numbers
@@ -302,7 +306,7 @@ def _run(found, key, is_first, members, target, num_steps, numbers):
         back = x + backward_step * (new - x)
         return (jnp.where(fools, back, new).astype(x.dtype), found), None
 
-    carry = jnp.where(is_first, x, start), found
+    carry = jnp.where(at_random, start, x), found
     (_, found), _ = jax.lax.scan(step, carry, length=num_steps)
     return found
 

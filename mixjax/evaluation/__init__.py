@@ -15,7 +15,15 @@ from mixjax.evaluation.passes import Passes, count_passes
 from mixjax.evaluation.result import Evaluation, Finding, expected_accuracy
 from mixjax.evaluation.runner import evaluate
 from mixjax.evaluation.security import CURVES, SecurityCurves, security_curves
-from mixjax.evaluation.suite import QUICK, STANDARD, Attack, Budget, attack_suite, pgd_attacks
+from mixjax.evaluation.suite import (
+    AUTOATTACK,
+    QUICK,
+    STANDARD,
+    Attack,
+    Budget,
+    attack_suite,
+    pgd_attacks,
+)
 from mixjax.intervals import (
     mean_and_error_bar,
     over_seeds,
@@ -25,6 +33,7 @@ from mixjax.intervals import (
 )
 
 __all__ = [
+    "AUTOATTACK",
     "CURVES",
     "QUICK",
     "STANDARD",

@@ -36,6 +36,7 @@ TRANSFERRED = "apgd_members"
 MEMBER_AWARE = ("arc", "lattice_climber")
 MINIMUM_NORM = "carlini_wagner"
 MINIMUM_NORM_OF_MEMBERS = "carlini_wagner_members"
+BOUNDARY = "fab_targeted"
 BLACK_BOX = "square"
 
 _SHARES = (0.5, 1.0)  # of the weight that Carlini and Wagner's attack on members fools
@@ -110,6 +111,9 @@ class Budget(NamedTuple):
       num_member_aware_steps: steps of each of these.
       num_orders: orders in which a run of the lattice climber adds members.
       num_queries: questions that the black-box attack may ask.
+      num_boundary_targets: runs of FAB towards one wrong class each, the likeliest first, each of
+        `num_steps`; 0 for none.
+      lines: the lines of the report that are run, in the order of the suite; None: all there are.
     """
 
     num_restarts: int
@@ -120,10 +124,26 @@ class Budget(NamedTuple):
     num_member_aware_steps: int
     num_orders: int
     num_queries: int
+    num_boundary_targets: int = 0
+    lines: tuple[str, ...] | None = None
 
 
 QUICK = Budget(2, 2, 6, 20, 1, 20, 2, 200)
 STANDARD = Budget(5, 9, 12, 100, 5, 50, 5, 5000)
+# The standard version of AutoAttack: APGD-CE, APGD-T, FAB-T, Square; on a mixture each of them on
+# the exact expected value. With fewer than ten classes the runs to spare are restarts.
+AUTOATTACK = Budget(
+    num_restarts=1,
+    num_targets=9,
+    num_member_runs=1,
+    num_steps=100,
+    num_member_aware_runs=1,
+    num_member_aware_steps=1,
+    num_orders=1,
+    num_queries=5000,
+    num_boundary_targets=9,
+    lines=(EXPECTED_LOSS, "apgd_targeted_dlr", BOUNDARY, BLACK_BOX),
+)
 
 
 def attack_suite(
@@ -137,14 +157,16 @@ def attack_suite(
     expected targeted ratio, each on single members as well; ARC and the lattice climber, which
     know which members they have; under an l2 threat Carlini and Wagner's nearest fooling points,
     dropped beyond the radius: of the mean probability, once along its own margin and once along
-    the expected loss as Pinot et al. do, and of half of the members by weight and of all; and at
-    last a black-box attack that asks for nothing but the members' answers, as a check on all the
+    the expected loss as Pinot et al. do, and of half of the members by weight and of all; FAB,
+    which looks for the nearest point where the mean probability errs; and at last a black-box
+    attack that asks for nothing but the members' answers, as a check on all the
     gradients. Of all the points on its path every run of PGD and AutoPGD returns that of lowest
     exact expected accuracy, whatever loss it climbed.
 
     Args:
       threat: the allowed perturbations, in the units of the inputs.
-      budget: `QUICK`, `STANDARD` or one of your own.
+      budget: `QUICK`, `STANDARD`, `AUTOATTACK` (for one classifier the attacks, in number, steps
+        and order, of the published AutoAttack, whose figures it stands beside) or one of your own.
       bounds: lowest and highest value of an input, of any range, numbers or arrays that fit one
         input; every evaluation with these attacks takes inputs within them.
 
@@ -165,14 +187,15 @@ def attack_suite(
     checks.threat(threat=threat)
     if not isinstance(budget, Budget):
         raise ValueError(f"budget must be a Budget, such as evaluation.QUICK, got {budget!r}")
-    checks.at_least(1, **budget._asdict())
+    numbers = budget._asdict()
+    _check_lines(numbers.pop("lines"))
+    checks.at_least(0, num_boundary_targets=numbers.pop("num_boundary_targets"))
+    checks.at_least(1, **numbers)
     bounds = low_and_high(bounds)
-    suite = _functions(budget)
-    if threat.name != "l2":
-        suite = tuple(entry for entry in suite if entry[0][0] != MINIMUM_NORM)
     return tuple(
         Attack(names, num_steps, function, threat, bounds, number)
-        for number, (names, num_steps, function) in enumerate(suite, 1)
+        for number, names, num_steps, function in _functions(budget)
+        if names and (names[0] != MINIMUM_NORM or threat.name == "l2")
     )
 
 
@@ -219,6 +242,13 @@ def pgd_attacks(
     return (Attack(names, num_steps, function, threat, bounds, 0),)
 
 
+def _check_lines(lines):
+    known = (BASELINE, *ON_THE_MIXTURE, TRANSFERRED, *MEMBER_AWARE, MINIMUM_NORM)
+    known = (*known, MINIMUM_NORM_OF_MEMBERS, BOUNDARY, BLACK_BOX)
+    for line in lines or ():
+        checks.one_of(known, lines=line)
+
+
 # Remembered: what is compiled for one function is compiled for every list that holds the same one.
 @functools.cache
 def _pgd(num_runs, num_steps, step_size):
@@ -229,34 +259,58 @@ def _pgd(num_runs, num_steps, step_size):
 
 @functools.cache
 def _functions(budget):
-    """`(names, num_steps, function)` of each attack of a suite."""
-    num_runs = (*[budget.num_restarts] * 4, budget.num_targets, budget.num_member_runs)
+    """`(number, names, num_steps, function)` of each attack of a suite, some without any run."""
+
+    def runs(line, number):
+        return 0 if budget.lines is not None and line not in budget.lines else number
+
     lines = (*ON_THE_MIXTURE, TRANSFERRED)
-    names = tuple(name for name, number in zip(lines, num_runs, strict=True) for _ in range(number))
-    num_steps = budget.num_member_aware_steps
-    names_of_aware = [(name,) * budget.num_member_aware_runs for name in MEMBER_AWARE]
+    numbers = (*[budget.num_restarts] * 4, budget.num_targets, budget.num_member_runs)
+    num_runs = tuple(map(runs, lines, numbers))
+    num_aware_steps = budget.num_member_aware_steps
+    minimum_norm = (MINIMUM_NORM, MINIMUM_NORM_OF_MEMBERS)
+    arc, climber = MEMBER_AWARE
     return (
-        ((BASELINE,), _BASELINE_STEPS, _baseline),
+        (1, (BASELINE,) * runs(BASELINE, 1), _BASELINE_STEPS, _baseline),
         (
-            names,
+            2,
+            tuple(np.repeat(lines, num_runs).tolist()),
             budget.num_steps,
             functools.partial(_auto_pgd, num_runs=num_runs, num_steps=budget.num_steps),
         ),
-        (names_of_aware[0], num_steps, functools.partial(attacks.arc, num_steps=num_steps)),
         (
-            names_of_aware[1],
-            num_steps,
+            3,
+            (arc,) * runs(arc, budget.num_member_aware_runs),
+            num_aware_steps,
+            functools.partial(attacks.arc, num_steps=num_aware_steps),
+        ),
+        (
+            4,
+            (climber,) * runs(climber, budget.num_member_aware_runs),
+            num_aware_steps,
             functools.partial(
-                attacks.lattice_climber, num_steps=num_steps, num_orders=budget.num_orders
+                attacks.lattice_climber, num_steps=num_aware_steps, num_orders=budget.num_orders
             ),
         ),
         (
-            (MINIMUM_NORM,) * 2 + (MINIMUM_NORM_OF_MEMBERS,) * len(_SHARES),
+            5,
+            tuple(np.repeat(minimum_norm, [runs(line, 2) for line in minimum_norm]).tolist()),
             budget.num_steps,
-            functools.partial(_carlini_wagner, num_steps=budget.num_steps),
+            functools.partial(
+                _carlini_wagner,
+                num_steps=budget.num_steps,
+                first=2 - runs(MINIMUM_NORM, 2),
+            ),
         ),
         (
-            (BLACK_BOX,),
+            7,
+            (BOUNDARY,) * runs(BOUNDARY, budget.num_boundary_targets),
+            budget.num_steps,
+            functools.partial(_fab, num_steps=budget.num_steps),
+        ),
+        (
+            6,
+            (BLACK_BOX,) * runs(BLACK_BOX, 1),
             budget.num_queries,
             functools.partial(attacks.square, num_queries=budget.num_queries),
         ),
@@ -306,7 +360,7 @@ def _auto_pgd(
     chosen = np.repeat(np.arange(len(num_runs)), num_runs)
     turns = np.concatenate([np.arange(number) for number in num_runs])
     logits = logits_fn(x)
-    if num_runs[-1] < logits.shape[0]:
+    if 0 < num_runs[-1] < logits.shape[0]:
         raise ValueError(
             f"num_member_runs must be at least the number of members {logits.shape[0]}, "
             f"got {num_runs[-1]}"
@@ -343,8 +397,27 @@ def _auto_pgd(
     )
 
 
-def _carlini_wagner(run, logits_fn, weights, x, label, bounds, *, num_steps):
+def _fab(key, run, logits_fn, weights, x, label, threat, bounds, *, num_steps):
+    """Towards one class each; whoever comes round to a class again starts at random."""
+    log_probs = mixture.log_probs(logits_fn(x), weights)
+    wrong = attacks.likeliest_wrong(log_probs, label, len(log_probs) - 1)
+    return attacks.fab_targeted(
+        key,
+        logits_fn,
+        weights,
+        x,
+        label,
+        wrong[run % len(wrong)][None],
+        threat,
+        num_steps=num_steps,
+        random_start=run >= len(wrong),
+        bounds=bounds,
+    )
+
+
+def _carlini_wagner(run, logits_fn, weights, x, label, bounds, *, num_steps, first):
     """One run for each way to see a mixture, chosen inside, as `_auto_pgd`."""
+    run += first
     share = jnp.asarray(_SHARES)[jnp.maximum(run - 2, 0)]
 
     def of_accuracy(logits):
