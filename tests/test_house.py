@@ -36,6 +36,7 @@ MAY_COMPILE = (
     "mixjax/evaluation/batches.py",
     "mixjax/front/classifiers.py",
     "mixjax/front/stored.py",
+    "mixjax/front/sequence.py",
     "mixjax/front/training.py",
 )
 

@@ -217,7 +217,7 @@ def mixture(
         updates, opt_state = optimizer.update(grads, opt_state, variables["params"], step=step)
         variables = {**statistics, "params": optax.apply_updates(variables["params"], updates)}
         decay = jnp.minimum(average_decay, (1.0 + step) / (10.0 + step))
-        return (variables, opt_state, _moved(average, variables, decay)), loss
+        return (variables, opt_state, moved_average(average, variables, decay)), loss
 
     def model_step(key, state, images, labels):
         attack_key, member_key = jax.random.split(key)
@@ -350,7 +350,7 @@ def _one_by_one(fn, *stacked):
     return jax.lax.map(lambda batch: fn(*batch), stacked)
 
 
-def _moved(average, new, decay):
+def moved_average(average: PyTree, new: PyTree, decay: Array) -> PyTree:
     """The moving average of floating-point leaves; random keys and counters are the newest."""
 
     def moved(new, old):

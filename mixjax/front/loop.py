@@ -92,6 +92,7 @@ def run(
     folder: pathlib.Path,
     checkpoints: pathlib.Path,
     config: dict[str, Any],
+    metric: str = "robust_accuracy",
     name: str = "training",
     show: bool = True,
 ) -> Any:
@@ -108,11 +109,12 @@ def run(
       num_steps: number of steps of the whole run, a multiple of `steps_per_epoch`.
       steps_per_epoch: steps between two validations, a multiple of `dispatch_steps`.
       dispatch_steps: the `K` of `placement.steps`.
-      validate: `training -> dict`, a line of the metrics, of a state on the host; its
-        `robust_accuracy` says which state is best. `step`, `epoch` and `loss` stand before it.
+      validate: `training -> dict`, a line of the metrics, of a state on the host; its `metric`
+        says which state is best. `step`, `epoch` and `loss` stand before it.
       folder: where the metrics are written; it exists.
       checkpoints: folder of the checkpoints.
       config: what the checkpoints belong to.
+      metric: name of the metric by which the best state is chosen, higher is better.
       name: what the progress bar is called.
       show: whether there is one, on stderr.
 
@@ -124,7 +126,10 @@ def run(
       FloatingPointError: at the first loss that is not finite.
       SystemExit: after a signal.
     """
-    with checkpoint.open(checkpoints, config) as saved, _interruptible() as interrupt:
+    with (
+        checkpoint.open(checkpoints, config, metric=metric) as saved,
+        _interruptible() as interrupt,
+    ):
         skipped = []
         if checkpoint.steps(saved):
             progress, _, skipped = checkpoint.restore(saved, progress)
@@ -149,11 +154,11 @@ def run(
                     here = placement.fetch(progress)
                     row = _row(here, done, steps_per_epoch) | validate(here.training)
                     progress = _at_epoch_start(progress)
-                    score = row["robust_accuracy"]
+                    score = row[metric]
                     reporting.append_metrics(folder, row)
                     bar.set_postfix_str(_summary(row))
                 if is_end or interrupt.received:
-                    checkpoint.save(saved, done, progress, {"robust_accuracy": score})
+                    checkpoint.save(saved, done, progress, {metric: score})
                 if interrupt.received:
                     raise SystemExit(interrupt.exit_code)
             best, _, skipped = checkpoint.restore(saved, progress, "best")

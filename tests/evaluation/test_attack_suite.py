@@ -158,6 +158,62 @@ def test_the_number_of_runs_is_that_of_the_budget():
     assert sum(len(attack.names) for attack in suite) == 1 + 4 + 2 + 3 + 1 + 1 + 4 + 1
 
 
+@pytest.mark.parametrize("threat", [threats.linf(0.1), threats.l2(0.3)], ids=["linf", "l2"])
+def test_the_budget_autoattack_is_the_published_composition(threat):
+    """APGD-CE, APGD-T towards 9 targets, FAB-T towards 9, 100 steps each; Square, 5000 queries."""
+    suite = evaluation.attack_suite(threat, evaluation.AUTOATTACK)
+    runs = [(name, attack.num_steps) for attack in suite for name in attack.names]
+    assert runs == [
+        ("apgd_expected_loss", 100),
+        *[("apgd_targeted_dlr", 100)] * 9,
+        *[("fab_targeted", 100)] * 9,
+        ("square", 5000),
+    ]
+    climb, fab, square = (attack.function.keywords for attack in suite)
+    assert climb == {"num_runs": (1, 0, 0, 0, 9, 0), "num_steps": 100}
+    assert (fab, square) == ({"num_steps": 100}, {"num_queries": 5000})
+
+
+def test_a_run_of_fab_goes_towards_its_class_and_from_a_random_point_once_all_had_their_turn(
+    key, network
+):
+    """Four wrong classes and six runs: from two keys the first four are the same."""
+    threat, x = threats.l2(1.5), jax.random.uniform(key, (SIZE,))
+    label = jnp.argmax(network(x)[1])
+    budget = BUDGET._replace(num_boundary_targets=6, lines=("fab_targeted",))
+    (attack,) = evaluation.attack_suite(threat, budget)
+    assert attack.names == ("fab_targeted",) * 6
+    run = jax.jit(lambda key, number: attack.run(key, number, network, WEIGHTS, x, label))
+    found = [[run(jax.random.key(seed), number) for number in range(6)] for seed in (0, 1)]
+    same = [bool(jnp.all(a == b)) for a, b in zip(*found, strict=True)]
+    assert same == [True] * 4 + [False] * 2
+    targets = attacks.likeliest_wrong(mixture.log_probs(network(x), WEIGHTS), label, 4)
+    alone = jax.jit(
+        lambda target: attacks.fab_targeted(
+            key, network, WEIGHTS, x, label, target[None], threat, num_steps=12
+        )[0]
+    )
+    for number in range(4):
+        np.testing.assert_allclose(found[0][number], alone(targets[number]), atol=1e-6)
+
+
+def test_lines_choose_among_the_runs_and_leave_their_random_numbers_as_they_are():
+    whole = {
+        (attack.number, name)
+        for attack in evaluation.attack_suite(threats.l2(0.3), BUDGET)
+        for name in attack.names
+    }
+    for line in ("carlini_wagner_members", "apgd_members", "arc", "square", "pgd_expected_loss"):
+        (attack,) = evaluation.attack_suite(threats.l2(0.3), BUDGET._replace(lines=(line,)))
+        assert {(attack.number, name) for name in attack.names} <= whole
+    (attack,) = evaluation.attack_suite(
+        threats.l2(0.3), BUDGET._replace(lines=("carlini_wagner_members",))
+    )
+    assert (
+        attack.names == ("carlini_wagner_members",) * 2 and attack.function.keywords["first"] == 2
+    )
+
+
 def test_a_trained_attack_network_joins_the_suite_with_a_line_of_its_own(key):
     """Its direction fools the second member, whom the rest of this short suite cannot reach."""
     vectors = jnp.zeros((2, SIZE)).at[0, 0].set(1.0).at[1, 1].set(1.0)
@@ -279,6 +335,8 @@ def test_the_black_box_prefers_fooling_a_member_to_any_gain_in_margins(key):
     [
         ({"num_restarts": 0}, "num_restarts must be a whole number of at least 1, got 0"),
         ({"num_queries": 0.5}, "num_queries must be a whole number of at least 1, got 0.5"),
+        ({"num_boundary_targets": -1}, "num_boundary_targets must be a .* at least 0, got -1"),
+        ({"lines": ("fab",)}, "lines must be one of pgd_expected_loss, .* got fab"),
     ],
 )
 def test_a_budget_that_cannot_be_is_refused(change, message):
