@@ -1,11 +1,9 @@
-"""The README's tables of Hamm 2018, from the committed `results/hamm_*.json`.
+"""The tables of Hamm 2018 in `RESULTS.md`, from the committed `results/hamm_*.json`.
 
-    python -m experiments.hamm_2018.tables  # rewrites the part of README.md between the markers
-
-The `result.json` of `attack_network` or `minimax_defense` gets in by being copied there; errors
-stand with Wilson's 95 % interval in brackets and what the paper's tables say in square ones, T4
-for table 4. Files `hamm_further_*.json` of other lengths, widths, seeds and settings of the second
-share one table.
+`python -m experiments.results_page` writes that page. The `result.json` of `attack_network` or
+`minimax_defense` gets in by being copied there; errors stand with Wilson's 95 % interval in
+brackets and what the paper's tables say in square ones, T4 for table 4. Files
+`hamm_further_*.json` of other lengths, widths, seeds and settings of the second share one table.
 """
 
 import json
@@ -19,7 +17,6 @@ from mixjax import reporting
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
-BEGIN, END = "<!-- machine: begin -->\n", "<!-- machine: end -->\n"
 _UNEQUAL = (
     "All rows but Adv FGSM1, which goes on from the first, took equally many steps, which are no "
     "equal work; what a step cost was not recorded.\n"
@@ -114,13 +111,6 @@ def verdict(result: dict) -> str:
     )
 
 
-def updated(page: str) -> str:
-    """The page with its tables made anew."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}{table()}{END}{after}"
-
-
 def _cell(found, number, published=None) -> str:
     return reporting.error_cell(found["error"] if found else None, number, published)
 
@@ -136,13 +126,3 @@ def _origin(name: str, result: dict) -> str:
         f"{config['width']}, {config['steps']} steps of {config['batch_size']} examples, attack "
         f"networks {config['network_steps']}; one run, seed {origin['seed']}. {said(config)}"
     )
-
-
-def main():
-    """Rewrites README.md."""
-    page = ROOT / "README.md"
-    page.write_text(updated(page.read_text()))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,7 @@
 """Images and labels: loading, checking, batches and augmentation.
 
+A batch, as a training step takes it:
+
     dataset = data.load("cifar10")                                  # NumPy, uint8, on the host
     train = jax.device_put(dataset.train)                           # uint8, on the device
     batch = data.take(train, data.batch_indices(key, step, len(train.labels), 128))   # in jit

@@ -1,4 +1,4 @@
-"""The README says what the committed results of the games with attack networks say."""
+"""What the tables of the games with attack networks say of a result."""
 
 from experiments.hamm_2018 import tables
 from experiments.hamm_2018.printed import PAPER
@@ -18,13 +18,6 @@ def result():
             }
         },
     }
-
-
-def test_the_tables_are_those_of_the_committed_files():
-    page = (tables.ROOT / "README.md").read_text()
-    assert tables.updated(page) == page
-    begin = page.index(tables.BEGIN) + len(tables.BEGIN)
-    assert tables.updated(page[:begin] + "| 99.9 |\n" + page[begin:]) == page
 
 
 def test_errors_stand_beside_the_paper_s():

@@ -1,11 +1,56 @@
-"""Runs that differ in their seed alone share a row with an interval over the seeds."""
+"""`RESULTS.md` says what the committed results say; so does every number in the other pages."""
 
 import json
 
 import pytest
 
-from experiments import results_table
+from experiments import page_numbers, results_page
 from mixjax import reporting
+
+
+def test_the_page_of_results_is_the_one_of_the_committed_files():
+    assert results_page.PAGE.read_text() == results_page.page()
+
+
+def test_every_committed_result_is_linked_from_the_page_or_shares_a_row_of_its_seeds():
+    page = results_page.page()
+    names = [path.stem for path in results_page.RESULTS.glob("*.json")]
+    missing = [
+        name
+        for name in names
+        if f"results/{name}.json" not in page
+        and f"| {results_page.SEED.sub('', name).replace('_', ' ')}" not in page
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", page_numbers.pages(), ids=lambda path: path.name)
+def test_every_number_with_a_key_is_that_of_its_file(path):
+    text = path.read_text()
+    assert page_numbers.refreshed(text, path.parent) == text
+
+
+def test_a_changed_number_would_be_noticed(tmp_path):
+    (tmp_path / "results").mkdir()
+    path = tmp_path / "results" / "a.json"
+    path.write_text(json.dumps({"risk": {"x/y": [0.5, 0.3245]}}))
+    link = '[{}](results/a.json "risk/x/y/1{}")'
+    text = f"It is {link.format('99.9 %', '')}, which is {link.format('.12', ' [1 -]')}."
+    wanted = f"It is {link.format('32.5 %', '')}, which is {link.format('.68', ' [1 -]')}."
+    assert page_numbers.refreshed(text, tmp_path) == wanted
+    assert page_numbers.numbers(text) == ["99.9 %", ".12"]
+    with pytest.raises(ValueError, match="holds nothing at risk/x"):
+        page_numbers.refreshed('[1](results/a.json "risk/x")', tmp_path)
+    with pytest.raises(ValueError, match="must hold one number"):
+        page_numbers.refreshed('[1 to 2](results/a.json "risk/x/y/0")', tmp_path)
+
+
+def test_a_number_over_seeds_is_their_mean(tmp_path):
+    (tmp_path / "results").mkdir()
+    for name, value in (("a", 0.1), ("a_seed_1", 0.2), ("a_seed_2", 0.6)):
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps({"gain": -value}))
+    text = '[0.00](results/a.json "over seeds: gain [abs]")'
+    assert page_numbers.refreshed(text, tmp_path) == text.replace("0.00", "0.30")
 
 
 def run(seed, robust, **config):
@@ -25,7 +70,7 @@ def runs(difference=None):
 
 
 def test_five_seeds_make_a_row_and_four_do_not():
-    table = results_table.over_seeds({"five": runs(-0.25), "four": runs()[:4]})
+    table = results_page.over_seeds({"five": runs(-0.25), "four": runs()[:4]})
     _, _, row = table.splitlines()
     assert row == (
         "| five | 5 | 90.0 (90.0 to 90.0) | 52.0 (50.0 to 54.0) | -25.0 (-25.0 to -25.0) |"
@@ -33,18 +78,18 @@ def test_five_seeds_make_a_row_and_four_do_not():
 
 
 def test_without_five_seeds_there_is_no_table():
-    assert results_table.over_seeds({"four": runs()[:4]}) == ""
+    assert results_page.over_seeds({"four": runs()[:4]}) == ""
 
 
 def test_a_run_without_the_single_classifier_has_no_difference():
-    *_, row = results_table.over_seeds({"five": runs()}).splitlines()
+    *_, row = results_page.over_seeds({"five": runs()}).splitlines()
     assert row.endswith("|  |")
 
 
 @pytest.mark.parametrize("other", [run(4, 0.5, epochs=9), run(3, 0.5)], ids=["config", "seed"])
 def test_runs_that_differ_in_more_or_in_less_than_their_seed_are_refused(other):
     with pytest.raises(ValueError, match="differ in their seed and in nothing else"):
-        results_table.over_seeds({"five": [*runs()[:4], other]})
+        results_page.over_seeds({"five": [*runs()[:4], other]})
 
 
 def trained(**changes):
@@ -78,14 +123,14 @@ def test_a_table_says_of_each_training_in_what_it_is_not_algorithm_2():
 
 
 def test_results_of_attacks_that_kept_the_highest_loss_have_a_dagger(tmp_path, monkeypatch):
-    source = results_table.RESULTS / "digits_boosted_pair.json"
+    source = results_page.RESULTS / "digits_boosted_pair.json"
     result = json.loads(source.read_text())
     bars = result["error_bar"]
     results = {"old": result, "new": {**result, "interval": dict.fromkeys(bars, [0.0, 1.0])}}
     results["old"].pop("interval", None)
     for name, each in results.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(each))
-    monkeypatch.setattr(results_table, "RESULTS", tmp_path)
-    table = results_table.table()
-    assert "| old † |" in table
-    assert "| new |" in table
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    table = results_page.mixtures()
+    assert "| [old †](results/old.json) |" in table
+    assert "| [new](results/new.json) |" in table

@@ -1,0 +1,214 @@
+"""`RESULTS.md`, from the committed `results/*.json`, and the numbers of the other pages from them.
+
+    python -m experiments.results_page      # writes RESULTS.md, refreshes README.md and docs/
+
+A run's `result.json`, or its `evaluation_<budget>.json`, gets in by being copied to
+`results/<data>_<what>.json`; the name of the file is the name of the row. Runs that
+differ in their seed alone are `<data>_<what>_seed_<n>.json`, seed 0 without the ending: only the
+first has a row of its own, and all of them together one of the table over seeds.
+"""
+
+import json
+import pathlib
+import re
+import statistics
+from collections.abc import Iterator
+
+from experiments import page_numbers
+from experiments.hamm_2018 import tables as hamm
+from experiments.meunier_2021 import tables as meunier
+from experiments.pinot_2020 import tables as pinot
+from mixjax import evaluation, files, reporting
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+PAGE = ROOT / "RESULTS.md"
+SEED = re.compile(r"_seed_\d+$")
+DAGGER = " †"
+
+_INTRODUCTION = """\
+# Results
+
+Written by `python -m experiments.results_page` from the files in [results](results); a test holds
+the two together. Each file names its command, commit, seed, versions, device and seconds.
+"""
+_ROBUSTNESS = """\
+- Robust accuracy: per example the lowest exact expected accuracy over all attack runs, on average.
+- Every row states its number of attack runs, which is the same for every L.
+- In brackets stands Wilson's 95 % interval over the examples; it knows nothing of another seed.
+- The lower bound is the weighted sum of what the members keep, each by itself. It stands only where
+  each member met the whole suite.
+- *Single* is one classifier trained at the cost of the mixture of the same name.
+- *Jpeg copy*: trained and tested on a JPEG copy of CIFAR-10. Compare these rows with each other
+  only: they are runs of at most an hour of a narrow network on two CPU cores.
+- *Resumed*: the minutes leave out what came before the run was stopped and resumed.
+- Dagger: made when attacks still returned the point of highest loss. They may leave less today.
+"""
+_GAMES_WITH_NETWORKS = """\
+- Errors of classifiers trained by the defences of Hamm 2018, radii for pixels in [-1, 1].
+- The runs are short, of a narrow classifier, on 17 435 images; the paper's numbers, in square
+  brackets with their table, come from 50 000 steps at width 32.
+- They are single runs. No row is claimed to be better than another.
+- Equal steps are not equal work: a step of Minimax differentiates a gradient.
+- AttNet-curr judges only where the row without defence errs at least .9; a line says whether.
+- A row with a low error under FGSM-curr and a high one under AutoPGD hides its gradients.
+- *Worst of all* counts the attacks of this table, not all that are possible.
+"""
+_SPEED = """\
+- Both sides run in one process on the same weights, batch and threads, first shown to agree.
+- The median over the repeats stands with the lowest and the highest; above 1 mixjax is faster.
+- *Attack throughput*, *training step*: ResNet18 of width 64, batch 32, PGD-10.
+- *Attack peers*: a small network on 128 digits, or ResNet18 of width 16 on 16 images.
+- *Minimax step*: the MNIST classifier and attack network of Hamm 2018 at full width.
+"""
+
+_SOLVERS = """\
+- The game of the synthetic problem on one thread: each example's attacker picks one candidate.
+- Iterative solvers take the fewest steps, a power of two, that end within .001 of the value.
+- The certificate is computed from both strategies alone; the oracle gives no attack and has none.
+"""
+
+
+def mixtures() -> str:
+    """All committed runs of mixtures as Markdown, in the order of their files' names."""
+    results, links, of_all_seeds = {}, {}, {}
+    for path in sorted(RESULTS.glob("*.json")):
+        if "robust_accuracy" in json.loads(path.read_text()):
+            result = reporting.read_result(path)
+            name = SEED.sub("", path.stem).replace("_", " ") + DAGGER * by_loss(result)
+            of_all_seeds.setdefault(name, []).append(result)
+            if not SEED.search(path.stem):
+                results[name] = result
+                links[name] = f"[{name}](results/{path.name})"
+    lines = [reporting.results_table(list(results.values()), list(links.values()))]
+    for name, result in results.items():
+        lines.append(reporting.difference_line(name, result))
+    evaluations = {  # with an error bar
+        name: result
+        for name, result in results.items()
+        if result.get("reported_by", {"num_examples": 0})["num_examples"] > 1
+    }
+    lines.append(reporting.reported_table(evaluations))
+    lines.append(over_seeds(of_all_seeds))
+    lines.append(reporting.training_table(results))
+    return "\n".join(filter(None, lines))
+
+
+def by_loss(result: dict) -> bool:
+    """Whether the attacks still returned the point of highest loss: such results hold no interval.
+
+    Their command gives other numbers today.
+    """
+    return "interval" not in result
+
+
+def over_seeds(results: dict[str, list[dict]]) -> str:
+    """Mean over the seeds and its interval, where there are five at least, as Markdown.
+
+    Raises:
+      ValueError: if two runs of one name have the same seed, or differ in more than their seed.
+    """
+    rows = {}
+    for name, runs in results.items():
+        if len(runs) < 5:
+            continue
+        seeds = [run["provenance"]["seed"] for run in runs]
+        configs = [{**run["config"], "seed": None} for run in runs]
+        if len(set(seeds)) < len(seeds) or any(config != configs[0] for config in configs):
+            raise ValueError(f"{name}: its runs must differ in their seed and in nothing else")
+        columns = {
+            "clean %": [run["clean_accuracy"] for run in runs],
+            "robust %": [run["robust_accuracy"]["worst"] for run in runs],
+            "minus single %": [
+                run["versus_single"]["difference"] for run in runs if "versus_single" in run
+            ],
+        }
+        cells = [_over(values) if len(values) == len(runs) else "" for values in columns.values()]
+        rows[name] = [str(len(runs)), *cells]
+    head = ["seeds", "clean %", "robust %", "robust minus that of the single classifier %"]
+    return reporting.rate_table("mean over seeds (95 % interval)", head, rows) if rows else ""
+
+
+def _over(values):
+    mean, (low, high) = evaluation.over_seeds(values)
+    return f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def speed() -> str:
+    """All committed ratios of speed as Markdown: median, lowest and highest over the repeats."""
+    rows = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        for name, *ratios in comparisons(json.loads(path.read_text())):
+            link = f"[{path.stem.replace('_', ' ')}](results/{path.name})"
+            rows[f"{link}: {name}"] = [_spread(ratio) for ratio in ratios]
+    return reporting.rate_table("", ["times as fast", "in processor time"], rows)
+
+
+def comparisons(found: dict) -> Iterator[tuple[str, dict, dict]]:
+    """`(what beside what, ratio of speeds, the same in processor time)` in a benchmark's result."""
+    for case in found.get("cases", []):
+        for peer, ratio in case.get("times_as_fast_as", {}).items():
+            processor = case["cpu_times_as_fast_as"][peer]
+            yield f"{case['case']} beside {peer}, L = {case['members']}", ratio, processor
+        if case.get("library", "mixjax") != "mixjax":
+            ratio = case["mixjax_times_as_fast"]
+            processor = case["mixjax_times_as_fast_in_processor_time"]
+            yield f"{case['attack']} beside {case['library']}", ratio, processor
+    for step, ratio in found.get("times_as_fast_as_torch", {}).items():
+        yield f"{step} beside torch eager", ratio["seconds"], ratio["cpu_seconds"]
+
+
+def solvers() -> str:
+    """What each solver of a game takes until it is within the tolerance, as Markdown."""
+    parts = []
+    for path in sorted(RESULTS.glob("game_solvers*.json")):
+        found = json.loads(path.read_text())
+        rows = {
+            case["solver"]: [
+                f"{case['num_steps']}" if "num_steps" in case else "",
+                f"{statistics.median(case['cpu_seconds']):.2f}",
+                f"{case['excess']:.1e}",
+                "" if case["gap"] is None else f"{case['gap']:.1e}",
+            ]
+            for case in found["cases"]
+        }
+        settings = found["settings"]
+        corner = (
+            f"[{settings['examples']} examples, {settings['candidates']} candidates, "
+            f"{settings['members']} members](results/{path.name})"
+        )
+        head = ["steps", "seconds of processor time", "risk above the value", "own certificate"]
+        parts.append(reporting.rate_table(corner, head, rows))
+    return "\n".join(parts)
+
+
+def _spread(ratio):
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+SECTIONS = (
+    ("Mixtures and single classifiers under attack", _ROBUSTNESS, mixtures),
+    ("Attacks that see the members", pinot.BLINDNESS, pinot.blindness),
+    ("Games in the plane", meunier.INTRODUCTION, meunier.tables),
+    ("Penalised attackers", pinot.PENALTIES, pinot.penalties),
+    ("Machine vs machine", _GAMES_WITH_NETWORKS, hamm.table),
+    ("Speed beside other libraries", _SPEED, speed),
+    ("Speed of the solvers of a game", _SOLVERS, solvers),
+)
+
+
+def page() -> str:
+    """The text of `RESULTS.md`."""
+    parts = [f"## {title}\n\n{words}\n{make()}" for title, words, make in SECTIONS]
+    return "\n".join([_INTRODUCTION, *parts])
+
+
+def main():
+    """Writes RESULTS.md and refreshes the numbers of the other pages."""
+    files.write(PAGE, page())
+    for path in page_numbers.pages():
+        files.write(path, page_numbers.refreshed(path.read_text(), path.parent))
+
+
+if __name__ == "__main__":
+    main()
