@@ -10,7 +10,7 @@ LOCK_FLAGS ?=
 bin := $(VENV)/bin
 installed := $(VENV)/installed
 
-.PHONY: demo test lint check format bench peers bench-peers lock clean newest
+.PHONY: demo test lint docs check format bench peers bench-peers lock clean newest
 
 # A robust mixture on the embedded digits, from training to table and figures: runs/demo/report.md
 # Again it goes on from there, and keeps what has been evaluated; `rm -r runs/demo` begins anew.
@@ -28,8 +28,13 @@ lint: $(installed)
 	$(bin)/ruff check
 	$(bin)/basedpyright --pythonpath $(bin)/python
 
+# The site, build/docs/index.html, without a network once installed; warnings are errors.
+docs: export JAX_PLATFORMS ?= cpu
+docs: $(installed)
+	$(bin)/python -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
+
 # What the continuous integration runs.
-check: lint test
+check: lint docs test
 
 format: $(installed)
 	$(bin)/ruff format
