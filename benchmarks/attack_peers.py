@@ -7,7 +7,7 @@ with random weights. PGD and AutoPGD take as many steps in an l-inf ball on all 
 Wagner's attack as many of Adam under as many constants. torchattacks and adversarial-library attack
 the network in PyTorch, foolbox there and in JAX, where it compiles nothing by itself: it is handed
 a compiled network, and for PGD also one that is not. The points found are scored by one network,
-and how often each attack asks the network about the batch is counted, our closing steps included.
+and the forward passes of each attack on the batch are counted, our closing steps included.
 Where other programs run as well, ratios of processor time tell more than those of durations. At the
 end: what the attack suite asks for, in gradients per example. About 2 minutes for a network on one
 CPU core. `make bench-peers` installs the others; `--no-peers` times mixjax alone.

@@ -58,7 +58,7 @@ class Side(NamedTuple):
       attack: one of `ATTACKS`.
       prepare: compiles if there is something to compile, and returns the call that attacks all
         images: `() -> [B, H, W, channels]`.
-      count_calls: `() -> ` how often one call asks the network about all images; after a call.
+      count_calls: `() -> ` forward passes of one call over all images; after a call.
     """
 
     package: str

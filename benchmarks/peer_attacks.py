@@ -127,7 +127,7 @@ def _foolbox_attacks(problem, model):
 
 
 def _side(library, name, call, asked):
-    """There is nothing to prepare; what a call asks the network is counted as it runs."""
+    """There is nothing to prepare; the forward passes of a call are counted as it runs."""
     counts = []
 
     def counted():

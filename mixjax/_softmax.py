@@ -38,6 +38,8 @@ def _below_highest(logits):
     classes = jax.lax.broadcasted_iota(int, logits.shape, logits.ndim - 1)
     is_highest = classes == jnp.argmax(logits, axis=-1, keepdims=True)
     below = logits - highest
+    # What should be 0 is set to 0, whatever a second rounding of the logits made of it; nothing may
+    # lie above the highest.
     return jnp.where(is_finite & (is_highest | (below > 0)), 0.0, below), highest
 
 

@@ -1,4 +1,4 @@
-"""A batch of examples, perhaps spread over devices: keys, means and pixels that do not hang on it.
+"""A batch of examples, perhaps spread over devices: its keys, means and pixels.
 
 An example gets the same random key, and a batch the same mean, whatever else is computed beside
 it and on however many devices.
@@ -39,6 +39,8 @@ def example_keys(key: Key, indices: Array) -> Key:
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     checks.shape((), key=key)
+    # Of threefry a key's numbers do not depend on what else is drawn beside it, and so an example's
+    # attack does not depend on its batch.
     first = jax.random.key(0, impl="threefry2x32")
     if key.dtype != first.dtype:
         words = jax.random.key_data(key)

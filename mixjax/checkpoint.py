@@ -202,9 +202,12 @@ def save(manager: Manager, step: int, state: PyTree, metrics: Mapping[str, Any])
     leaves = fingerprints(state)
     record = _signed({"step": step, "metrics": metrics, "leaves": leaves})
     present = _settle(manager)
+    # The same state again, as after a run that was stopped right after saving: nothing to write.
     if any(manager.entries[number].record == record for number in present):
         return
     _remove_leftovers(manager.orbax.directory)
+    # A number above all there are: Orbax would delete a checkpoint of the same number before the
+    # new one is whole.
     number = max(step, *(each + 1 for each in present)) if present else step
     manager.entries[number] = _Entry(step, metrics[manager.metric], record)
     with _written_or_forgotten(manager):
@@ -242,6 +245,7 @@ def restore(
     if step is None:
         candidates = newest_first
     elif isinstance(step, str) and step == "best":
+        # From best to worst, and to the next where one is damaged.
         candidates = _ranked(manager.entries, newest_first)
     else:
         checks.at_least(0, step=step)
@@ -272,6 +276,7 @@ def _read(manager, number, template):
         state = manager.orbax.restore(number, args=args)["state"]
     except Exception as error:  # Whatever damage makes a reader raise, the checkpoint is unsound.
         raise UnsoundError(f"unreadable: {_first_line(error)}") from error
+    # A flipped bit in an array restores silently: only the digests of the leaves find it.
     for name, found in fingerprints(state).items():
         if found != record["leaves"][name]:
             raise UnsoundError(f"sha256 of state{name} is not what was saved")

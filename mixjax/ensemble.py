@@ -42,6 +42,8 @@ def init(init_fn: Callable, key: Key, num_members: int) -> PyTree:
       (3, 4)
     """
     checks.at_least(1, num_members=num_members)
+    # One after the other and stacked: `vmap` over an initialiser would compile every draw again,
+    # with a leading axis, and draw other numbers with some generators.
     members = [init_fn(member_key) for member_key in jax.random.split(key, num_members)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
@@ -166,6 +168,8 @@ def update(
     Returns:
       The members with that one replaced, and its info on every device.
     """
+    # All devices take the step, on a member of their own if the chosen one is elsewhere, and one
+    # keeps it: a branch on the device would leave the others waiting in a collective.
     local, is_here = _locate(members, index, axis_name)
     new, info = update_fn(jax.tree.map(lambda leaf: leaf[local], members))
     members = jax.tree.map(
@@ -233,6 +237,7 @@ def _one_by_one(fn):
         return fn(member, jax.tree.map(_known_gradient, x))
 
     def sum_of_answers(values, weights):
+        # 0 * NaN is NaN: what does not answer is left out of the sum before it is weighted.
         answers = ~jnp.isnan(values)
         total = jnp.sum(weights.astype(values.dtype) * jnp.where(answers, values, 0.0))
         return total, jnp.sum(answers & (weights != 0)).astype(values.dtype)
@@ -243,12 +248,16 @@ def _one_by_one(fn):
         return sum_of_answers(values, weights)
 
     def forward(members, weights, x):
+        # Attacks differentiate in `x` alone: then the members' gradients, the larger part, are not
+        # computed.
         in_members = any(leaf.perturbed for leaf in jax.tree.leaves(members))
         members, weights, x = jax.tree.map(lambda leaf: leaf.value, (members, weights, x))
 
         def step(gradient, element):
             member, weight = element
             if in_members:
+                # The pullback is used up before the next member begins: the activations of one are
+                # in memory.
                 value, pull_back = jax.vjp(of_known_gradient, member, x)
                 in_member, in_x = pull_back(weight.astype(value.dtype))
             else:
@@ -273,6 +282,8 @@ def _one_by_one(fn):
 def _collect(axis_name, local):
     """All members' `[L, ...]` from each device's own."""
     first, num_local = _local_range(local, axis_name)
+    # Each device writes its part into zeros, and the sum collects: its transpose is known, see
+    # below.
     whole = jnp.zeros((num_local * jax.lax.axis_size(axis_name), *local.shape[1:]), local.dtype)
     return _sum(axis_name, jax.lax.dynamic_update_slice_in_dim(whole, local, first, 0))
 

@@ -58,6 +58,7 @@ def trades(clean_logits: Array, logits: Array) -> Array:
     """
     checks.logits("C", clean_logits=clean_logits, logits=logits)
     log_p, log_q = (_softmax.log_softmax(_wide(z)) for z in (clean_logits, logits))
+    # Of log-probabilities, not of probabilities: a quotient of two that underflow would be 0 / 0.
     p = jnp.exp(log_p)
     # A class that x excludes costs nothing, whatever x' says of it: 0 log 0 is 0.
     return jnp.sum(p * jnp.where(p == 0, 0.0, log_p - log_q))
@@ -175,6 +176,7 @@ def mean_probability_margin(logits: Array, label: Array, weights: Array) -> Arra
     """
     checks.shape((len(logits),), weights=weights)
     logits = jnp.minimum(logits, jnp.finfo(logits.dtype).max)  # infinite ones are certain
+    # A member that answers NaN would make the mean NaN: it errs, and the others are averaged.
     answers = ~jnp.any(jnp.isnan(_softmax.log_softmax(logits)), axis=-1)
     weights = jnp.where(answers, weights, 0.0)
     logits = jnp.where(answers[:, None], logits, 0.0)
@@ -241,6 +243,8 @@ def accuracy_margin(
     order = jnp.argsort(jnp.where(jnp.isnan(margins), -jnp.inf, margins))
     margins, weights = margins[order], jnp.asarray(weights)[order]
     enough = (jnp.cumsum(weights) >= share - _WEIGHT_ROUNDING) & (weights > 0)
+    # The first place from which on the fooled weigh enough; a tie of weights in the last digit must
+    # not move it by a member.
     margin = margins[jnp.argmax(enough)]
     return jnp.where(jnp.isnan(margin), -jnp.inf, margin)
 
@@ -271,6 +275,8 @@ def _lead(logits, label):
 
 def _spread(logits, num_highest):
     """The highest logit less the mean of the third and later of `num_highest`; 1 without any."""
+    # Four at most are needed, of a thousand classes, too; a sort of all of them costs more than the
+    # loss.
     highest, _ = jax.lax.top_k(logits, min(num_highest, logits.shape[-1]))
     others = highest[2:]
     counts = ~_masked(others)

@@ -1,4 +1,4 @@
-"""A mixture of classifiers: one of `L` members is drawn with probabilities `weights` per question.
+"""A mixture of classifiers: for each input one of `L` members is drawn, by their `weights`.
 
 Everything here is about one example and exact: the risk of a mixture at a point is a finite sum,
 so nothing is ever estimated by drawing members; and written as one, because a matrix product would
@@ -45,6 +45,8 @@ def expected_loss(losses_of_members: Array, weights: Array) -> Array:
     answered = ~jnp.isnan(losses_of_members)
     # A weight of 0 keeps its derivative, the loss, where that is finite.
     counts = answered & ((weights != 0) | jnp.isfinite(losses_of_members))
+    # NaN is replaced before the product: 0 * NaN is NaN, in the value and in the gradient. A sum
+    # and not `jnp.dot`, which accelerators would round to a few digits.
     total = jnp.sum(weights * jnp.where(counts, losses_of_members, 0.0))
     return jnp.where(jnp.any(answered & (weights != 0)), total, jnp.nan)
 
@@ -83,6 +85,8 @@ def correct(logits: Array, label: Array) -> Array:
     """
     logits = jnp.asarray(logits)
     is_label = jnp.arange(logits.shape[-1]) == label
+    # Strictly, over the others: `argmax` would call a tie right or wrong by the order of the
+    # classes.
     return logits[..., label] > jnp.max(logits, axis=-1, where=~is_label, initial=-jnp.inf)
 
 
@@ -117,6 +121,8 @@ def log_probs(logits: Array, weights: Array) -> Array:
     counts = (jnp.isfinite(jnp.max(logits, axis=-1)) & (weights > 0))[:, None]
     log_p = _softmax.log_softmax(jnp.where(counts, logits, 0.0))
     log_p = jnp.where(counts, log_p, -jnp.inf)
+    # log-sum-exp over members: class by class the highest is taken out, so that a class which all
+    # give a probability of 1e-60 keeps a logarithm and a gradient.
     highest = jax.lax.stop_gradient(jnp.max(log_p, axis=0))
     highest = jnp.where(highest == -jnp.inf, 0.0, highest)
     mean = jnp.sum(weights[:, None] * jnp.exp(log_p - highest[None]), axis=0)

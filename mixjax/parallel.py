@@ -173,6 +173,8 @@ def over_examples(devices: Sequence[Any] | None = None) -> Callable | None:
             size = len(arguments[-1])
             more = -size % len(everywhere)
             rows = np.minimum(np.arange(size + more), size - 1)
+            # Filled up by copies of the last example: every device gets as many, and shapes stay
+            # few.
             batch = [each[rows] if more else each for each in arguments[-3:]]
             specs = (whole,) * (len(arguments) - 3) + (split,) * 3
             found = jax.shard_map(

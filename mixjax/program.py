@@ -69,6 +69,8 @@ def take_apart(function: Callable, *args: PyTree) -> tuple[Callable, tuple[Any, 
       `pure` and a tuple of the arrays that `function` closes over.
     """
     closed, constants, structure = _taken_apart(function, *args)
+    # With its gradient: a rule of one's own (`custom_vjp`) may differ where the forward program is
+    # equal.
     written = _Writer().with_gradient(closed, len(constants), ())
     text = _sha256([written[0], *written[1], str(structure), str(jax.tree.structure(args))])
     found = _PROGRAMS.setdefault(text, _Program(closed, structure))
@@ -124,7 +126,7 @@ def identity(function: Callable, *args: PyTree) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What the meaning of a program hangs on besides its text."""
+    """What the meaning of a program depends on besides its text."""
     return {
         "jax": jax.__version__,
         "mixjax": sys.modules["mixjax"].__version__,
@@ -145,10 +147,13 @@ def _taken_apart(function, *args, same=id):
         structures.append(structure)
         return results
 
+    # Traced at abstract values, where every array that is no input must be a constant of the
+    # function.
     closed = jax.make_jaxpr(flat)(*leaves)
     found: dict[int, Any] = {}
 
     def collect(value):
+        # By identity: one array used twice stays one constant.
         return found.setdefault(id(value), value)
 
     def opened(values, *leaves):
@@ -164,7 +169,7 @@ def _taken_apart(function, *args, same=id):
 
 
 def _evaluate(closed, arguments, take):
-    """The results of a program; calls are opened, and `take` is asked for each array in it."""
+    """The results of a program; calls are opened, and `take` is called for each array in it."""
     jaxpr, constants = _parts(closed)
     values = dict(zip(jaxpr.constvars, map(take, constants), strict=True))
     values |= zip(jaxpr.invars, arguments, strict=True)
@@ -244,6 +249,7 @@ class _Writer:
         for derived in _derived(closed, num_constants):
             try:
                 traced = derived()
+            # What has no gradient is told by its forward program alone.
             except Exception:  # Whatever it is that cannot be differentiated or mapped.
                 continue
             of_gradient, more = self.write(traced, digests)
@@ -319,6 +325,7 @@ class _Writer:
             return value.__qualname__
         if callable(value) or hasattr(value, "call_wrapped"):  # a rule; the gradient shows it
             return "function"
+        # Addresses in the text of a parameter differ from process to process and mean nothing.
         return _ADDRESS.sub("", repr(value))
 
     def digest(self, value):

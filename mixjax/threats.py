@@ -166,6 +166,7 @@ BY_NAME = {"linf": linf, "l2": l2}  # what makes a threat, by the name that the 
 
 
 def _sample_in_box(key, shape, epsilon):
+    # Drawn in units of the radius: one program for all radii.
     return jax.random.uniform(key, shape, minval=-1.0) * epsilon
 
 
@@ -187,12 +188,15 @@ def _sum_of_sizes(gradient):
 
 def _sample_in_ball(key, shape, epsilon):
     direction_key, radius_key = jax.random.split(key)
+    # Normal numbers have no direction of their own; a radius `u^(1/d)` makes the ball's volume
+    # uniform. In 3072 dimensions that is nearly the sphere, which is where the volume lies.
     direction = _unit(jax.random.normal(direction_key, shape))
     dimension = max(direction.size, 1)
     return direction * epsilon * jax.random.uniform(radius_key) ** (1.0 / dimension)
 
 
 def _project_on_ball(delta, epsilon):
+    # A point inside is multiplied by exactly 1 and stays as it is.
     share = jnp.minimum(1.0, epsilon / jnp.maximum(_l2_norm(delta), _TINY))
     return (delta * share).astype(delta.dtype)
 
@@ -200,6 +204,7 @@ def _project_on_ball(delta, epsilon):
 def _unit(x):
     """`x / |x|`, and 0 for 0."""
     wide = _wide(x)
+    # Scaled first: gradients of a confident network are about 1e-30, and their squares are 0.
     wide = wide / _scale(wide)
     return (wide * jax.lax.rsqrt(jnp.maximum(jnp.sum(wide**2), _TINY))).astype(x.dtype)
 

@@ -346,6 +346,13 @@ def test_an_unknown_attribute_is_an_attribute_error():
         _ = mixjax.unheard_of
 
 
+def test_the_library_says_why_in_comments():
+    """Whole-line comments are at least a fiftieth of its lines that are not empty."""
+    lines = [line.strip() for path in LIBRARY for line in path.read_text().splitlines()]
+    lines = [line for line in lines if line]
+    assert sum(line.startswith("#") for line in lines) >= 0.02 * len(lines)
+
+
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_lock_meets_every_requirement(python):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -2,7 +2,8 @@
 
 Units: the paper's pixels lie in [-1, 1] and so do its radii, eta. Ours lie in [0, 1], where two
 values are half as far apart. `ball` is the one place that knows: `epsilon = eta / 2`. All networks
-shift their input to [-1, 1] themselves; `defenses.sensitivity` has the paper's penalty by default.
+rescale their input to [-1, 1] themselves; `defenses.sensitivity` has the paper's penalty as its
+default.
 """
 
 import dataclasses

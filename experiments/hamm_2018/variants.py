@@ -76,7 +76,7 @@ def ifgsm(config):
     return _ifgsm(config.gradient_attacks, config.ifgsm_steps)
 
 
-@functools.cache  # the same function each time: what is compiled hangs on it
+@functools.cache  # the same function each time: what is compiled depends on it
 def _ifgsm(kind, num_steps):
     def attack(key, loss_fn, x, threat, accuracy_fn=None):
         run = functools.partial(

@@ -81,16 +81,19 @@ def visit_and_grad(
     if accuracy_fn is None:
         loss, gradient = value_and_grad(loss_fn, point)
         return Visited(point, loss, None), gradient
+    # As an auxiliary output: outside of the differentiated function the accuracy would run the
+    # network once more per step.
     (loss, accuracy), gradient = jax.value_and_grad(
         lambda point: (loss_fn(point), accuracy_fn(point)), has_aux=True
     )(point)
+    # A member that answers NaN has NaN gradients; what is left of the others is still a way up.
     return Visited(point, loss, _errors_count(accuracy)), jnp.nan_to_num(gradient)
 
 
 def once(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """`fn`, which asked for the same array twice in a row gives the answer that it gave before.
+    """`fn`, which called twice in a row with the same array gives the answer that it gave before.
 
-    A loss and an accuracy that both ask `once(logits_fn)` for their point run the network once.
+    A loss and an accuracy that both call `once(logits_fn)` at their point run the network once.
     Left to XLA the second run stays where it moves different parts of the two out of a loop first:
     half of the cost of a step.
 
@@ -99,11 +102,12 @@ def once(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
     Returns:
       The same function. Inside of a transformation, such as a branch of `jax.lax.cond`, it must not
-      be asked for an array from outside of it.
+      be called with an array from outside of it.
     """
     last = []
 
     def asked_once(x):
+        # By identity and not by value: a traced array has no value to compare.
         if not last or last[0] is not x:
             last[:] = x, fn(x)
         return last[1]
@@ -125,11 +129,15 @@ def move(x: Array, delta: Array, threat: Threat, bounds: Bounds) -> Array:
 
     In the dtype of `x`, whatever that of the delta: rounded last, the point stays in both.
     """
+    # Projected before it is clipped: the other order could leave the ball. In l2 the corner of ball
+    # and box is then missed by a little, which `boundaries.move_fully` makes up for where it
+    # matters.
     return jnp.clip(x + threat.project(delta), *bounds).astype(x.dtype)
 
 
 def nothing_visited(loss_fn: LossFn, accuracy_fn: AccuracyFn | None, x: Array) -> Visited:
     """What a loop carries before its first point, which is kept whatever it is."""
+    # Shapes alone, so that the first point costs no forward pass of its own.
     visited = jax.eval_shape(lambda x: visit(loss_fn, accuracy_fn, x), x)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), visited)
 
@@ -144,6 +152,9 @@ def keep_better(best: Visited, new: Visited, is_first: bool | Array = False) -> 
     if new.accuracy is None or best.accuracy is None:
         better = (new.loss > best.loss) | (jnp.isnan(new.loss) & ~jnp.isnan(best.loss))
     else:
+        # The exact accuracy decides and the loss only breaks ties: of a mixture no loss is more
+        # than a sign of how many members err, and the point of highest loss is often not the one
+        # that fools most.
         higher = is_higher(new.loss, best.loss)
         better = (new.accuracy < best.accuracy) | ((new.accuracy == best.accuracy) & higher)
     return jax.tree.map(lambda a, b: jnp.where(better | is_first, a, b), new, best)
@@ -153,6 +164,7 @@ def best_of(visited: Visited) -> Array:
     """Index of the best of several points, leaves `[R, ...]`; as `keep_better`."""
     if visited.accuracy is None:
         return jnp.argmax(visited.loss)  # a NaN counts as the highest
+    # Sorted by accuracy, then by loss: the same order as in `keep_better`, over restarts.
     return jnp.lexsort((-visited.loss, visited.accuracy))[0]
 
 

@@ -25,6 +25,9 @@ from mixjax.typing import Array, Bounds, Key, LossFn, PyTree
 if TYPE_CHECKING:  # an attack by itself does without Flax
     from mixjax.models import Model
 
+# Where tanh saturates its gradient vanishes and the network stops learning: a direction divided by
+# its own root mean square keeps a typical coordinate at this argument, however long training makes
+# the output.
 _GAIN = 2.0  # of the squashed direction: a typical coordinate moves by tanh(2) = 0.96 epsilon
 _FINAL_GAIN = 4.0  # of a finished network: nothing has to be learned from what is squashed
 _SMALLEST_RMS = 1e-6  # an output below is no direction
@@ -70,6 +73,8 @@ def follow(
     checks.shape(jnp.shape(x), direction=direction)
     moved = _moved(x, gain * _direction(direction), threat)
     clipped = jnp.clip(moved, *bounds).astype(x.dtype)
+    # Straight through: the value is clipped, the gradient is not. Most pixels of MNIST lie at a
+    # bound, and a gradient of 0 there would teach the network nothing.
     return moved + jax.lax.stop_gradient(clipped - moved) if straight_through else clipped
 
 
@@ -107,9 +112,12 @@ def _moved(x, steps, threat):
 def _direction(h):
     """`h / rms(h)`, 0 for 0; scaled first, for its squares may be out of range."""
     h = _wide(h)
+    # Scaled by its largest entry first, because squares of float32 end at 1e38; the scale cancels
+    # and needs no gradient.
     scale = jax.lax.stop_gradient(jnp.clip(jnp.max(jnp.abs(h)), _SMALLEST_RMS, 1e37))
     smallest = _SMALLEST_RMS / scale
     h /= scale
+    # The floor keeps an output of zeros where it is: it has no direction.
     return h * jax.lax.rsqrt(jnp.mean(h**2) + smallest**2)
 
 
@@ -229,6 +237,8 @@ def log_error(logits: Array, label: Array) -> Array:
     examples and learns nothing from the rest.
     """
     is_label = jnp.arange(logits.shape[-1]) == label
+    # Summed over the other classes and not as `log(1 - p)`, which is log of 0 for a sure
+    # classifier.
     return _softmax.logsumexp(jnp.where(is_label, -jnp.inf, _softmax.log_softmax(logits)))
 
 

@@ -188,6 +188,8 @@ def likeliest_wrong(logits: Array, label: Array, num_targets: int) -> Array:
     is_answer = ~is_label & (logits > -jnp.inf)
     classes = jnp.lexsort((-logits, ~is_answer, is_label))
     # The shape is static: runs that would be wasted start the likeliest again, from other points.
+    # How many classes can be answered is known only when the attack runs, the number of targets
+    # when it compiles.
     num_answers = jnp.sum(is_answer)
     return classes[jnp.arange(num_targets) % jnp.where(num_answers > 0, num_answers, num_targets)]
 
@@ -216,11 +218,13 @@ def _run(key, loss_fn, accuracy_fn, x, threat, num_steps, bounds):
         point=first,
         previous=first,
         loss=nothing.loss,
+        # Two radii reach across the ball: the first steps explore, the halvings come soon enough.
         step_size=jnp.asarray(2.0 * threat.epsilon, first.dtype),
         highest=first,
         highest_gradient=jnp.zeros_like(first),
         highest_loss=nothing.loss,
         checked_loss=nothing.loss,
+        # Algorithm 1 compares with the last checkpoint, and before the first one there is none.
         was_halved=jnp.ones((), bool),  # nothing is stuck at the first point
         num_increases=jnp.zeros((), jnp.int32),
         num_zero_gradients=jnp.zeros((), jnp.int32),
@@ -231,6 +235,8 @@ def _run(key, loss_fn, accuracy_fn, x, threat, num_steps, bounds):
         is_first, is_checkpoint, enough_increases, momentum = schedule
         visited, gradient = visit_and_grad(loss_fn, accuracy_fn, climb.point)
         loss = visited.loss
+        # The highest point's gradient is kept beside it: after a halving the ascent goes on from
+        # there without another pass through the network.
         highest, highest_gradient, highest_loss = jax.tree.map(
             lambda a, b: jnp.where(is_first | is_higher(loss, climb.highest_loss), a, b),
             (climb.point, gradient, loss),
@@ -239,17 +245,23 @@ def _run(key, loss_fn, accuracy_fn, x, threat, num_steps, bounds):
         num_increases = climb.num_increases + (~is_first & (loss > climb.loss))
         num_zero_gradients = climb.num_zero_gradients + is_zero(gradient)
 
+        # Condition 2 of the paper: neither the step size nor the highest loss has changed since
+        # then.
         stuck = ~climb.was_halved & (highest_loss == climb.checked_loss)
         halve = is_checkpoint & ((num_increases < enough_increases) | stuck)
         step_size = jnp.where(halve, climb.step_size / 2.0, climb.step_size)
+        # Halving by `where` instead of a branch: under `vmap` both sides of a branch run anyway.
         point = jnp.where(halve, highest, climb.point)
         gradient = jnp.where(halve, highest_gradient, gradient)
 
         ascent = move(x, point - x + step_size * threat.steepest(gradient), threat, bounds)
+        # The momentum is of the moves that were made, after projection, as in the paper: that of
+        # gradients would go on pushing against the edge of the ball.
         delta = (1.0 - momentum) * (ascent - point) + momentum * (point - climb.previous)
         return _Climb(
             point=move(x, point - x + delta, threat, bounds),
             previous=point,
+            # The next step's increase is counted against the point from which it started.
             loss=jnp.where(halve, highest_loss, loss),
             step_size=step_size,
             highest=highest,
@@ -284,6 +296,8 @@ def _checkpoints(num_steps):
     `ceil(p_j num_steps)`, `p_0 = 0`, `p_1 = .22`, `p_{j+1} = p_j + max(p_j - p_{j-1} - .03, .06)`,
     in whole percents: rounding must not move a checkpoint.
     """
+    # In whole percents: .22 + .19 + .16 in floating point is not .57, and a checkpoint that moves
+    # by one step makes another attack than the published one.
     percent, gap, checkpoints = 0, 22, []
     while percent < 100:
         checkpoints.append(-(-percent * num_steps // 100))
@@ -293,6 +307,8 @@ def _checkpoints(num_steps):
 
 def _best_run(run, inputs):
     """The best of the runs, one after the other: only one at a time needs the memory."""
+    # One after the other and not `vmap`: restarts side by side would multiply the memory, and gain
+    # nothing where a batch fills the device already.
     visited, (first_losses, num_zero_gradients) = jax.lax.map(run, inputs)
     index = best_of(visited)
     best, first_loss = jax.tree.map(lambda values: values[index], (visited, first_losses))

@@ -15,8 +15,12 @@ from mixjax.attacks._steps import as_input
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
+# From exploring to refining within a run. With these the tests hold the attack to 97 % of the
+# optimum on linear mixtures of two members, which a linear program gives.
 _LONGEST, _SHORTEST = 2.0, 0.1  # first and last step in radii; two reach across the ball
 _SLACK = 1e-3  # of a radius: how far past a boundary counts as past it
+# Where the path first crosses a boundary has no closed form in a ball cut by a box; on a chord the
+# linearised margins are straight lines, and a crossing is a division.
 _NUM_CHORDS = 32  # the edge of the ball is walked in as many straight lines
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
@@ -117,6 +121,7 @@ def arc(
         step_sizes = jnp.full(num_steps, step_size)
     logits_fn, weights, x, bounds, dtype = widened(logits_fn, weights, x, label, threat, bounds)
     step_sizes = step_sizes.astype(x.dtype)
+    # The heaviest member first: what it is fooled by, later ones may only add to.
     by_weight = jnp.argsort(-weights)
     slack = _SLACK * threat.epsilon
 
@@ -124,6 +129,9 @@ def arc(
         """Which members are correct, the expected accuracy and the relaxed one."""
         margins = margins_of(logits_fn(point), label)
         correct = margins > 0
+        # A margin over the dual norm of its gradient is a distance, so that members whose logits
+        # have other scales can be compared. The square root prefers one member nearly fooled and
+        # another far from it to both half-way: what counts in the end is whole members.
         distances = (margins / sizes + slack) / jnp.maximum(2 * threat.epsilon, _TINY)
         relaxed = jnp.sum(weights * jnp.sqrt(jnp.clip(distances, 0.0, 1.0)))
         return correct, jnp.sum(weights * correct), relaxed
@@ -131,11 +139,16 @@ def arc(
     def step(carry, inputs):
         center, gained, num_zero_gradients = carry
         step_size, halfway = inputs
+        # Where half of the steps have gained nothing, `x` sits on a plateau or between boundaries;
+        # a second start costs nothing more, since the other half of the steps has to be taken
+        # anyway.
         center = jnp.where(halfway & ~gained, random, center)
         distances, normals, sizes = nearest_boundaries(
             logits_fn, center, label, threat, num_boundaries
         )
 
+        # All of a step's gradients are taken at its centre, `L * num_boundaries` of them; in the
+        # paper each turn takes its own. Turns then cost a forward pass each, and no backward one.
         def turn(i, carry):
             k = by_weight[i]
             point, (correct, accuracy, relaxed), direction = carry
@@ -150,15 +163,22 @@ def arc(
                 moved = normals * (corner(chord) - center)[None]
                 return distances + slack - jnp.sum(moved, axis=range(1, moved.ndim))
 
+            # What would be left of each linearised margin at each corner: `[chords + 1, L]`.
             left = jax.lax.map(linearised, jnp.arange(_NUM_CHORDS + 1.0))
+            # How near the first of the members that are fooled now is to being right again.
             recovery = jnp.max(jnp.where(correct, -jnp.inf, left), axis=1)
             fooled, recovered = _first_below(left[:, k]), _first_below(-recovery)
+            # Half-way between both crossings: on the boundary itself rounding or curvature decides.
             reached = jnp.maximum(fooled, (fooled + recovered) / 2)
+            # Out of reach in this step: as far towards it as the others allow, it may be in the
+            # next one.
             chord = jnp.where(left[-1, k] < 0, reached, recovered)
             before = jnp.minimum(jnp.floor(chord), _NUM_CHORDS - 1)
             start, end = jax.vmap(corner)(before + jnp.arange(2))
             new = start + (chord - before) * (end - start)
             new_score = score(new, sizes)
+            # Strictly better by the exact accuracy, or equal and by the relaxed one: with ties
+            # accepted a run drifts, and may lose what it has.
             lower = new_score[1] < accuracy
             better = lower | ((new_score[1] == accuracy) & (new_score[2] < relaxed))
             # A member fooled before anything moved is to stay fooled.
@@ -182,6 +202,7 @@ def arc(
 
     first_accuracy = accuracy(x)
     random = move_fully(x, threat.sample(key, x.shape), threat, bounds)
+    # Never from a point that is worse for the attacker than `x`.
     random = jnp.where(accuracy(random) <= first_accuracy, random, x)
     halfway = jnp.arange(num_steps) == num_steps - num_steps // 2
     carry = (x, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
@@ -204,6 +225,8 @@ def widened(
     checks.logits("L C", logits=logits)
     checks.label(logits.shape[1], label=label)
     checks.shape(logits.shape[:1], weights=weights)
+    # Distances divide margins by norms of gradients: in sixteen bits both underflow, and the
+    # nearest boundary would be any.
     wide = jnp.promote_types(dtype, jnp.float32)
 
     def wide_logits_fn(point):
@@ -228,6 +251,8 @@ def move_fully(x: Array, delta: Array, threat: Threat, bounds: Bounds) -> Array:
     delta = threat.project(delta).astype(x.dtype)
     length = threat.norm(delta)
     for _ in range(3):
+        # Each round gives the length that the bounds have cut off to the coordinates that are free,
+        # some of which then meet their own bound: three rounds, and not one.
         cut = threat.norm(jnp.clip(x + delta, *bounds) - x)
         longer = jnp.where(cut > 1e-3 * length, length / jnp.maximum(cut, _TINY), 1.0)
         delta = (delta * longer).astype(x.dtype)
@@ -239,6 +264,7 @@ def _first_below(values):
     below = values < 0
     after = jnp.maximum(jnp.argmax(below), 1)
     high, low = values[after - 1], values[after]
+    # By linear interpolation between the last corner above 0 and the first below.
     crossing = after - 1 + jnp.clip(high / jnp.where(high == low, 1.0, high - low), 0.0, 1.0)
     return jnp.where(below[0], 0.0, jnp.where(jnp.any(below), crossing, len(values) - 1.0))
 
@@ -255,10 +281,13 @@ def nearest_boundaries(
     logits, pullback = jax.vjp(logits_fn, point)
     num_members, num_classes = logits.shape
     others = jnp.where(jnp.arange(num_classes) == label, -jnp.inf, logits)
+    # The nearest boundary is rarely that of a class of low logit: a few of highest logit stand for
+    # all, at a fraction of the gradients.
     rivals, classes = jax.lax.top_k(others, min(num_boundaries, num_classes - 1))
 
     def member(k):
         def boundary(rival):
+            # One forward pass, and a pullback for each difference of two logits.
             cotangent = jnp.zeros_like(logits).at[k, rival].set(1.0).at[k, label].set(-1.0)
             gradient = jnp.nan_to_num(*pullback(cotangent))
             size = jnp.maximum(threat.dual_norm(gradient), _TINY).astype(point.dtype)
@@ -270,4 +299,5 @@ def nearest_boundaries(
         nearest = jnp.argmin(distances)
         return distances[nearest], normals[nearest], sizes[nearest]
 
+    # One member after the other: all pullbacks at once would hold all their activations.
     return jax.lax.map(member, jnp.arange(num_members))

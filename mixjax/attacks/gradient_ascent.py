@@ -1,6 +1,6 @@
 """Attacks that climb a loss along its gradient inside a ball: FGSM and PGD.
 
-They never ask what the loss is: one network's cross-entropy, the expected loss of a mixture, its
+They never know what the loss is: one network's cross-entropy, the expected loss of a mixture, its
 mean probability or a TRADES divergence are all a `loss_fn`.
 """
 
@@ -134,12 +134,16 @@ def pgd(
     x, bounds = as_input(x, threat, bounds, loss_fn=loss_fn, accuracy_fn=accuracy_fn)
     first = x
     if random_start:
+        # Clipped to the bounds like every later point: a start outside would be no input at all.
         first = move(x, (start or threat).sample(key, x.shape), threat, bounds)
 
     def step(carry, is_first):
         point, best, num_zero_gradients = carry
+        # The point before the step is scored with the pass that its gradient needs anyway: n steps
+        # cost n forward and n backward passes, and one forward pass more for the last point.
         visited, gradient = visit_and_grad(loss_fn, accuracy_fn, point)
         best = keep_better(best, visited, is_first)
+        # From `x` and not from the point: what is projected is the whole perturbation.
         delta = point - x + step_size * threat.steepest(gradient)
         point = move(x, delta, threat, bounds)
         return (point, best, num_zero_gradients + is_zero(gradient)), visited.loss

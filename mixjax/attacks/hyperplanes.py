@@ -46,6 +46,8 @@ def nearest_lower(
     """
     direction = gradient if direction is None else direction
     low, high = bounds
+    # Scaled to at most 1 each, for products of small gradients underflow and their quotients do not
+    # matter: the way is the same for any multiple.
     size = jnp.maximum(jnp.max(jnp.abs(gradient)), _TINY)
     length = jnp.maximum(jnp.max(jnp.abs(direction)), _TINY)
     direction, fall = direction / length, (fall / size).astype(x.dtype)
@@ -57,7 +59,9 @@ def nearest_lower(
     def further(reached):
         moves = reach > reached.t
         steepness = jnp.sum(jnp.where(moves, slope, 0.0))
+        # What the coordinates that a bound has stopped have contributed, once and for all.
         fallen = jnp.sum(jnp.where(moves, 0.0, slope * reach))
+        # Newton's step on a concave function: it comes from below and never passes the solution.
         t = (fall - fallen) / jnp.maximum(steepness, _TINY)
         t = jnp.where(steepness > 0, jnp.clip(t, 0.0, corner), corner)
         return _Reached(jnp.maximum(t, reached.t), t > reached.t)

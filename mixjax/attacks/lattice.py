@@ -18,8 +18,12 @@ from mixjax.attacks.boundaries import (
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
+# The steps end at a fiftieth of the radius: where only a thinner sliver of the ball fools a set,
+# the descent misses it.
 _LONGEST, _SHORTEST = 2.0, 0.02  # first and last step in radii; two reach across the ball
 _MOMENTUM = 0.25
+# Points that only just fool lie on the wrong side after rounding; and the next member has to be
+# added without losing them.
 _SLACK = 1e-2  # of a radius: how far past its boundary a member should be
 
 
@@ -91,14 +95,20 @@ def lattice_climber(
     """
     checks.at_least(1, num_orders=num_orders, num_steps=num_steps)
     logits_fn, weights, x, bounds, dtype = widened(logits_fn, weights, x, label, threat, bounds)
+    # The scale of each member's margin, once at `x`: taken anew at each point it would move the
+    # goal while the descent goes on.
     _, _, sizes = nearest_boundaries(logits_fn, x, label, threat, 1)
     first_correct = mixture.correct(logits_fn(x), label)
     first_accuracy = jnp.sum(weights * first_correct)
     step_sizes = threat.epsilon * jnp.geomspace(_LONGEST, _SHORTEST, num_steps)
+    # The first step stands still, to score the start: one loop body, one compiled network.
     step_sizes = jnp.concatenate([jnp.zeros(1), step_sizes]).astype(x.dtype)
 
     def hinge(point, members):
         margins = margins_of(logits_fn(point), label)
+        # A hinge: members that are fooled by enough pull no longer, so that the rest decide the
+        # direction. It is convex where the margins are linear, which is what the guarantees rest
+        # on.
         missing = jax.nn.relu(margins / sizes + _SLACK * threat.epsilon)
         return jnp.sum(missing * members), margins > 0
 
@@ -113,8 +123,12 @@ def lattice_climber(
             before, point = point, move_fully(x, delta, threat, bounds)
             (loss, correct), gradient = jax.value_and_grad(hinge, has_aux=True)(point, members)
             gradient = jnp.nan_to_num(gradient)
+            # Every point visited is scored by the exact accuracy, also those of a set that fails as
+            # a whole.
             best = _lower((point, jnp.sum(weights * correct)), best)
             fooled = ~jnp.any(correct & members)
+            # Of the points that fool the whole set the one with most room is where the next member
+            # starts.
             deepest = _lower((point, jnp.where(fooled, loss, jnp.inf)), deepest)
             num_zero_gradients += (loss > 0) & jnp.all(gradient == 0)
             return (best, deepest, point, before, gradient, num_zero_gradients), None
@@ -122,6 +136,8 @@ def lattice_climber(
         nowhere = (start, jnp.full((), jnp.inf, x.dtype))
         carry = (best, nowhere, start, start, jnp.zeros_like(x), num_zero_gradients)
         (best, (point, loss), *_, num_zero_gradients), _ = jax.lax.scan(step, carry, step_sizes)
+        # What cannot join a set cannot join a larger one: a member left out stays out in this
+        # order.
         members = members.at[k].set(loss < jnp.inf)
         return (best, point, members, num_zero_gradients), None
 
@@ -134,6 +150,8 @@ def lattice_climber(
 
     order_key, start_key = jax.random.split(key)
     orders = jnp.argsort(jax.random.uniform(order_key, (num_orders, len(weights))))
+    # The first order is greedy, from what is fooled already and by weight; maximal sets that it
+    # cannot reach are left to the random ones.
     orders = orders.at[0].set(jnp.lexsort((-weights, first_correct)))
     starts = jax.vmap(lambda key: move_fully(x, threat.sample(key, x.shape), threat, bounds))(
         jax.random.split(start_key, num_orders - 1)

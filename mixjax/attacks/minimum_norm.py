@@ -11,10 +11,13 @@ from mixjax import checks
 from mixjax.attacks.hyperplanes import nearest_lower
 from mixjax.typing import Array, Bounds, LossFn
 
+# arctanh of 1 is infinite: pixels at a bound start this far inside, at an argument of about 7, from
+# where Adam still comes back.
 _INSIDE = 0.999999  # of the way to the bounds: on them the tanh variables would be infinite
 _PROGRESS = 0.9999  # of the loss at the check before: above it the search is over
 _FEWEST_BETWEEN_CHECKS = 25  # Adam first overshoots and comes back: for so long a rise says nothing
 _LARGEST_CONST = 1e10
+# Adam squares what it is given; a larger one would be infinite, and its steps 0 from then on.
 _LARGEST_GRADIENT = 1e18  # its square is still a number
 _ROUNDING = 1 + 1e-5
 _BEYOND = 1e-3  # of the margin at `x`: so far past the boundary the closing steps aim
@@ -143,6 +146,7 @@ def carlini_wagner(
     checks.at_least(1, steps_between_checks=steps_between_checks)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     none = float(jnp.finfo(wide).max)  # instead of infinity, which `jax.debug_infs` refuses
+    # In float32 at least: Adam's running squares underflow in sixteen bits.
     optimizer = optax.adam(jnp.asarray(learning_rate, wide))
     origin = x.astype(wide)
     box = _box(origin, bounds)
@@ -165,13 +169,20 @@ def carlini_wagner(
 
     def step(const, descent):
         point, slope = _point_and_slope(descent.variables, box)
+        # The network sees the dtype of the input; the distance is that of the variables, before
+        # rounding.
         delta, point = point - origin, point.astype(x.dtype)
         margin, fooled, gradient = visit(point)
         loss = jnp.sum(delta**2) + const * jnp.maximum(margin, 0.0)
+        # The gradient of loss and distance by hand: `visit` gives that of the margin alone, which
+        # the closing steps need as well, and a margin below 0 is a `where` and no branch.
         gradient = slope * (2 * delta + jnp.where(margin > 0, const * gradient, 0.0))
         gradient = jnp.clip(jnp.nan_to_num(gradient), -_LARGEST_GRADIENT, _LARGEST_GRADIENT)
         updates, optimizer_state = optimizer.update(gradient, descent.optimizer_state)
         best, best_norm = keep_nearer(descent.best, descent.best_norm, point, fooled)
+        # Under `vmap` a `while_loop` runs until the last example stops, and the state of those that
+        # have stopped is kept: stopping saves time only when a whole batch has stalled, but never
+        # harms.
         is_check = descent.step % steps_between_checks == 0
         return _Descent(
             step=descent.step + 1,
@@ -201,10 +212,14 @@ def carlini_wagner(
             lambda descent: step(const, descent),
             start,
         )
+        # Bisection of the constant: the smallest with which a point fools weighs the distance most.
         lower = jnp.where(end.fooled, lower, const)
         upper = jnp.where(end.fooled, const, upper)
         const = jnp.where(
-            upper == none, jnp.minimum(10 * const, _LARGEST_CONST), (lower + upper) / 2
+            # No success yet: ten times more, up to the published limit of 1e10.
+            upper == none,
+            jnp.minimum(10 * const, _LARGEST_CONST),
+            (lower + upper) / 2,
         )
         return (end.best, end.best_norm, const, lower, upper), None
 
@@ -212,13 +227,17 @@ def carlini_wagner(
         anchor, aim, share, best, best_norm = carry
         point = (anchor + share * (aim - anchor)).astype(x.dtype)
         margin, fooled, gradient = visit(point)
+        # As near as the best itself, up to rounding: that first point is the anchor to aim from.
         as_near = _norm(point.astype(wide) - origin) <= _ROUNDING * best_norm  # as the best itself
         accepted = (best_norm == none) | (fooled & as_near)
         best, best_norm = keep_nearer(best, best_norm, point, fooled)
+        # By how much the linearised margin at `origin` is too high. A thousandth more, because on
+        # the boundary itself rounding decides whether a point fools.
         fall = margin + jnp.sum(gradient * (origin - point.astype(wide))) + _BEYOND * first_margin
         anchor = jnp.where(accepted, point.astype(wide), anchor)
         nearest = nearest_lower(origin, gradient, fall, (box.low, box.high))
         aim = jnp.where(accepted, nearest, aim)
+        # Rejected: the margin bends away, and half as far is nearer to where it was linearised.
         share = jnp.where(accepted, 1.0, share / 2).astype(wide)
         return (anchor, aim, share, best, best_norm), None
 
@@ -273,6 +292,8 @@ def _keep_inside(variables, box):
 def _point_and_slope(variables, box):
     """The point, and its derivative by the variables."""
     tanh = jnp.tanh(variables)
+    # tanh rounds to 1 early; clipped, the point is inside whatever the rounding of the product.
     point = jnp.clip(box.middle + box.half * tanh, box.low, box.high)
+    # Factored: `1 - tanh^2` loses all digits where tanh is near 1.
     slope = box.half * (1 - tanh) * (1 + tanh)
     return jnp.where(box.bounded, point, variables), jnp.where(box.bounded, slope, 1.0)

@@ -1,6 +1,6 @@
-"""One protocol for all attacks: what an attack asks for, the names of its parameters say.
+"""One protocol for all attacks: what an attack needs, the names of its parameters say.
 
-`attacks.pgd` asks for a `key`, a `loss_fn`, an `x`, a `threat`, an `accuracy_fn` and `bounds`;
+`attacks.pgd` needs a `key`, a `loss_fn`, an `x`, a `threat`, an `accuracy_fn` and `bounds`;
 `attacks.arc` for `logits_fn`, `weights` and `label` in place of the loss. What is left, such as
 `num_steps`, are numbers that whoever calls it chooses. A function of anybody's own that uses these
 names can be run wherever the attacks of this library can.
@@ -54,9 +54,9 @@ def on_mixture(
     run: int | Array = 0,
     **numbers: Any,
 ) -> tuple[Array, Any]:
-    """Runs an attack on one example, whatever it asks for: all of `NEEDS` follows from the mixture.
+    """Runs an attack on one example, whatever it needs: all of `NEEDS` follows from the mixture.
 
-    The members' logits at a point are computed once, however many functions ask for them.
+    The members' logits at a point are computed once, however many functions use them.
 
     Args:
       attack: function that returns `(x_adv, info)` or `x_adv` alone; see `NEEDS` for the names of
@@ -67,7 +67,7 @@ def on_mixture(
       x: `[...]` one input, inside `bounds`.
       label: `[]` integer class.
       threat: the allowed perturbations. A point that leaves the ball, as those of an attack that
-        asks for no threat may, is dropped for `x`. None for such an attack: none is dropped.
+        needs no threat may, is dropped for `x`. None for such an attack: none is dropped.
       bounds: lowest and highest value of an input, numbers or arrays per feature.
       run: number of the run, for attacks that are several.
       **numbers: the attack's other parameters.
@@ -136,7 +136,7 @@ def on_mixture(
 
 
 def check_numbers(attack: Callable, **numbers: Any) -> tuple[str, ...]:
-    """The names among `NEEDS` that an attack asks for.
+    """The names among `NEEDS` that an attack needs.
 
     Raises:
       ValueError: if the attack does not know one of `numbers`, or asks for one that is not given.
@@ -175,5 +175,7 @@ def _errors_and_leads(logits, label, weights):
     """Expected errors, and between equals how near the members still right are to one."""
     margins = jax.vmap(losses.margin, in_axes=(0, None))(logits, label)
     ahead = jnp.where(margins > 0, margins, 0.0)  # who answers NaN errs, as who is behind
+    # A black-box attack needs a slope where the error is a step: between points of equal error the
+    # leads decide, squashed to below 1 so that no lead outweighs an error.
     errors = 1.0 - mixture.correct(logits, label)
     return mixture.expected_loss(errors - ahead / (1.0 + ahead), weights)

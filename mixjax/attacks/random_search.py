@@ -1,4 +1,4 @@
-"""The Square attack: a random search that asks for scores alone, never for a gradient."""
+"""The Square attack: a random search that uses scores alone, never a gradient."""
 
 import functools
 
@@ -44,15 +44,15 @@ def square(
       score_fn: `[...] -> []`, what the attacker raises; need not be differentiable.
       x: `[H, W, C]` one input, inside `bounds`. Any other shape counts as a row of pixels.
       threat: the allowed perturbations, in the units of `x`.
-      num_queries: how often the score is asked for, static.
+      num_queries: number of forward passes, static.
       first_share: share of the pixels in the first squares, at most 1.
-      accuracy_fn: `[...] -> []`, lower is better for the attacker: which of the points asked for is
+      accuracy_fn: `[...] -> []`, lower is better for the attacker: which of the points visited is
         returned. It never steers the search. None: the score alone decides.
       bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
       The `[...]` input of lowest accuracy, then of highest score, among the `num_queries` points
-      asked for, within `bounds` and within the threat up to rounding, and an `AttackInfo` that
+      visited, within `bounds` and within the threat up to rounding, and an `AttackInfo` that
       counts no zero gradients.
 
     Raises:
@@ -112,12 +112,17 @@ def square(
 
 def _sides(shape, num_changes, first_share, smallest):
     """`[num_changes, 2]` height and width of the window of each change."""
+    # The schedule is that of 10 000 queries, run through faster: with 200 queries squares shrink as
+    # they do in the paper's whole run.
     progress = np.arange(num_changes) * _SCHEDULE_LENGTH // max(num_changes, 1)
+    # Known before anything compiles: sides are data of the loop, not branches of it.
     halvings = np.searchsorted(_HALVINGS, progress)
     area = first_share * 0.5**halvings * shape[0] * shape[1]
     side = np.maximum(np.round(np.sqrt(area)), smallest)
     short, long = sorted(shape[:2])
     # A window higher than the image keeps its area.
+    # On an image that is no square a window may be wider than high; its share of pixels is what
+    # counts.
     long_side = np.where(side > short, np.maximum(np.round(area / short), smallest), side)
     sides = np.minimum(side, short), np.minimum(long_side, long)
     return np.stack(sides if shape[0] == short else sides[::-1], axis=1).astype(np.int32)
@@ -126,6 +131,8 @@ def _sides(shape, num_changes, first_share, smallest):
 def _window(key, shape, sides):
     """A window at random inside the image: `[H, W, 1]` mask and each pixel's place in it."""
     top, left = jax.random.randint(key, (2,), 0, jnp.asarray(shape[:2]) - sides + 1)
+    # A mask instead of a slice: the size of a slice would have to be static, and the loop body
+    # would compile anew for each size.
     rows, columns = jnp.arange(shape[0])[:, None] - top, jnp.arange(shape[1])[None, :] - left
     inside = (rows >= 0) & (rows < sides[0]) & (columns >= 0) & (columns < sides[1])
     return inside[..., None], rows, columns
@@ -133,6 +140,8 @@ def _window(key, shape, sides):
 
 def _stripes(key, shape, threat):
     """Vertical stripes at the corners of a box."""
+    # Stripes of one pixel are a pattern that convolutions answer to strongly, and corners of a box
+    # are where a loss that is nearly linear is highest.
     return threat.epsilon * jax.random.rademacher(key, (1, *shape[1:]), jnp.float32)
 
 
@@ -170,12 +179,16 @@ def _regroup(key, sides, delta, threat):
     )
     bumps = threat.steepest(jnp.where(inside, bumps[..., None], 0.0))
     each_channel = functools.partial(jax.vmap, in_axes=-1, out_axes=-1)
+    # What a window already holds is added in equal strength, as in algorithm 3: a good pattern is
+    # strengthened and not wiped out.
     old = each_channel(threat.steepest)(jnp.where(inside, delta, 0.0))
     pattern = each_channel(threat.steepest)(bumps * signs + old)
+    # What clipping at the bounds has left unused of the ball is spent as well.
     unused = jnp.maximum(threat.epsilon**2 - threat.norm(delta) ** 2, 0.0) / delta.shape[2]
     moved = each_channel(threat.norm)(jnp.where(inside | emptied, delta, 0.0)) ** 2
     pattern = pattern * jnp.sqrt(moved + unused)[None, None, :]
     changed = jnp.where(inside, pattern, jnp.where(emptied, 0.0, delta))
+    # Back to the sphere: sums of windows may have lost a little of the norm.
     return threat.epsilon * threat.steepest(changed)
 
 
@@ -191,6 +204,7 @@ def _bumps(along, across, length, width):
     center = jnp.where(is_first, size // 2, half + size // 2)
     ring = jnp.maximum(jnp.abs(along - center), jnp.abs(across - width // 2))
     num_rings = jnp.maximum(size, width) // 2 + 1
+    # Tabulated sums, since the number of rings is known only inside of the loop.
     sums = np.cumsum(1.0 / np.arange(1, along.size + across.size + 1) ** 2)
     sums = jnp.concatenate([jnp.zeros(1), jnp.asarray(sums, jnp.float32)])
     height = sums[num_rings] - sums[jnp.minimum(ring, num_rings)]

@@ -108,7 +108,7 @@ def attack_classifier(
 ) -> Array:
     """The attack on each example of a batch `[B, ...]`, against the classifier as in evaluation.
 
-    An example's random key hangs on its place in the whole batch, of which `images` are this
+    An example's random key depends on its place in the whole batch, of which `images` are this
     device's part if the batch is spread over `data_axis`.
     """
 

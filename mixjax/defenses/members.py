@@ -1,6 +1,6 @@
 """Training one classifier, alone or as the next member of a mixture: the frame, and two defences.
 
-What a member learns from may hang on the members before it, its `Past`, which each step is given
+What a member learns from may depend on the members before it, its `Past`, which each step is given
 beside the batch: variables of several networks are arguments of what is compiled, not constants.
 """
 

@@ -48,6 +48,7 @@ def oracle_weighing(*, num_steps: int, loss_bound: float = 1.0, iterate: str = "
         del sample_fn
 
         def best_response(weights, index):
+            # A new key for each attack: a random start that fails once must not fail in every step.
             attacked = attack_fn(jax.random.fold_in(key, index), weights)
             return mean_over(axis_name, jnp.mean(losses_fn(attacked), axis=0))
 
@@ -101,6 +102,8 @@ def entropic_weighing(
         candidates = losses_fn(attack_fn(attack_key, weights))[None]
         if num_samples:
             sample_keys = jax.random.split(sample_key, num_samples)
+            # One point of each ball at a time: all at once would be a batch `num_samples` times as
+            # large.
             sampled = jax.lax.map(lambda key: losses_fn(sample_fn(key)), sample_keys)
             candidates = jnp.concatenate([candidates, sampled])
         # No two weights are further apart than sqrt(2).

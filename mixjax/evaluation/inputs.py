@@ -1,7 +1,7 @@
 """What comes into an evaluation: checked where it is known, and in one form for all attacks.
 
 Inputs become float32, labels int32, both in the byte order of this machine; keys become keys of
-threefry, whose draws for one example do not hang on how many others there are.
+threefry, whose draws for one example do not depend on how many others there are.
 """
 
 from collections.abc import Sequence

@@ -25,7 +25,7 @@ class Passes(NamedTuple):
     """Passes through single networks: all `L` members at once are `L` of them.
 
     Attributes:
-      forward: answers asked for, those on the way to a gradient included.
+      forward: forward passes, those on the way to a gradient included.
       backward: gradients.
     """
 

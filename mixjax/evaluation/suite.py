@@ -110,7 +110,7 @@ class Budget(NamedTuple):
       num_member_aware_runs: runs of ARC, and as many of the lattice climber.
       num_member_aware_steps: steps of each of these.
       num_orders: orders in which a run of the lattice climber adds members.
-      num_queries: questions that the black-box attack may ask.
+      num_queries: forward passes of the black-box attack.
       num_boundary_targets: runs of FAB towards one wrong class each, the likeliest first, each of
         `num_steps`; 0 for none.
       lines: the lines of the report that are run, in the order of the suite; None: all there are.
@@ -159,7 +159,7 @@ def attack_suite(
     dropped beyond the radius: of the mean probability, once along its own margin and once along
     the expected loss as Pinot et al. do, and of half of the members by weight and of all; FAB,
     which looks for the nearest point where the mean probability errs; and at last a black-box
-    attack that asks for nothing but the members' answers, as a check on all the
+    attack that needs nothing but the members' answers, as a check on all the
     gradients. Of all the points on its path every run of PGD and AutoPGD returns that of lowest
     exact expected accuracy, whatever loss it climbed.
 

@@ -22,7 +22,7 @@ class Members(NamedTuple):
 
     Attributes:
       logits_fn: `x -> [L, C]`, a pytree whose leaves are the members' arrays.
-      alone: for each member `x -> [1, C]`; None where only all can be asked together.
+      alone: for each member `x -> [1, C]`; None where only all can answer together.
       weights: `[L]` probabilities.
     """
 
@@ -207,6 +207,7 @@ def _hint_of_vmap(function, x):
 def _check_batches(function, name, pure, constants, images):
     """Raises `ValueError` if an answer depends on the rest of the batch."""
     two = np.array(images, np.float32)
+    # Two equal images would agree even in a BatchNorm that looks at both.
     if np.array_equal(*two):
         two[1] = two.mean()
     # Not of the function itself: a dataclass or a bound Linen module cannot be hashed.
@@ -214,6 +215,7 @@ def _check_batches(function, name, pure, constants, images):
     apart = np.asarray(jax.jit(jax.vmap(pure, (None, 0)))(constants, two), np.float32)
     if together.ndim == 3:
         together = together.swapaxes(0, 1)
+    # Where it overflows nothing can be compared; answers of NaN are a finding of the report.
     known = np.isfinite(together) & np.isfinite(apart)
     size = np.max(np.abs(together[known]), initial=1e-6)
     gap = np.max(np.abs(together[known] - apart[known]), initial=0.0)

@@ -29,7 +29,7 @@ def predict(
       weights: `[L]` probabilities of the members; None: equal ones.
       images: `[N, ...]` floats within `bounds`, or uint8, which is scaled to [0, 1].
       bounds: lowest and highest value of an input, numbers or arrays that fit one input.
-      batch_size: number of images asked about at once, at most.
+      batch_size: number of images answered at once, at most.
 
     Returns:
       `[N]` integer classes.

@@ -65,6 +65,8 @@ def program(apply_fn: Callable, variables: PyTree, input_shape: Sequence[int]) -
     def written(function, *arguments):
         return bytes(export.export(jax.jit(function), platforms=_PLATFORMS)(*arguments).serialize())
 
+    # Any size up to a bound first: with the bound known, comparisons of sizes inside the model can
+    # be decided. One fixed size is the last resort.
     for most, is_fixed in [*((most, False) for most in _MOST), (_FIXED, True)]:
         (any_size,) = export.symbolic_shape("b", constraints=[f"b <= {most}"])
         size = most if is_fixed else any_size
@@ -74,7 +76,7 @@ def program(apply_fn: Callable, variables: PyTree, input_shape: Sequence[int]) -
             logits = jax.eval_shape(forward, shapes, x)
             both = written(forward, shapes, x), written(pullback, shapes, x, logits)
             return Program(*both, most, is_fixed)
-        except Exception as error:  # Whatever it is that hangs on the size, or on anything else.
+        except Exception as error:  # Whatever depends on the size, or is wrong otherwise.
             reason = error
     raise ValueError(f"the classifier cannot be written as a program: {_first_line(reason)}")
 
@@ -99,6 +101,7 @@ def function(program: Program) -> Callable[[Sequence[Any], Array], Array]:
 
     def back(kept, cotangents):
         leaves, x = kept
+        # An attack moves images, never variables: a pullback of these would double the file.
         return None, pullback(leaves, x, cotangents)
 
     apply.defvjp(there, back)

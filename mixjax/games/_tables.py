@@ -44,6 +44,7 @@ def project(values):
     first, since float32 has no digits left for a sum of 1 beside values of 1e7.
     """
     near = jnp.maximum(values - jnp.max(values), -1.0)
+    # By sorting: `L log L`, exact, and differentiable almost everywhere.
     return optax.projections.projection_simplex(near)
 
 
@@ -92,6 +93,7 @@ def tempered(weights, losses, temperature, mass):
     else:
         check_probabilities(losses.shape[:2], mass=mass)
         log_mass, there = jnp.log(mass), jnp.where(mass > 0, values, -jnp.inf)
+    # Of the candidates that have any mass: an impossible one may be the worst of all.
     highest = jax.lax.stop_gradient(jnp.max(there, axis=1))
     return temperature, highest, (values - highest[:, None]) / temperature[:, None] + log_mass
 
@@ -175,6 +177,7 @@ def above_sure(losses):
 def host_mean(values):
     """Mean of `[N]` numbers of at least 0, rounded once or twice, and finite where they are."""
     largest = float(np.max(values)) or 1.0
+    # `fsum` rounds once, whatever the order of the examples.
     return largest * (math.fsum(values / largest) / len(values))
 
 
@@ -196,6 +199,8 @@ def certified_gap(upper, lower, table):
     subtraction that made the table and the means take a few more.
     """
     _, num_candidates, num_members = table.shape
+    # A certificate that rounding could break would be none: the gap is enlarged by what can be
+    # hidden.
     rounding = np.finfo(np.float64).eps
     hidden = rounding * ((num_members + 4) * upper + (num_candidates + 4) * lower)
     return max(upper - lower, 0.0) + hidden

@@ -19,6 +19,8 @@ from mixjax.games.patterns import merge
 from mixjax.games.weights import adversarial_risk
 from mixjax.typing import Array
 
+# One cut per example makes programs with as many rows as examples, one cut for all takes many
+# rounds: a few dozen groups lie between the two.
 _MAX_GROUPS = 32
 _MAX_ROUNDS = 1000
 _TOLERANCE = 1e-10  # of the best member's risk; the least that HiGHS accepts
@@ -154,6 +156,7 @@ def duality_gap(weights: Any, attack: Any, losses: Any) -> Array | float:
         weights, attack = (np.asarray(x, np.float64) for x in (weights, attack))
         table, _ = _tables.above_sure(losses)
         exponent = int(np.frexp(table.max())[1])
+        # By a power of two, which rounds nothing: sums of large losses would run over.
         np.ldexp(table, -exponent, out=table)
         upper = _tables.upper_bound(weights / weights.sum(), table)
         lower = _tables.lower_bounds(attack / attack.sum(axis=1, keepdims=True), table).min()
@@ -174,6 +177,8 @@ def _above_sure_gains(losses):
     """
     table = np.array(losses, np.float64)
     least, most = table.min(axis=2), table.max(axis=2)
+    # Worth the pass: what is beaten for all weights would stand in the program as a row that never
+    # binds.
     is_beaten = most <= least.max(axis=1, keepdims=True)
     is_beaten[np.arange(len(table)), least.argmax(axis=1)] = False
     sure = np.where(is_beaten, np.inf, least).min(axis=1)
@@ -216,6 +221,8 @@ def _cutting_planes(losses, mass, units, start):
     members = np.eye(num_members)
     best = members[start] / units[start]
     least = np.sum(respond(best)[1] @ best)
+    # Uniform weights and each member alone: their best responses bound the program before its first
+    # solution, which would otherwise be unbounded below.
     starting = (units.min() / units, *members)  # multiples of uniform weights and of each member's
     rounds = [(*respond(shares), np.ones(num_groups, bool)) for shares in starting]
     probabilities = np.zeros((0, num_groups))
@@ -226,11 +233,14 @@ def _cutting_planes(losses, mass, units, start):
         if risk < least:
             best, least = shares, risk
         new = sums @ shares > heights + _TOLERANCE / num_groups
+        # The program's value is a lower bound, the best risk seen an upper one.
         if least - bound <= _TOLERANCE or not new.any():
             break
         rounds.append((response, sums, new))
     attack = np.zeros((num_examples, num_candidates))
     for (response, _, _), probability in zip(rounds, probabilities, strict=False):
+        # The dual variables of the cuts are the probabilities with which a group plays its
+        # responses.
         attack[examples, response] += probability[group]
     return best, attack / attack.sum(axis=1, keepdims=True)
 

@@ -142,6 +142,8 @@ def double_oracle(
         answer = attacker(weights, members, index)
         points = (*points, answer)
         columns.append([_scored(losses_fn, member, answer) for member in members])
+        # The attack is taken after the attacker's answer: so the defender answers the strongest one
+        # known.
         next_weights, attack = strategies(_table(columns))
         if defender is not None:
             member = defender(attack, points, index)

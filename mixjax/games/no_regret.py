@@ -64,10 +64,13 @@ def hedge(
         checks.positive(step_size=step_size)
         checks.shape((), step_size=step_size)
         rate = jnp.asarray(step_size, losses.dtype) * table.unit
+    # An infinite rate times a difference of 0 would be NaN.
     rate = jnp.minimum(rate, float(jnp.finfo(losses.dtype).max))  # longer steps are as good
 
     def step(state, _):
         (guess_members, guess_values), (sum_members, sum_values) = state
+        # Optimism: the last loss stands in for the next one. Against a player who learns as well it
+        # is a good guess, and the gap falls as 1 / T in the place of 1 / sqrt(T).
         paid, won = sum_members + guess_members, sum_values + guess_values
         # Differences first: their products may be infinite, those of the sums would all be.
         weights = _softmax.probabilities(rate * (jnp.min(paid) - paid))
@@ -132,6 +135,8 @@ def regret_matching(losses: Array, *, num_steps: int, best_response: bool = Fals
             attack = jax.nn.one_hot(worst, losses.shape[1], dtype=losses.dtype)
             return regrets, attack, _tables.mean_losses_at(worst, losses)
         played = jnp.sum(_normalized(regrets) * values, axis=1, keepdims=True)
+        # Cut at 0 in each step, the "+": debts of long ago are forgotten, which is what makes it
+        # fast.
         regrets = jnp.maximum(regrets + values - played, 0.0)
         attack = _normalized(regrets)
         return regrets, attack, _tables.mean_losses(attack, losses)
@@ -140,6 +145,7 @@ def regret_matching(losses: Array, *, num_steps: int, best_response: bool = Fals
         regret_members, regret_values = state
         weights = _normalized(regret_members)
         values = _tables.expected(losses, weights)
+        # Moves alternate: the attacker has moved already when the defender's regrets are counted.
         regret_values, attack, members = answer(regret_values, values)
         regret_members = jnp.maximum(regret_members + weights @ members - members, 0.0)
         return (regret_members, regret_values), (weights, attack)
@@ -155,6 +161,8 @@ def _average(step, state, table, num_steps, share):
         state, play = step(state, t)
         return (
             state,
+            # A running mean: a sum over a hundred thousand steps would lose the digits of the late
+            # ones.
             jax.tree.map(lambda old, new: old + share(t) * (new - old), average, play),
         ), None
 

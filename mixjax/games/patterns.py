@@ -53,6 +53,7 @@ def merge(losses: np.ndarray) -> Patterns:
         first_candidate[examples[:, 0], row[:, candidate]] = candidate
     has_row = np.zeros((num_examples, len(rows)), bool)
     has_row[examples, row] = True
+    # As a matrix product: is any row of the example beaten by another one that it has.
     is_dominated = has_row.astype(np.float32) @ _dominates(rows).astype(np.float32) > 0
     sets, pattern, counts = np.unique(
         np.packbits(has_row & ~is_dominated, axis=1),
@@ -77,6 +78,7 @@ def merge(losses: np.ndarray) -> Patterns:
 
 def _codes(flat):
     """`[R, L] -> [R]` numbers, equal for equal rows; None if too many rows differ."""
+    # A table of real-valued losses is told by its first rows, before all of them are sorted.
     if len(np.unique(flat[:_SAMPLE], axis=0)) > _MAX_ROWS:
         return None
     codes, size = np.zeros(len(flat), int), 1
@@ -85,6 +87,7 @@ def _codes(flat):
         if size * len(values) > _MAX_CODE:
             codes = np.unique(codes, return_inverse=True)[1]
             size = codes.max() + 1
+        # Each row as one number in mixed radix: numbers sort ten times as fast as rows.
         codes = codes * len(values) + np.searchsorted(values, column)
         size *= len(values)
     if size <= _MAX_ROWS:

@@ -208,6 +208,8 @@ def _turn(f, leader, follower, penalty, order, num_steps, data_axis):
                 value = mean(f(x, y, *args))
                 return value, (value, jnp.zeros_like(value), None)
             # The mean over devices comes before the square, and is differentiated with it.
+            # One inner gradient serves the penalty here and, in simultaneous play, the follower's
+            # step.
             value, slope = mean(jax.value_and_grad(f, argnums=1)(x, y, *args))
             cost = penalty(step) / 2 * optax.tree.norm(slope, squared=True)
             return value + cost, (value, cost, slope)

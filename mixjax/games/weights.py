@@ -171,6 +171,8 @@ def projected_subgradient(
     checks.positive(loss_bound=loss_bound)
     checks.one_of(ITERATES, iterate=iterate)
     checks.simplex(weights=weights)
+    # For losses in units of their bound, and fixed: the guarantee is of the best iterate, not of
+    # the last.
     step_size = 2.0 / math.sqrt(weights.shape[0] * num_steps)
 
     def step(weights, index):
@@ -255,10 +257,13 @@ def entropic(
         weights, look_ahead, momentum = carry
         # The average of the gradient of the average: right whether or not `shard_map` sums
         # gradients by itself (`check_vma`).
+        # The gradient is taken ahead of the weights, which is what accelerates; projected is the
+        # step.
         gradient = average(jax.grad(risk)(look_ahead))
         # What all members pay alike moves nothing; at high temperatures the step is long.
         slope = (gradient - jnp.min(gradient)) / beta
         new = _tables.project(look_ahead - slope).astype(start.dtype)
+        # FISTA's sequence, which needs no constant of strong convexity.
         new_momentum = (1.0 + jnp.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
         look_ahead = new + (momentum - 1.0) / new_momentum * (new - weights)
         return (new, look_ahead, new_momentum), risk(new)

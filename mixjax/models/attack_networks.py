@@ -1,7 +1,7 @@
 """Networks that attack: from an input and its label to the direction in which to move it.
 
 The direction is not bounded; what an attacker may make of it is known to `mixjax.attacks`. Inputs
-are in [0, 1] and shifted to [-1, 1] here; the label comes as a one-hot vector, scaled so that
+are in [0, 1] and rescaled to [-1, 1] here; the label comes as a one-hot vector, scaled so that
 hundreds of pixels do not drown it.
 """
 

@@ -13,7 +13,7 @@ _CONSTANTS = {"bias": 0.0, "scale": 1.0, "mean": 0.0, "var": 1.0}
 def he_normal(key: Key, shapes: PyTree) -> PyTree:
     """Normal kernels, one draw split up: `std = sqrt(2 / fan_in)` for convolutions.
 
-    Dense kernels, whose outputs are logits, have `std = 1 / sqrt(fan_in)`; shifts and means are
+    Dense kernels, whose outputs are logits, have `std = 1 / sqrt(fan_in)`; biases and means are
     0, scales and variances 1.
 
     Args:

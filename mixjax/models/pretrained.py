@@ -81,7 +81,7 @@ _ALIGNMENT = 8  # bytes, for readers that map the file into memory
 def load_pretrained(path: str | os.PathLike, model: Model, *, sha256: str | None = None) -> PyTree:
     """The model's variables with the weights and statistics of a PyTorch state dict.
 
-    Fits `resnet18` and `small_resnet` (as ResNet18 for CIFAR), `wide_resnet` (without shifts in
+    Fits `resnet18` and `small_resnet` (as ResNet18 for CIFAR), `wide_resnet` (without biases in
     the convolutions) and `preact_resnet18`. A leading `module.` of the names is dropped. Pixels
     are normalised inside of the model: make it with the `mean` and `std` of the training.
 

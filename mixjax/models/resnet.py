@@ -90,7 +90,7 @@ def check_std(std: float | Sequence[float]) -> None:
 def layers(
     dtype: Any, axis_name: str | None, conv: Callable[..., Array], train: bool
 ) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
-    """Constructors of the convolutions, without shift, and of the BatchNorms of a network."""
+    """Constructors of the convolutions, without bias, and of the BatchNorms of a network."""
     norm = partial(
         nn.BatchNorm,
         use_running_average=not train,
@@ -132,6 +132,9 @@ class _ResNet(nn.Module):
             for block in range(num_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 x = _Block(self.width * 2**stage, stride, conv, norm)(x)
+        # Averages and logits in float32 whatever the convolutions' dtype: sixteen bits lose the
+        # last digits of a mean over pixels, and attacks compare logits that are close to each
+        # other.
         x = x.astype(jnp.float32).mean((1, 2))
         return nn.Dense(self.num_classes)(x)
 
