@@ -26,7 +26,11 @@ from mixjax.front.progress import Bars
 from mixjax.interrupt import Stopped, interruptible
 
 PROGRAM = "experiments.evaluate"
-BUDGETS = {"quick": evaluation.QUICK, "standard": evaluation.STANDARD}
+BUDGETS = {
+    "quick": evaluation.QUICK,
+    "standard": evaluation.STANDARD,
+    "autoattack": evaluation.AUTOATTACK,
+}
 
 
 @dataclasses.dataclass(frozen=True)
