@@ -67,6 +67,13 @@ def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
     Args:
       axis_name: mapped axis over which a batch is spread; None: `tree` is the mean already.
       tree: means over parts of equal size.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import batch
+      >>> parts = jnp.array([1.0, 3.0])  # of two devices, here mapped
+      >>> jax.vmap(lambda part: batch.mean_over("data", part), axis_name="data")(parts)
+      Array([2., 2.], dtype=float32)
     """
     if axis_name is None:
         return tree

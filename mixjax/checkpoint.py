@@ -128,6 +128,18 @@ def open(
       ValueError: if a number is out of range, the folder cannot be written, holds foreign files,
         belongs to another config (the message names the differing fields), or fails
         `check_directory`.
+
+    Example:
+      >>> import jax.numpy as jnp, tempfile
+      >>> from mixjax import checkpoint
+      >>> with (
+      ...     tempfile.TemporaryDirectory() as folder,
+      ...     checkpoint.open(folder, {"seed": 0}) as manager,
+      ... ):
+      ...     checkpoint.save(manager, 1, {"x": jnp.arange(3)}, {"robust_accuracy": 0.5})
+      ...     state, step, skipped = checkpoint.restore(manager, {"x": jnp.zeros(3, jnp.int32)})
+      >>> state["x"], step, skipped
+      (Array([0, 1, 2], dtype=int32), 1, [])
     """
     checks.at_least(1, num_latest=num_latest)
     checks.at_least(0, num_best=num_best)

@@ -38,6 +38,13 @@ def at_least(minimum: int, **values: Any) -> None:
     """Raises `ValueError` unless every value is a whole number of at least `minimum`.
 
     A float is none even where it is whole: nothing can be done 3.0 times.
+
+    Example:
+      >>> from mixjax import checks
+      >>> checks.at_least(1, num_steps=0)
+      Traceback (most recent call last):
+      ...
+      ValueError: num_steps must be a whole number of at least 1, got 0
     """
     for name, value in values.items():
         if not _is_traced(value):

@@ -89,6 +89,13 @@ def apply_each(functions: Sequence[Callable], x: Array) -> Array:
 
     Returns:
       `[L, ..., C]` logits.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import ensemble
+      >>> ensemble.apply_each([lambda x: x, lambda x: -x], jnp.array([1.0, 2.0]))
+      Array([[ 1.,  2.],
+             [-1., -2.]], dtype=float32)
     """
     x = jnp.asarray(x)
     return jnp.stack([function(_known_gradient(x)) for function in functions])
@@ -141,6 +148,14 @@ def expectation(
       `[]` weighted sum, to be differentiated in `members`, `weights` and `x` by reverse mode, to
       any order. With `axis_name` as for `apply`. A member that answers NaN is left out, as by
       `mixture.expected_loss`; where no member of weight answers, it is NaN.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import ensemble
+      >>> scales, weights = jnp.array([1.0, 10.0]), jnp.array([0.75, 0.25])
+      >>> risk = lambda x: ensemble.expectation(lambda scale, x: scale * x, scales, weights, x)
+      >>> float(risk(2.0)), float(jax.grad(risk)(2.0))
+      (6.5, 3.25)
     """
     has_weight = jnp.any(weights != 0)
     if axis_name is None:
@@ -167,6 +182,12 @@ def update(
 
     Returns:
       The members with that one replaced, and its info on every device.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import ensemble
+      >>> ensemble.update(lambda member: (member + 1.0, {}), jnp.array([1.0, 10.0]), 1)[0]
+      Array([ 1., 11.], dtype=float32)
     """
     # All devices take the step, on a member of their own if the chosen one is elsewhere, and one
     # keeps it: a branch on the device would leave the others waiting in a collective.

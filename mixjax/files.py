@@ -69,6 +69,14 @@ def write_json(path: str | os.PathLike, value: Any, name: str = "value") -> None
 
     Raises:
       ValueError: naming the entry that JSON cannot hold; nothing is written then.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from mixjax import files
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     files.write_json(pathlib.Path(folder) / "a.json", {"accuracy": 0.5})
+      ...     files.read_json(pathlib.Path(folder) / "a.json")
+      {'accuracy': 0.5}
     """
     write(path, json.dumps(plain(value, name), indent=2) + "\n")
 

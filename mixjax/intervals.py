@@ -21,6 +21,11 @@ def paired_difference(values: Any, others: Any) -> tuple[float, float]:
 
     Raises:
       ValueError: if the shapes differ.
+
+    Example:
+      >>> from mixjax import intervals
+      >>> intervals.paired_difference([1.0, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0])
+      (0.5, 0.25)
     """
     values, others = np.asarray(values, np.float64), np.asarray(others, np.float64)
     checks.shape(values.shape, others=others)
@@ -42,6 +47,12 @@ def over_seeds(values: Any) -> tuple[float, tuple[float, float]]:
 
     Raises:
       ValueError: if there are not two numbers, or one is not finite.
+
+    Example:
+      >>> from mixjax import intervals
+      >>> mean, (low, high) = intervals.over_seeds([0.5, 0.6, 0.7])
+      >>> round(mean, 2), round(low, 2), round(high, 2)
+      (0.6, 0.35, 0.85)
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
@@ -75,6 +86,11 @@ def wilson_interval(mean: Any, num_examples: int, *, z: float = 1.96) -> tuple[f
 
     References:
       Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+
+    Example:
+      >>> from mixjax import intervals
+      >>> [round(end, 3) for end in intervals.wilson_interval(1.0, 200)]
+      [0.981, 1.0]
     """
     checks.within(0, 1, mean=mean)
     checks.at_least(1, num_examples=num_examples)

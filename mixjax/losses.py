@@ -55,6 +55,12 @@ def trades(clean_logits: Array, logits: Array) -> Array:
 
     References:
       Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import losses
+      >>> round(float(losses.trades(jnp.array([0.0, 0.0]), jnp.array([0.0, 2.0]))), 3)
+      0.434
     """
     checks.logits("C", clean_logits=clean_logits, logits=logits)
     log_p, log_q = (_softmax.log_softmax(_wide(z)) for z in (clean_logits, logits))
@@ -126,6 +132,12 @@ def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
     References:
       Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
       parameter-free attacks, 2020, equation 7.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import losses
+      >>> round(float(losses.targeted_dlr(jnp.array([3.0, 2.0, 1.0, 0.0]), 0, 1)), 3)
+      -0.4
     """
     logits = _of_one(logits, label)
     checks.label(logits.shape[-1], target=target)
@@ -137,7 +149,14 @@ def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
 
 
 def zero_one(logits: Array, label: Array) -> Array:
-    """1 unless the label is strictly ahead of every other class: `[C], [] -> []`."""
+    """1 unless the label is strictly ahead of every other class: `[C], [] -> []`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import losses
+      >>> float(losses.zero_one(jnp.array([1.0, 1.0]), 0))  # a tie is an error
+      1.0
+    """
     logits = _of_one(logits, label)
     return 1.0 - mixture.correct(logits, label)
 
@@ -173,6 +192,14 @@ def mean_probability_margin(logits: Array, label: Array, weights: Array) -> Arra
 
     Raises:
       ValueError: if there is not one weight for each member.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import losses
+      >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.25, 0.75]]))
+      >>> margin = losses.mean_probability_margin(logits, 0, jnp.array([0.75, 0.25]))
+      >>> round(float(margin), 3)  # the mean probabilities are 5/8 and 3/8
+      0.511
     """
     checks.shape((len(logits),), weights=weights)
     logits = jnp.minimum(logits, jnp.finfo(logits.dtype).max)  # infinite ones are certain
@@ -213,6 +240,13 @@ def expected_hinge(logits: Array, label: Array, weights: Array) -> Array:
 
     References:
       Pinot et al., Randomization matters, 2020, supplement 2.1 and 2.2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import losses
+      >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])  # the second errs already
+      >>> losses.expected_hinge(logits, 0, jnp.array([0.75, 0.25]))
+      Array(1.5, dtype=float32)
     """
     margins = _finite_margins(logits, label, weights)
     return mixture.expected_loss(jnp.maximum(margins, 0.0), weights)
@@ -235,6 +269,15 @@ def accuracy_margin(
 
     Raises:
       ValueError: if there is not one weight for each member, or `share` is out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import losses
+      >>> logits, weights = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0.75, 0.25])
+      >>> float(losses.accuracy_margin(logits, 0, weights, 0.25))  # a quarter errs already
+      -1.0
+      >>> float(losses.accuracy_margin(logits, 0, weights))
+      2.0
     """
     checks.shape((len(logits),), weights=weights)
     checks.positive(share=share)

@@ -82,6 +82,12 @@ def correct(logits: Array, label: Array) -> Array:
     """Whether the label's logit exceeds every other: `[..., C], [] -> [...]`.
 
     A tie and a NaN are errors: nobody may count on how `argmax` breaks them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import mixture
+      >>> mixture.correct(jnp.array([[2.0, 0.0], [1.0, 1.0]]), 0)
+      Array([ True, False], dtype=bool)
     """
     logits = jnp.asarray(logits)
     is_label = jnp.arange(logits.shape[-1]) == label

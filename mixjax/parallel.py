@@ -109,6 +109,14 @@ def state_spec(state: PyTree, member_fields: Sequence[str] = MEMBER_FIELDS) -> P
 
     Raises:
       ValueError: if a name in `member_fields` occurs nowhere in `state`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import parallel
+      >>> state = {"variables": jnp.zeros((4, 3)), "weights": jnp.full(4, 0.25)}
+      >>> specs = parallel.state_spec(state, ["variables"])
+      >>> tuple(specs["variables"]), tuple(specs["weights"])
+      (('member',), ())
     """
     found = set()
 

@@ -67,6 +67,17 @@ def take_apart(function: Callable, *args: PyTree) -> tuple[Callable, tuple[Any, 
 
     Returns:
       `pure` and a tuple of the arrays that `function` closes over.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import program
+      >>> kernels, x = (
+      ...     (jnp.ones((2, 3)), jnp.zeros((2, 3))),
+      ...     jax.ShapeDtypeStruct((2,), jnp.float32),
+      ... )
+      >>> (pure, constants), (again, _) = (program.take_apart(lambda x: x @ k, x) for k in kernels)
+      >>> pure is again, [each.shape for each in constants]
+      (True, [(2, 3)])
     """
     closed, constants, structure = _taken_apart(function, *args)
     # With its gradient: a rule of one's own (`custom_vjp`) may differ where the forward program is
@@ -121,6 +132,14 @@ def identity(function: Callable, *args: PyTree) -> str:
 
     Raises:
       ValueError: if `function` calls back to Python, whose code nobody sees.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import program
+      >>> x = jax.ShapeDtypeStruct((2,), jnp.float32)
+      >>> first, second = (program.identity(lambda x, s=s: x * s, x) for s in (2.0, 3.0))
+      >>> first == program.identity(lambda y: y * 2.0, x), first == second
+      (True, False)
     """
     return _sha256([*fingerprint(function, *args), json.dumps(versions(), sort_keys=True)])
 

@@ -103,6 +103,13 @@ def once(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
     Returns:
       The same function. Inside of a transformation, such as a branch of `jax.lax.cond`, it must not
       be called with an array from outside of it.
+
+    Example:
+      >>> from mixjax import attacks
+      >>> calls, point = [], object()
+      >>> answer = attacks.once(lambda x: calls.append(x) or len(calls))
+      >>> answer(point), answer(point)
+      (1, 1)
     """
     last = []
 

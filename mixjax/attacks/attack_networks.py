@@ -67,6 +67,14 @@ def follow(
       ValueError: if `gain` is not positive, `x` is not of floating point or not inside `bounds`,
         the threat is none or of several radii, or the direction does not have the shape of `x`. The
         values of traced inputs, as those under `jax.vmap` are, are not known and not checked.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import attacks, threats
+      >>> x, threat = jnp.array([0.5, 0.5]), threats.linf(0.25)
+      >>> x_adv = attacks.follow(x, jnp.array([3.0, -3.0]), threat)  # its length does not count
+      >>> [round(float(pixel), 2) for pixel in x_adv]
+      [0.74, 0.26]
     """
     checks.positive(gain=gain)
     x, bounds = as_input(x, threat, bounds)
@@ -98,6 +106,13 @@ def squash(x: Array, output: Array, threat: Threat, *, bounds: Bounds = (0.0, 1.
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 4.1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import attacks, threats
+      >>> x_adv = attacks.squash(jnp.array([0.5, 0.5]), jnp.array([0.1, -9.0]), threats.linf(0.25))
+      >>> [round(float(pixel), 2) for pixel in x_adv]
+      [0.52, 0.25]
     """
     x, bounds = as_input(x, threat, bounds)
     checks.shape(jnp.shape(x), output=output)
@@ -161,6 +176,18 @@ def attack_network(
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 4.1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import attacks, threats
+      >>> direction_fn = lambda x, label: (
+      ...     jnp.where(label == 0, 1.0, -1.0) * x
+      ... )  # of a trained network
+      >>> x_adv, info = attacks.attack_network(
+      ...     direction_fn, lambda x: x.sum(), jnp.array([0.5, 0.5]), 0, threats.linf(0.25)
+      ... )
+      >>> bool(info.loss > info.first_loss)
+      True
     """
     as_input(x, threat, bounds, loss_fn=loss_fn)
     x_adv = move(x, direction_fn(x, label), threat, bounds=bounds)
@@ -235,6 +262,12 @@ def log_error(logits: Array, label: Array) -> Array:
     Its slope is steepest where the classifier is sure and right, and vanishes where it is fooled
     already. The cross-entropy is the other way round: a network raises it without end on a few
     examples and learns nothing from the rest.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import attacks
+      >>> round(float(jnp.exp(attacks.log_error(jnp.log(jnp.array([0.75, 0.25])), 0))), 2)
+      0.25
     """
     is_label = jnp.arange(logits.shape[-1]) == label
     # Summed over the other classes and not as `log(1 - p)`, which is log of 0 for a sure

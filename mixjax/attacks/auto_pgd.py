@@ -73,6 +73,16 @@ def apgd(
     References:
       Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
       parameter-free attacks, 2020, algorithm 1 and section 3.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import attacks, threats
+      >>> key, x = jax.random.key(0), jnp.array([0.5, 0.5])
+      >>> x_adv, info = attacks.apgd(
+      ...     key, lambda x: x[0] - x[1], x, threats.linf(0.25), num_steps=10
+      ... )
+      >>> x_adv
+      Array([0.75, 0.25], dtype=float32)
     """
     checks.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
     x, bounds = as_input(x, threat, bounds, loss_fn=loss_fn, accuracy_fn=accuracy_fn)
@@ -177,6 +187,12 @@ def likeliest_wrong(logits: Array, label: Array, num_targets: int) -> Array:
 
     Raises:
       ValueError: if there are not that many other classes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import attacks
+      >>> attacks.likeliest_wrong(jnp.array([0.1, 2.0, 1.0, 3.0]), 1, 2)
+      Array([3, 2], dtype=int32)
     """
     checks.at_least(1, num_targets=num_targets)
     if num_targets >= logits.shape[-1]:

@@ -140,6 +140,11 @@ def check_numbers(attack: Callable, **numbers: Any) -> tuple[str, ...]:
 
     Raises:
       ValueError: if the attack does not know one of `numbers`, or asks for one that is not given.
+
+    Example:
+      >>> from mixjax import attacks
+      >>> attacks.check_numbers(attacks.fgsm)
+      ('loss_fn', 'x', 'threat', 'bounds')
     """
     name = name_of(attack)
     if not callable(attack):

@@ -47,6 +47,13 @@ def augment(key: Key, images: Array, *, pad: int = 4, flip: bool = True) -> Arra
 
     References:
       He et al., Deep residual learning for image recognition, 2016, section 4.2.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import data
+      >>> images = jnp.ones((2, 4, 4, 1))
+      >>> data.augment(jax.random.key(0), images, pad=1).shape
+      (2, 4, 4, 1)
     """
     checks.at_least(0, pad=pad)
     checks.shape((None,) * 4, images=images)

@@ -23,6 +23,14 @@ def batch_indices(key: Key, step: Array | int, num_examples: int, batch_size: in
 
     Raises:
       ValueError: if `batch_size` or `step` is out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import data
+      >>> key = jax.random.key(0)
+      >>> seen = jnp.concatenate([data.batch_indices(key, step, 6, 2) for step in range(3)])
+      >>> jnp.sort(seen)  # an epoch of three steps sees each example once
+      Array([0, 1, 2, 3, 4, 5], dtype=int32)
     """
     checks.at_least(1, num_examples=num_examples, batch_size=batch_size)
     checks.at_least(0, step=step)

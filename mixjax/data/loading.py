@@ -61,6 +61,12 @@ def load(
     Raises:
       DataError: saying in one line what to do, if the data cannot be had or is damaged.
       ValueError: if the name is unknown or `num_validation` or `seed` is out of range.
+
+    Example:
+      >>> from mixjax import data
+      >>> digits = data.load("digits")
+      >>> digits.image_shape, digits.num_classes, len(digits.test.labels)
+      ((8, 8, 1), 10, 360)
     """
     checks.one_of(NAMES, name=name)
     checks.seed(seed=seed)

@@ -54,6 +54,13 @@ def trades(beta: float = 6.0) -> Objective:
 
     References:
       Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import defenses
+      >>> objective, logits = defenses.trades(), jnp.array([1.0, 0.0])
+      >>> bool(objective.attack_loss(logits, logits, 0) == 0)  # no attack, no divergence
+      True
     """
     checks.non_negative(beta=beta)
 

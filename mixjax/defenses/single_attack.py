@@ -60,6 +60,19 @@ def sensitivity(
 
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018, eq. 7.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from mixjax import attacks, defenses, models, threats
+      >>> def fgsm(key, loss_fn, x, threat):
+      ...     return attacks.fgsm(loss_fn, x, threat)
+      >>> model = models.linear(2, input_shape=(2,))
+      >>> defense = defenses.sensitivity(model, optax.sgd(0.1), threats.linf(0.1), fgsm)
+      >>> state = defense.init(jax.random.key(0))
+      >>> images, labels = jnp.array([[0.2, 0.8], [0.7, 0.4]]), jnp.array([0, 1])
+      >>> state, info = jax.jit(defense.step)(state, images, labels)
+      >>> int(state.step), bool(info.penalty > 0)
+      (1, True)
     """
     checks.increasing(bounds=bounds)
     checks.fraction(clean_weight=clean_weight)

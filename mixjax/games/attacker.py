@@ -79,6 +79,14 @@ def entropic_attack(
 
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 4.2.
+
+    Example:
+      >>> import numpy as np
+      >>> from mixjax import games
+      >>> losses = np.array([[[1.0, 0.0], [0.0, 0.5]]])  # each member errs at a point of its own
+      >>> attack = games.entropic_attack(np.array([0.5, 0.5]), losses, 0.25)
+      >>> [round(float(probability), 2) for probability in attack[0]]
+      [0.73, 0.27]
     """
     _, _, logits = _tables.tempered(weights, losses, temperature, mass)
     return _softmax.probabilities(logits)

@@ -76,10 +76,10 @@ def minimax(
       algorithm 1.
 
     Example:
-      >>> import jax.numpy as jnp, optax
+      >>> import jax, jax.numpy as jnp, optax
       >>> from mixjax import games
       >>> init, update = games.minimax(lambda u, v: u * v, optax.sgd(0.1), optax.sgd(0.1))
-      >>> state = init(jnp.float32(1.0), jnp.float32(1.0))
+      >>> state, update = init(jnp.float32(1.0), jnp.float32(1.0)), jax.jit(update)
       >>> for _ in range(200):  # plain steps would lead away from (0, 0)
       ...     state, info = update(state)
       >>> bool(jnp.hypot(state.u, state.v) < 0.01)
@@ -132,6 +132,14 @@ def maximin(
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 4.3.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from mixjax import games
+      >>> init, update = games.maximin(lambda u, v: u * v, optax.sgd(0.5), optax.sgd(0.5))
+      >>> state, info = update(init(jnp.float32(1.0), jnp.float32(1.0)))
+      >>> float(state.u), float(state.v)  # v knows that u will answer
+      (0.5, 1.0)
     """
     checks.one_of(_ORDERS, order=order)
     checks.at_least(1, num_descent_steps=num_descent_steps)
@@ -184,6 +192,14 @@ def alternating(
       Goodfellow et al., Generative adversarial nets, 2014, algorithm 1.
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       eq. 19, which writes the step of `u` first: from there on it is the same sequence.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from mixjax import games
+      >>> init, update = games.alternating(lambda u, v: u * v, optax.sgd(0.5), optax.sgd(0.5))
+      >>> state, info = update(init(jnp.float32(1.0), jnp.float32(1.0)))
+      >>> float(state.u), float(state.v)  # u answers the new v
+      (0.25, 1.5)
     """
     return minimax(
         f,

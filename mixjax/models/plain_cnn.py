@@ -42,6 +42,14 @@ def mnist_cnn(
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       appendix A.
+
+    Example:
+      >>> import jax
+      >>> from mixjax import models
+      >>> model = models.mnist_cnn()
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+      1663370
     """
     checks.at_least(1, num_classes=num_classes, width=width)
     module = _PlainCNN((width, 2 * width), 2, (16 * width, num_classes), conv)

@@ -50,6 +50,14 @@ def resnet18(
 
     References:
       He et al., Deep residual learning for image recognition, 2016, table 1 and section 4.2.
+
+    Example:
+      >>> import jax
+      >>> from mixjax import models
+      >>> model = models.resnet18()
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+      11173962
     """
     return _residual(
         num_classes, input_shape, (2, 2, 2, 2), width, mean, std, dtype, axis_name, conv

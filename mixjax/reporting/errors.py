@@ -46,6 +46,11 @@ def error_cell(
 
     Returns:
       The text of a cell, empty where nothing is known.
+
+    Example:
+      >>> from mixjax import reporting
+      >>> reporting.error_cell(0.25, 100, {4: 0.2})
+      '0.250 (0.175 to 0.343) [0.200 T4]'
     """
     parts = []
     if error is not None:
