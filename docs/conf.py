@@ -36,10 +36,7 @@ def from_markdown(app, what, name, thing, options, lines):
             found += ["::", ""] if inside else [""]
         elif inside:
             found.append(f"    {line}")
-        elif line.endswith(":") and [each[:4].strip() for each in lines[place + 1 : place + 3]] == [
-            "",
-            "",
-        ]:
+        elif line.endswith(":") and not any(each[:4].strip() for each in lines[place + 1 :][:2]):
             found.append(f"{line}:")  # a block of code follows
         else:
             found.append(re.sub(r"(`[^`]+`)(\w)?", _apart, line))
@@ -50,11 +47,19 @@ def with_pages_of_the_root(app, name, source):
     """The text of a page of the root in the place of the link to it; links that lead there."""
     text = source[0]
     if name in FROM_ROOT:
+        app.env.note_dependency(str(ROOT / FROM_ROOT[name]))
         text = (ROOT / FROM_ROOT[name]).read_text()
         text = re.sub(r"\]\((?!#|\w+:)", "](../", text)
     for page, path in FROM_ROOT.items():
         text = re.sub(rf"\]\(((?:\.\./)*)\.\./{path}", rf"](\1{page}.md", text)
-    source[0] = re.sub(r"\]\(\.\./docs/", "](", text)
+    text = re.sub(r"\]\(\.\./docs(/|(?=\)))", "](./", text)
+    folder = (ROOT / "docs" / name).parent
+
+    def without_folders(match):
+        """The site holds no folders of the repository: their names stay."""
+        return match[1] if (folder / match[2]).is_dir() else match[0]
+
+    source[0] = re.sub(r"\[([^\]]+)\]\(([^)#\s:]+)\)", without_folders, text)
 
 
 def _apart(match):
