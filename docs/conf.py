@@ -24,6 +24,7 @@ myst_heading_anchors = 3
 default_role = "code"  # of `x` in docstrings, as in Markdown
 autodoc_member_order = "groupwise"
 autodoc_default_options = {"members": True}
+napoleon_attr_annotations = False
 napoleon_use_ivar = True
 
 
@@ -62,6 +63,11 @@ def with_pages_of_the_root(app, name, source):
     source[0] = re.sub(r"\[([^\]]+)\]\(([^)#\s:]+)\)", without_folders, text)
 
 
+def without_fields(app, what, name, thing, skip, options):
+    """Fields of a NamedTuple are listed as its attributes; Sphinx would list them once more."""
+    return True if type(thing).__name__ == "_tuplegetter" else None
+
+
 def _apart(match):
     """A code word and the letter right after it, which reStructuredText wants apart."""
     return match[1] + (rf"\ {match[2]}" if match[2] else "")
@@ -70,4 +76,5 @@ def _apart(match):
 def setup(app):
     """Docstrings are read before Napoleon takes them apart."""
     app.connect("source-read", with_pages_of_the_root)
+    app.connect("autodoc-skip-member", without_fields)
     app.connect("autodoc-process-docstring", from_markdown, priority=400)
