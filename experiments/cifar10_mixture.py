@@ -22,16 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.meunier_2021.algorithm import (
-    Config,
-    Game,
-    build,
-    check,
-    members,
-    oracle_steps,
-    recorded,
-    step_size,
-)
+from experiments.meunier_2021.algorithm import Game, build, members, step_size
+from experiments.meunier_2021.settings import PRESETS, Config, check, oracle_steps, recorded
 from experiments.meunier_2021.training import train
 from experiments.run import program
 from mixjax import (
@@ -47,42 +39,6 @@ from mixjax.batch import example_keys
 from mixjax.front.progress import Bars
 
 PROGRAM = "experiments.cifar10_mixture"
-
-PRESETS = {
-    "demo": Config(
-        dataset="digits",
-        model="small_resnet",
-        width=16,
-        dtype="float32",
-        single=True,
-        epsilon=0.2,
-        ramp=0.3,
-        attack_step_size=0.05,
-        update="all",
-        model_steps=20,
-        weight_steps=3,
-        epochs=15,
-        batch_size=64,
-        optimizer="adam",
-        learning_rate=1e-2,
-        weight_decay=0.0,
-        average_decay=0.98,
-        test_batch_size=200,
-        dispatch_steps=10,
-        cpu=True,
-    ),
-    "fast": Config(),
-    "paper": Config(
-        epochs=200,
-        batch_size=1024,
-        learning_rate=0.1,
-        schedule="piecewise",
-        average_decay=0.0,
-        validation_examples=5000,
-        test_runs=15,
-        test_steps=100,
-    ),
-}
 
 
 def main(argv=None):
@@ -148,7 +104,8 @@ def compare(
             if subfolder:
                 run = reporting.open_run(folders[name], recorded(each), resume=config.resume)
                 held.enter_context(run)
-            results[name], worst = complete(name, each, dataset, *places, command, worst)
+            game = build(each, dataset)
+            results[name], worst = complete(name, each, game, dataset, *places, command, worst)
         metrics[name] = reporting.read_metrics(folders[name])
     reporting.plot_curves(folder / "curves.png", metrics)
     reporting.plot_weights(folder / "weights.png", metrics)
@@ -184,6 +141,7 @@ def passes(config: Config) -> float:
 def complete(
     name: str,
     config: Config,
+    game: Game,
     dataset: data.Dataset,
     folder: pathlib.Path,
     checkpoints: pathlib.Path,
@@ -197,10 +155,9 @@ def complete(
       expected accuracy of each test example, [N].
     """
     start = time.monotonic()
-    best = train(name, config, dataset, folder, checkpoints)
-    game = build(config, dataset)
-    result, worst = evaluate(name, config, dataset, game, best)
-    result["training_passes"] = passes(config) * game.num_epochs * game.steps_per_epoch
+    best = train(name, game, dataset.train, folder, checkpoints, recorded(config))
+    result, worst = evaluate(name, config, game, dataset, best)
+    result["training_passes"] = passes(config) * game.num_steps
     if versus is not None:
         difference, error_bar = evaluation.paired_difference(worst, versus)
         result["versus_single"] = {
@@ -210,12 +167,12 @@ def complete(
         }
     seconds = time.monotonic() - start
     result["provenance"] = reporting.provenance(command, config.seed, seconds)
-    draw_attacks(config, dataset, game, best, folder / "attacks.png")
+    draw_attacks(config, game, dataset, best, folder / "attacks.png")
     return reporting.write_result(folder, result), worst
 
 
 def evaluate(
-    name: str, config: Config, dataset: data.Dataset, game: Game, state: defenses.MixtureState
+    name: str, config: Config, game: Game, dataset: data.Dataset, state: defenses.MixtureState
 ):
     """The result on test data, its provenance left out, and the worst accuracies [N]."""
     images, labels = (part[: config.test_examples] for part in dataset.test)
@@ -227,8 +184,8 @@ def evaluate(
     )
     with Bars(name=f"attacking {name}") as bars:
         found = evaluation.evaluate(
-            jax.random.fold_in(jax.random.key(config.seed), 3),
-            members(game, state),
+            jax.random.fold_in(game.key, 3),
+            members(game.model, state),
             state.weights,
             images,
             labels,
@@ -244,8 +201,8 @@ def evaluate(
 
 def draw_attacks(
     config: Config,
-    dataset: data.Dataset,
     game: Game,
+    dataset: data.Dataset,
     state: defenses.MixtureState,
     path: pathlib.Path,
     num_examples: int = 6,
@@ -256,7 +213,7 @@ def draw_attacks(
     """
     images = data.to_float(jnp.asarray(dataset.test.images[:num_examples]))
     labels = jnp.asarray(dataset.test.labels[:num_examples])
-    logits_fn = members(game, state)
+    logits_fn = members(game.model, state)
 
     def attack(key, x, label):
         return attacks.on_mixture(

@@ -18,9 +18,10 @@ import jax
 import numpy as np
 
 from experiments.meunier_2021.algorithm import build, members
+from experiments.meunier_2021.training import restore
 from experiments.run import program
 from experiments.run.command_line import flag
-from experiments.run.reading import Run, read_run, restore
+from experiments.run.reading import Run, read_run
 from mixjax import checks, data, ensemble, evaluation, parallel, reporting
 from mixjax.front.progress import Bars
 from mixjax.interrupt import Stopped, interruptible
@@ -132,7 +133,7 @@ def evaluate(
     num_devices = settings.devices or jax.device_count()
     mesh = parallel.mesh(devices=jax.devices()[:num_devices])
     game = build(each.config, dataset)
-    state = parallel.place(restore(each, game), mesh)
+    state = parallel.place(restore(game, each.checkpoints, each.recorded), mesh)
     apply_fn = jax.tree_util.Partial(game.model.apply)
     member_fns = [
         jax.tree_util.Partial(
@@ -144,7 +145,7 @@ def evaluate(
     images, labels = (part[:num_examples] for part in dataset.test)
     limit = BUDGETS[budget]
     suite = evaluation.attack_suite(game.threat, limit)
-    mixture = (members(game, state), state.weights, images, labels)
+    mixture = (members(game.model, state), state.weights, images, labels)
     key = jax.random.fold_in(jax.random.key(each.config.seed), 4)
     batch = batch_size(settings.batch_size, len(labels), num_devices)
     transform = parallel.over_examples(tuple(mesh.devices.flat))

@@ -23,9 +23,10 @@ from PIL import Image
 
 from experiments.evaluate import BUDGETS
 from experiments.meunier_2021.algorithm import build, members
+from experiments.meunier_2021.training import restore
 from experiments.run import program
 from experiments.run.command_line import flag
-from experiments.run.reading import read_run, restore
+from experiments.run.reading import read_run
 from mixjax import checks, data, evaluation, files, losses, mixture, reporting, threats
 
 PROGRAM = "experiments.explore"
@@ -78,10 +79,10 @@ def write_page(budget: evaluation.Budget, settings: Settings) -> pathlib.Path:
         run.config.dataset, settings.data_dir or None, manual_dir=settings.manual_dir or None
     )
     game = build(run.config, dataset)
-    state = restore(run, game)
+    state = restore(game, run.checkpoints, run.recorded)
     images, labels = (part[: settings.num_examples] for part in dataset.test)
     found = explored(
-        members(game, state),
+        members(game.model, state),
         state.weights,
         data.to_float(jnp.asarray(images)),
         jnp.asarray(labels),

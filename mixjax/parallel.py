@@ -20,7 +20,6 @@ from mixjax import checks
 from mixjax.typing import PyTree
 
 MEMBER_AXIS, DATA_AXIS = "member", "data"
-MEMBER_FIELDS = ("variables", "opt_state", "average")  # those of `defenses.MixtureState`
 
 Step = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
@@ -97,12 +96,13 @@ def mesh(num_member_devices: int = 1, devices: Sequence[Any] | None = None) -> M
     return Mesh(grid, (MEMBER_AXIS, DATA_AXIS))
 
 
-def state_spec(state: PyTree, member_fields: Sequence[str] = MEMBER_FIELDS) -> PyTree:
+def state_spec(state: PyTree, member_fields: Sequence[str]) -> PyTree:
     """What of a state is split over the "member" axis, for `shard_step` and `place`.
 
     Args:
       state: any pytree; of NamedTuples, dataclasses and dicts the names of fields count.
-      member_fields: fields whose leaves have a leading axis of members.
+      member_fields: fields whose leaves have a leading axis of members, such as
+        `defenses.MEMBER_FIELDS`.
 
     Returns:
       A pytree like `state` of `PartitionSpec`s: "member" below those fields, nothing elsewhere.

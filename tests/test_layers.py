@@ -31,7 +31,7 @@ PROGRAMS = ("experiments", "benchmarks")
 # Libraries that one place alone may know.
 HOMES = {
     "flax": ("mixjax.models",),
-    "matplotlib": ("mixjax.reporting",),
+    "matplotlib": ("mixjax.reporting", *PROGRAMS),
     "orbax": ("mixjax.checkpoint",),
     "sklearn": ("mixjax.data",),
     "tensorflow_datasets": ("mixjax.data",),

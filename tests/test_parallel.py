@@ -97,7 +97,8 @@ def build(case, kind):
         place = functools.partial(parallel.replicate, devices=DEVICES)
         return step, place, place
     mesh = parallel.mesh(int(kind.split()[0]), DEVICES)
-    spec = parallel.state_spec(jax.eval_shape(make(case).init, jax.random.key(0)))
+    state = jax.eval_shape(make(case).init, jax.random.key(0))
+    spec = parallel.state_spec(state, defenses.MEMBER_FIELDS)
     step = per_device_step(make(case, "data", "member"), "data")
     return (
         parallel.shard_step(step, mesh, spec),
@@ -264,7 +265,7 @@ def test_a_state_split_over_members_becomes_plain_again():
 
 def test_fields_of_members_are_found_at_any_depth():
     state = {"inner": make("one").init(jax.random.key(0)), "num_epochs": jnp.zeros(())}
-    spec = parallel.state_spec(state)
+    spec = parallel.state_spec(state, defenses.MEMBER_FIELDS)
     members = PartitionSpec("member")
     per_member = [spec["inner"].variables, spec["inner"].opt_state, spec["inner"].average]
     assert {*jax.tree.leaves(per_member)} == {members}

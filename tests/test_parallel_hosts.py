@@ -62,7 +62,7 @@ def on_a_mesh():
     """Members of one process, and a state that no process holds entirely until the end."""
     mesh = parallel.mesh(2)
     state = defense().init(jax.random.key(0))
-    spec = parallel.state_spec(state)
+    spec = parallel.state_spec(state, defenses.MEMBER_FIELDS)
     sharded = parallel.shard_step(
         functools.partial(step, defense("data", "member"), "data"), mesh, spec
     )

@@ -19,13 +19,13 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from experiments.hamm_2018 import minimax_defense, reports, scores, settings
-from experiments.hamm_2018.settings import Setting, words
-from experiments.hamm_2018.training import train
+from experiments.hamm_2018 import reports, scores, settings, training
+from experiments.hamm_2018.settings import words
+from experiments.hamm_2018.training import Setting, train
 from experiments.hamm_2018.variants import PRINTED, STRONG
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
-from mixjax import checks, defenses, losses, reporting
+from mixjax import checks, losses, reporting
 
 PROGRAM = "experiments.hamm_2018.attack_network"
 USUAL = "usual"
@@ -48,7 +48,7 @@ class Config(settings.AttackConfig):
     networks: str = flag(" ".join(VARIANTS), "attack networks, by what they do otherwise")
 
 
-PRESETS = reports.presets(Config, demo=dict(etas="0.4", initialization="tutorial he"))
+PRESETS = settings.presets("attack_network", Config)
 
 
 def main(argv=None):
@@ -66,8 +66,8 @@ def experiment(setting: Setting) -> Outcome:
     """All networks against both classifiers at all radii."""
     panels, result, sections = {}, {}, []
     for start in words(setting.config.initialization):
-        one = setting._replace(model=settings.started(setting.model, start))
-        clean = train(one, start, settings.undefended(one), num_steps=setting.config.steps)
+        one = setting._replace(model=training.started(setting.model, start))
+        clean = train(one, start, training.undefended(one), num_steps=setting.config.steps)
         for eta in settings.etas(setting.config):
             title = f"{start}, eta = {eta:g}"
             curves = {
@@ -89,7 +89,7 @@ def experiment(setting: Setting) -> Outcome:
             lines = {name: ([ends, 2 * [result[title][name]]]) for name in ("fgsm", "auto_pgd")}
             panels[title] = {**curves, **lines}
             sections.append(section(title, result[title]))
-    reporting.plot_errors(setting.folder / "errors.png", panels, xlabel="steps of the network")
+    reports.plot_errors(setting.folder / "errors.png", panels, xlabel="steps of the network")
     caption = "Test errors of the classifier without defence while attack networks are trained."
     strong = {title: is_broken(each) for title, each in result.items()}
     return Outcome(
@@ -113,15 +113,14 @@ def is_broken(found: dict) -> bool:
 def curve(setting: Setting, place: str, variables, eta: float, name: str) -> list[list[float]]:
     """Steps and test errors of a network's training against a classifier."""
     config, attacker = setting.config, VARIANTS[name]
-    network = settings.attack_network_of(config, setting.dataset, attacker)
+    network = training.attack_network_of(config, setting.dataset, attacker)
     setting = setting._replace(network=network, attacker=attacker)
 
     def measure(state):
-        state = defenses.ClassifierState(variables, state.variables, (), state.key, state.step)
-        return minimax_defense.own_error(setting, eta, state)
+        return {"own": scores.error_under_network(setting, variables, state.variables, eta)}
 
     args = jnp.float32(eta), variables
-    make = settings.attacker(setting)
+    make = training.attacker(setting)
     train(setting, place, make, *args, num_steps=config.network_steps, measure=measure)
     metrics = reporting.read_metrics(setting.folder / place)
     return [[float(each[field]) for each in metrics] for field in ("step", "own")]

@@ -20,10 +20,9 @@ import functools
 import jax.numpy as jnp
 import optax
 
-from experiments.hamm_2018 import compute, reports, scores, settings
-from experiments.hamm_2018.printed import PAPER
-from experiments.hamm_2018.settings import Setting
-from experiments.hamm_2018.training import train
+from experiments.hamm_2018 import reports, scores, settings, training
+from experiments.hamm_2018.settings import PAPER
+from experiments.hamm_2018.training import Setting, train
 from experiments.hamm_2018.variants import fgsm, ifgsm
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
@@ -40,9 +39,7 @@ class Config(settings.Config):
     steps: int = flag(5_000, "training steps of a round, round 0 included")
 
 
-PRESETS = reports.presets(
-    Config, demo=dict(rounds=8, steps=150, network_steps=300), cifar10=dict(steps=10_000)
-)
+PRESETS = settings.presets("cat_and_mouse", Config)
 
 
 def main(argv=None):
@@ -87,7 +84,7 @@ def experiment(setting: Setting) -> Outcome:
         "## One round: error under the attack that it was trained on\n\n"
         + reporting.rate_table("eta", ["FGSM", "IFGSM"], {k: [*v.values()] for k, v in own.items()})
     )
-    reporting.plot_errors(
+    reports.plot_errors(
         setting.folder / "rounds.png", panels, xlabel="rounds of attack and retraining", points=True
     )
     caption = (
@@ -107,7 +104,7 @@ def _make(setting, attack, eta):
     return defenses.cat_and_mouse(
         setting.model,
         optax.adam(setting.config.learning_rate),
-        settings.ball(eta),
+        training.ball(eta),
         attack,
         num_steps_per_round=setting.config.steps,
     )
@@ -121,11 +118,11 @@ def _shown(config):
 def _costs(setting):
     """What training cost the classifiers of the tables, round 0 and those between included."""
     config, attack = setting.config, fgsm(setting.config)
-    each = compute.step_cost(setting, functools.partial(_make, setting, attack), 0.1)
+    each = training.step_cost(setting, functools.partial(_make, setting, attack), 0.1)
     names = {f"Adv FGSM{number}": number * config.steps for number in _shown(config)}
     cost = {"No defense": 1.0} | dict.fromkeys(names, each)
     begun = {name: float(config.steps) for name in names}
-    return compute.costs(cost, {"No defense": config.steps, **names}, begun)
+    return training.costs(cost, {"No defense": config.steps, **names}, begun)
 
 
 def _player(setting, attack):

@@ -30,13 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.hamm_2018 import compute, mixtures, reports, scores, settings
-from experiments.hamm_2018.settings import Setting, words
-from experiments.hamm_2018.training import train
+from experiments.hamm_2018 import mixtures, reports, scores, settings, training
+from experiments.hamm_2018.settings import words
+from experiments.hamm_2018.training import Setting, train
 from experiments.hamm_2018.variants import ORDERS, Order, fgsm
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
-from mixjax import checks, defenses, games, losses, mixture, reporting
+from mixjax import checks, defenses, games, losses, reporting
 
 PROGRAM = "experiments.hamm_2018.minimax_defense"
 GAMES = {"Alt": games.alternating, "Minimax": games.minimax, "Maximin": games.maximin}
@@ -63,8 +63,7 @@ class Config(settings.Config):
     mixture_examples: int = flag(1000, "examples of each split that the mixture is attacked on")
 
 
-DEMO = dict(steps=400, network_steps=400, mixture_examples=100, rows="adv lwa sens alt minimax")
-PRESETS = reports.presets(Config, demo=DEMO)
+PRESETS = settings.presets("minimax_defense", Config)
 
 
 def main(argv=None):
@@ -88,7 +87,7 @@ def short(row: str) -> str:
 def experiment(setting: Setting) -> Outcome:
     """All rows at all radii."""
     config = setting.config
-    clean = train(setting, "no_defense", settings.undefended(setting), num_steps=config.steps)
+    clean = train(setting, "no_defense", training.undefended(setting), num_steps=config.steps)
     numbers, costs = lengths(setting, clean.variables)
     makes = defences(setting, numbers)
     rows, panels, mixtures_at, figures, sections = {}, {}, {}, {}, []
@@ -105,7 +104,7 @@ def experiment(setting: Setting) -> Outcome:
                 make,
                 *args,
                 num_steps=offset + numbers[row],
-                measure=functools.partial(own_error, setting, eta) if row in GAMES else None,
+                measure=own(setting, eta) if row in GAMES else None,
             )
             trained[row] = (name, state)
             if row in GAMES:
@@ -124,7 +123,7 @@ def experiment(setting: Setting) -> Outcome:
         if not figures:
             figures = draw(setting, trained, eta)
     if any(panels.values()):
-        reporting.plot_errors(setting.folder / "errors.png", panels, xlabel="training steps")
+        reports.plot_errors(setting.folder / "errors.png", panels, xlabel="training steps")
         figures["errors.png"] = (
             "Test errors during training, under the attack network of the game (figures 3 and 7)."
         )
@@ -148,12 +147,12 @@ def lengths(setting: Setting, variables) -> tuple[dict[str, int], dict]:
     cost = {"No defense": 1.0}
     for row, make in defences(setting, numbers).items():
         args = (jnp.float32(0.1), *([variables] if row == "Adv FGSM1" else []))
-        cost[row] = compute.step_cost(setting, make, *args)
+        cost[row] = training.step_cost(setting, make, *args)
     begun = {"Adv FGSM1": float(config.steps)} if "Adv FGSM1" in cost else {}
     if config.equal_compute:
-        numbers |= compute.equal_steps(cost, config.steps, begun)
+        numbers |= training.equal_steps(cost, config.steps, begun)
     numbers["No defense"] = config.steps
-    return numbers, compute.costs(cost, numbers, begun)
+    return numbers, training.costs(cost, numbers, begun)
 
 
 def defences(
@@ -172,7 +171,7 @@ def defences(
         defense = defenses.cat_and_mouse(
             model,
             optimizer,
-            settings.ball(eta),
+            training.ball(eta),
             fgsm(config),
             num_steps_per_round=numbers["Adv FGSM1"],
         )
@@ -184,7 +183,7 @@ def defences(
         return defense._replace(init=init)
 
     def gradient(method, eta):
-        return method(model, optimizer, settings.ball(eta), fgsm(config))
+        return method(model, optimizer, training.ball(eta), fgsm(config))
 
     def game(method, eta):
         play = functools.partial(
@@ -194,7 +193,7 @@ def defences(
             model,
             network,
             play,
-            settings.ball(eta),
+            training.ball(eta),
             move=setting.attacker.move,
             bounds=setting.attacker.bounds,
         )
@@ -209,30 +208,13 @@ def defences(
     return {row: make for row, make in makes.items() if short(row) in words(config.rows)}
 
 
-def own_error(setting: Setting, eta: float, state) -> dict[str, float]:
-    """The error under the attack network of the game, on test examples."""
-    run = functools.partial(_under_network(setting), state.variables, state.opponent, eta)
-    return {"own": float(scores.over_test(setting, run).mean())}
+def own(setting: Setting, eta: float):
+    """`state -> error` under the attack network of the game, for the curve of its training."""
 
+    def measure(state):
+        return {"own": scores.error_under_network(setting, state.variables, state.opponent, eta)}
 
-@functools.cache
-def _under_network(setting: Setting):
-    """Compiled `(variables, network, eta, images, labels, indices) -> wrong [B]`."""
-
-    def one(variables, network, eta, x, label):
-        def loss_fn(x):
-            return losses.cross_entropy(setting.model.apply(variables, x), label)
-
-        point = settings.under_network(setting, network, loss_fn, x, label, settings.ball(eta))
-        return ~mixture.correct(setting.model.apply(variables, point), label)
-
-    def batch(variables, network, eta, images, labels, indices):
-        del indices
-        return jax.vmap(one, in_axes=(None, None, None, 0, 0))(
-            variables, network, eta, images, labels
-        )
-
-    return jax.jit(batch)
+    return measure
 
 
 def mixture_section(eta: float, mixed: dict) -> str:
@@ -266,20 +248,20 @@ def draw(setting: Setting, trained: dict, eta: float, number: int = 8) -> dict[s
         def loss_fn(x):
             return losses.cross_entropy(setting.model.apply(clean.variables, x), label)
 
-        threat = settings.ball(eta)
+        threat = training.ball(eta)
         points = {"clean": x, "FGSM": fgsm(setting.config)(None, loss_fn, x, threat)[0]}
         answers = {
             name: jnp.argmax(setting.model.apply(clean.variables, point))
             for name, point in points.items()
         }
         for name, (variables, network) in subjects.items():
-            points[name] = settings.under_network(setting, network, loss_fn, x, label, threat)
+            points[name] = training.under_network(setting, network, loss_fn, x, label, threat)
             answers[name] = jnp.argmax(setting.model.apply(variables, points[name]))
         return points, answers
 
     points, answers = jax.jit(jax.vmap(one))(images, np.asarray(labels))
     points = {name: points[name] for name in ("clean", "FGSM", *subjects)}
-    reporting.plot_gallery(
+    reports.plot_gallery(
         setting.folder / "attacks.png", points, labels, answers, setting.dataset.class_names
     )
     caption = (

@@ -14,8 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.hamm_2018 import scores
-from experiments.hamm_2018.settings import Setting, ball, network_training, under_network
-from experiments.hamm_2018.training import train
+from experiments.hamm_2018.training import (
+    Setting,
+    ball,
+    network_training,
+    train,
+    under_network,
+)
 from experiments.hamm_2018.variants import fgsm
 from mixjax import (
     attacks,

@@ -17,19 +17,21 @@ erases everything lowers best; the term of what is to be kept, and the noise, ar
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.hamm_2018 import reports, scores, settings
-from experiments.hamm_2018.settings import Setting
-from experiments.hamm_2018.training import train
+from experiments.hamm_2018 import reports, scores, settings, training
+from experiments.hamm_2018.training import Setting, train
 from experiments.hamm_2018.variants import ORDERS, Order, said
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
 from mixjax import checks, defenses, evaluation, games, losses, models, reporting
+from mixjax.front.loop import Training
+from mixjax.typing import Array
 
 PROGRAM = "experiments.hamm_2018.privacy_filter"
 SIDES = ("below 5", "5 or more")
@@ -54,19 +56,14 @@ class Config(settings.RunConfig):
     ascent_steps: int = flag(1, "steps of the follower before each one of the leader")
 
 
+class Risk(NamedTuple):
+    """What the loop sees of a step: `loss []`, the players' value."""
+
+    loss: Array
+
+
 PRESETS = {
-    "demo": Config(
-        dataset="digits",
-        width=8,
-        steps=600,
-        learning_rate=2e-3,
-        network_width=64,
-        network_steps=300,
-        network_learning_rate=5e-3,
-        test_batch_size=360,
-        measurements=6,
-        cpu=True,
-    ),
+    "demo": Config(**settings.FILTER),
     "mnist": Config(),
 }
 
@@ -138,9 +135,7 @@ def experiment(setting: Setting) -> Outcome:
             mean, error_bar = evaluation.mean_and_error_bar(1.0 - correct)
             rows[name][label] = scores.error_entry(1 - mean, error_bar, len(correct))
             answers[name] = answers_of(images)
-    reporting.plot_gallery(
-        setting.folder / "filtered.png", pictures, hidden(digits), answers, SIDES
-    )
+    reports.plot_gallery(setting.folder / "filtered.png", pictures, hidden(digits), answers, SIDES)
     return report(setting, rows)
 
 
@@ -150,7 +145,7 @@ def minimax(config: Config):
 
 
 def players(config: Config, method, body, reader, transform):
-    """`() -> Defense` whose `u` is the filter and the kept label's reader, `v` the hidden one's."""
+    """`() -> Training` whose `u` is the filter and the kept label's reader, `v` the other one."""
 
     def cross_entropy(params, images, labels):
         logits = reader.apply({"params": params}, images)
@@ -175,27 +170,28 @@ def players(config: Config, method, body, reader, transform):
             return game.init(u, reader.init(keys[2])["params"])
 
         def step(state, images, digits):
-            return game.update(state, noise_key(config, state), images, digits)
+            state, info = game.update(state, noise_key(config, state), images, digits)
+            return state, Risk(info.value)
 
-        return defenses.Defense(init, step)
+        return Training(init, step)
 
     return make
 
 
 def judge(config: Config, reader, transform, label: str):
-    """`params of a filter -> Defense`: training of a fresh reader of a label on what it filters."""
+    """`params of a filter -> Training` of a fresh reader of a label on what it filters."""
     optimizer = optax.adam(config.network_learning_rate)
 
     def make(params):
-        training = defenses.learning_with_adversary(
-            reader, optimizer, settings.ball(1.0), settings.stay
+        reading = defenses.learning_with_adversary(
+            reader, optimizer, training.ball(1.0), training.stay
         )
 
         def step(state, images, digits):
             seen = transform(params, noise_key(config, state), images)
-            return training.step(state, seen, READERS[label](digits))
+            return reading.step(state, seen, READERS[label](digits))
 
-        return defenses.Defense(training.init, step)
+        return Training(reading.init, step)
 
     return make
 

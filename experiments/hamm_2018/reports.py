@@ -1,30 +1,27 @@
 """From a command line to `result.json` and `report.md`, for the experiments of Hamm 2018."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.hamm_2018 import compute, scores
-from experiments.hamm_2018.printed import PAPER
-from experiments.hamm_2018.settings import (
-    CIFAR10,
-    DIGITS,
-    AttackConfig,
+from experiments.hamm_2018 import scores
+from experiments.hamm_2018.settings import PAPER, check, recorded
+from experiments.hamm_2018.training import (
     Setting,
     attacker_of,
     ball,
     build,
-    check,
     load,
-    recorded,
     under_network,
 )
 from experiments.hamm_2018.variants import fgsm, said
 from experiments.run import program
 from experiments.run.program import Outcome
 from mixjax import losses, reporting
+from mixjax.reporting import drawing
 from mixjax.typing import PyTree
 
 ATTACKS = {
@@ -41,18 +38,6 @@ the paper reports, *T4* in its table 4. **FGSM-curr** is FGSM on this very class
 **AttNet-curr** an attack network trained afresh against it, **AutoPGD** the worst of two losses,
 which the paper does not run. Radii eta are for pixels in [-1, 1].
 """
-
-
-def presets(
-    make: Callable[..., AttackConfig], *, demo: dict | None = None, cifar10: dict | None = None
-) -> dict[str, Any]:
-    """The presets of an experiment: the paper's two, Fashion-MNIST, and quick digits."""
-    return {
-        "demo": make(**DIGITS | (demo or {})),
-        "mnist": make(),
-        "fashion_mnist": make(dataset="fashion_mnist"),
-        "cifar10": make(**CIFAR10 | (cifar10 or {})),
-    }
 
 
 def main(
@@ -130,7 +115,7 @@ def outcome(
       setting: what was trained on what.
       rows: `(classifier, eta) -> result`.
       figures: `file -> caption`.
-      costs: as of `compute.costs`, for the table of what training cost.
+      costs: as of `training.costs`, for the table of what training cost.
       **more: further entries of `result.json`.
     """
     gates = [scores.gate(result) for (name, _), result in rows.items() if name == "No defense"]
@@ -141,8 +126,18 @@ def outcome(
     sections = [*tables(setting, rows), *(f"{sentence}\n" for sentence in sentences)]
     if costs:
         result["training_cost"] = costs
-        sections.append(f"## What training cost\n\n{compute.table(costs)}")
+        sections.append(f"## What training cost\n\n{cost_table(costs)}")
     return Outcome({**result, **more}, "\n".join(sections[1:]), sections, figures)
+
+
+def cost_table(found: dict[str, Any]) -> str:
+    """What training cost, as of `training.costs`, as Markdown."""
+    rows = {
+        row: [f"{each['cost_of_a_step']:.2f}", str(each["steps"]), f"{each['cost']:.0f}"]
+        for row, each in found.items()
+    }
+    head = ["cost of a step", "steps", "cost in all"]
+    return reporting.rate_table("in steps on clean images", head, rows)
 
 
 def draw_attacks(
@@ -169,8 +164,94 @@ def draw_attacks(
     )
     points = {name: points[name] for name in ("clean", "FGSM", "attack network")}
     names = setting.dataset.class_names
-    reporting.plot_gallery(setting.folder / "attacks.png", points, labels, answers, names)
+    plot_gallery(setting.folder / "attacks.png", points, labels, answers, names)
     caption = (
         f"Test examples under attacks of eta = {eta:g}, and what the classifier makes of them."
     )
     return {"attacks.png": caption}
+
+
+def plot_errors(
+    path: str | os.PathLike,
+    panels: Mapping[str, Mapping[str, Sequence[Any]]],
+    *,
+    xlabel: str,
+    points: bool = False,
+) -> None:
+    """Error rates against steps or rounds, one panel each, one line for each name.
+
+    Args:
+      path: file to write, as PNG.
+      panels: `title -> name -> (x [T], errors [T])`.
+      xlabel: what x is.
+      points: whether to mark each value and not to join them, for what jumps.
+
+    Raises:
+      ValueError: if there is no panel.
+    """
+    if not panels:
+        raise ValueError("panels must hold at least one panel, got none")
+    figure, axes = drawing.figure(4.2 * len(panels) + 0.6, 3.2, len(panels))
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for number, (name, (x, errors)) in enumerate(curves.items()):
+            axis.plot(
+                x,
+                errors,
+                label=name,
+                color=drawing.COLORS[number % len(drawing.COLORS)],
+                linestyle="none" if points else drawing.STYLES[number % len(drawing.STYLES)],
+                marker=drawing.MARKERS[number % len(drawing.MARKERS)],
+                markersize=4 if points or len(x) <= 20 else 0,
+            )
+        axis.set(title=title, xlabel=xlabel, ylabel="error", ylim=(-0.03, 1.03))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    columns = min(len(labels), 1 + len(panels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    drawing.write(figure, path)
+
+
+def plot_gallery(
+    path: str | os.PathLike,
+    pictures: Mapping[str, Any],
+    labels: Any,
+    predictions: Mapping[str, Any],
+    class_names: Sequence[str],
+) -> None:
+    """The same examples under several attacks, a row for each.
+
+    Args:
+      path: file to write, as PNG.
+      pictures: `name -> [N, H, W, C]` images in [0, 1], C = 1 or 3; a handful.
+      labels: `[N]` true classes.
+      predictions: `name -> [N]` what the attacked classifier answers.
+      class_names: names of the classes.
+
+    Raises:
+      ValueError: if a row does not have N images, or predictions lack one.
+
+    References:
+      Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
+      figure 4.
+    """
+    number = len(labels)
+    for name, images in pictures.items():
+        if name not in predictions or len(predictions[name]) != number or len(images) != number:
+            raise ValueError(f"pictures and predictions of {name} must be {number} each")
+    figure, axes = drawing.figure(
+        1.5 + 0.95 * number, 0.4 + 1.15 * len(pictures), (len(pictures), number)
+    )
+    axes = np.reshape(axes, (len(pictures), number))
+    for row, (name, images) in zip(axes, pictures.items(), strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        for n, axis in enumerate(row):
+            image = np.asarray(images[n])
+            axis.imshow(np.broadcast_to(image, (*image.shape[:2], 3)).clip(0, 1))
+            axis.set(xticks=[], yticks=[])
+            right = int(predictions[name][n]) == int(labels[n])
+            answer = f"{class_names[int(predictions[name][n])]} {'✓' if right else '✗'}"
+            axis.set_xlabel(
+                answer, fontsize=7, color=drawing.COLORS[0] if right else drawing.COLORS[1]
+            )
+    drawing.write(figure, path)

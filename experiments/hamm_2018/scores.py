@@ -18,8 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.hamm_2018.settings import Setting, attacker, ball, recorded, under_network
-from experiments.hamm_2018.training import identity, train
+from experiments.hamm_2018.settings import recorded
+from experiments.hamm_2018.training import (
+    Setting,
+    attacker,
+    ball,
+    identity,
+    train,
+    under_network,
+)
 from experiments.hamm_2018.variants import fgsm, ifgsm
 from mixjax import attacks, evaluation, losses, mixture, reporting
 from mixjax.batch import example_keys
@@ -114,6 +121,12 @@ def current(setting: Setting, variables: PyTree, eta: float) -> dict[str, float]
     return {name: float(each.mean()) for name, each in wrong.items()}
 
 
+def error_under_network(setting: Setting, variables: PyTree, network: PyTree, eta: float) -> float:
+    """The error of a classifier under an attack network, both given as variables."""
+    run = functools.partial(_under_network(setting), variables, network, eta)
+    return float(over_test(setting, run).mean())
+
+
 def over_test(setting: Setting, run) -> Any:
     """`(images, labels, indices) -> pytree of [B]` on all test examples: the pytree of `[N]`."""
     images, labels = setting.dataset.test
@@ -168,6 +181,26 @@ def _judge(setting: Setting, curve: bool = False):
         keys = example_keys(key, indices)
         return jax.vmap(one, in_axes=(None, None, None, 0, 0, 0))(
             variables, network, eta, keys, images, labels
+        )
+
+    return jax.jit(batch)
+
+
+@functools.cache
+def _under_network(setting: Setting):
+    """Compiled `(variables, network, eta, images, labels, indices) -> wrong [B]`."""
+
+    def one(variables, network, eta, x, label):
+        def loss_fn(x):
+            return losses.cross_entropy(setting.model.apply(variables, x), label)
+
+        point = under_network(setting, network, loss_fn, x, label, ball(eta))
+        return ~mixture.correct(setting.model.apply(variables, point), label)
+
+    def batch(variables, network, eta, images, labels, indices):
+        del indices
+        return jax.vmap(one, in_axes=(None, None, None, 0, 0))(
+            variables, network, eta, images, labels
         )
 
     return jax.jit(batch)

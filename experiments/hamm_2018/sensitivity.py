@@ -19,9 +19,8 @@ import functools
 import jax.numpy as jnp
 import optax
 
-from experiments.hamm_2018 import compute, reports, scores, settings
-from experiments.hamm_2018.settings import Setting
-from experiments.hamm_2018.training import train
+from experiments.hamm_2018 import reports, scores, settings, training
+from experiments.hamm_2018.training import Setting, train
 from experiments.hamm_2018.variants import fgsm
 from experiments.run.program import Outcome
 from mixjax import defenses, reporting
@@ -35,7 +34,7 @@ class Config(settings.Config):
     """Every field is a flag; radii are for pixels in [-1, 1]."""
 
 
-PRESETS = reports.presets(Config)
+PRESETS = settings.presets("sensitivity", Config)
 
 
 def main(argv=None):
@@ -50,7 +49,7 @@ def experiment(setting: Setting) -> Outcome:
     makes = {
         name: functools.partial(_make, method, setting, optimizer) for name, method in NAMES.items()
     }
-    clean = train(setting, "no_defense", settings.undefended(setting), num_steps=config.steps)
+    clean = train(setting, "no_defense", training.undefended(setting), num_steps=config.steps)
     rows, curves, figures = {}, {}, {}
     for eta in settings.etas(config):
         name = f"no_defense/eta_{eta:g}"
@@ -74,16 +73,16 @@ def experiment(setting: Setting) -> Outcome:
             if not figures:
                 network = scores.attack_network(setting, name, state.variables, eta)
                 figures = reports.draw_attacks(setting, state.variables, network, eta)
-    reporting.plot_errors(setting.folder / "errors.png", curves, xlabel="training steps")
+    reports.plot_errors(setting.folder / "errors.png", curves, xlabel="training steps")
     figures = {"errors.png": "Test errors during training (figures 2 and 6).", **figures}
-    cost = {name: compute.step_cost(setting, make, 0.1) for name, make in makes.items()}
+    cost = {name: training.step_cost(setting, make, 0.1) for name, make in makes.items()}
     cost = {"No defense": 1.0, **cost}
-    costs = compute.costs(cost, {name: config.steps for name in cost}, {})
+    costs = training.costs(cost, {name: config.steps for name in cost}, {})
     return reports.outcome(setting, rows, figures, costs=costs)
 
 
 def _make(method, setting, optimizer, eta):
-    return method(setting.model, optimizer, settings.ball(eta), fgsm(setting.config))
+    return method(setting.model, optimizer, training.ball(eta), fgsm(setting.config))
 
 
 if __name__ == "__main__":

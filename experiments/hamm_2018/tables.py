@@ -9,9 +9,9 @@ brackets and what the paper's tables say in square ones, T4 for table 4. Files
 import json
 import pathlib
 
-from experiments.hamm_2018 import compute, mixtures
-from experiments.hamm_2018.printed import PAPER
-from experiments.hamm_2018.reports import ATTACKS
+from experiments.hamm_2018 import mixtures
+from experiments.hamm_2018.reports import ATTACKS, cost_table
+from experiments.hamm_2018.settings import PAPER
 from experiments.hamm_2018.variants import said
 from mixjax import reporting
 
@@ -74,7 +74,7 @@ def defences(result: dict) -> list[str]:
             weights = ", ".join(f"{name} {value:.2f}" for name, value in mixed["weights"].items())
             parts.append(f"The game's weights: {weights}; {mixed['num_examples']} examples.\n")
     if "training_cost" in result:
-        parts.append(compute.table(result["training_cost"]))
+        parts.append(cost_table(result["training_cost"]))
     else:
         parts.append(_UNEQUAL)
     return parts

@@ -25,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.meunier_2021 import plots
 from experiments.run import program
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
-from mixjax import checks, games, reporting
+from mixjax import checks, games
 from mixjax.data import toy
 from mixjax.games import Equilibrium, Growth
 
@@ -102,7 +103,7 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
     first, grown, boosted = compare(finite, config, shares)
     share = min(boosted, key=lambda share: boosted[share][0].upper)
     best = boosted[share]
-    reporting.plot_bounds(
+    plots.plot_bounds(
         folder / "figure.png",
         {"double oracle": bounds(grown[1]), f"boosting, share {share:g}": bounds(best[1])},
         alone=finite.risk([1.0], [first]),

@@ -17,10 +17,11 @@ from fractions import Fraction
 
 import numpy as np
 
+from experiments.meunier_2021 import plots
 from experiments.run import program
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
-from mixjax import checks, games, reporting
+from mixjax import checks, games
 
 PROGRAM = "experiments.meunier_2021.motivating_example"
 HALF = Fraction(1, 2)
@@ -65,7 +66,7 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
     mixtures = [(share, 1 - share) for share in shares]
     found = values()
     solved = games.solve(table())
-    reporting.plot_game_of_two(
+    plots.plot_game_of_two(
         folder / "figure.png",
         np.array(shares, float),
         {

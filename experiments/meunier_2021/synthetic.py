@@ -31,10 +31,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
+from experiments.meunier_2021 import plots
 from experiments.run import program
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
-from mixjax import checks, games, reporting
+from mixjax import checks, games
 from mixjax.data import toy
 
 PROGRAM = "experiments.meunier_2021.synthetic"
@@ -114,7 +115,7 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
     problem, train, found = shown
     steps, curves = convergence(train, temperatures, config.iterations)
     limits = [adversarial_risk(w, train) for w, _ in entropic_limits(train, temperatures)]
-    reporting.plot_synthetic(
+    plots.plot_synthetic(
         folder / "figure.png",
         field_of(problem, found.weights, config),
         curves={

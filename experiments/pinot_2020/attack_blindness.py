@@ -22,6 +22,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from experiments.pinot_2020 import plots
 from experiments.pinot_2020.blindness import (
     LINEAR_MIXTURES,
     MARGIN_OF_PIXELS,
@@ -84,17 +85,17 @@ def score(
     results = {}
     for name, make in mixtures.items():
         start = time.monotonic()
-        figures = attacked(name, make(), budget, config)
+        numbers = attacked(name, make(), budget, config)
         results[name] = {
             "dataset": name,
-            **figures,
+            **numbers,
             "config": {"budget": budget, **recorded},
             "provenance": reporting.provenance(command, config.seed, time.monotonic() - start),
         }
     *linear, trained = results
     result = {**results[trained], "linear": {name: results[name] for name in linear}}
     reporting.write_result(folder, result)
-    reporting.plot_blindness(folder / "blindness.png", results, SHOWN, blind=BLIND)
+    plots.plot_blindness(folder / "blindness.png", results, SHOWN, blind=BLIND)
     reporting.write_report(folder, results, "What attacks report that do not see the members")
     return results
 
@@ -131,12 +132,12 @@ def attacked(name: str, target: Mixture, budget: str, config: Config) -> dict:
             batch_size=50,
             progress=bars.show,
         )
-    figures = found.report(with_costs=False)
+    numbers = found.report(with_costs=False)
     if target.optimum is not None:
         accuracy, error_bar = evaluation.mean_and_error_bar(target.optimum)
         interval = evaluation.wilson_interval(accuracy, len(target.optimum))
-        figures["optimum"] = {"accuracy": accuracy, "error_bar": error_bar, "interval": interval}
-    return figures
+        numbers["optimum"] = {"accuracy": accuracy, "error_bar": error_bar, "interval": interval}
+    return numbers
 
 
 def attacks_on(

@@ -21,12 +21,12 @@ import pathlib
 
 import numpy as np
 
-from experiments.pinot_2020 import penalized
+from experiments.pinot_2020 import penalized, plots
 from experiments.pinot_2020.penalized import CLASSES, PENALTIES, Gaussians
 from experiments.run import program
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
-from mixjax import checks, reporting
+from mixjax import checks
 
 PROGRAM = "experiments.pinot_2020.penalized_attackers"
 
@@ -71,11 +71,11 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
     """The four figures and their numbers."""
     epsilons, lams = check(config)
     wide = Gaussians(config.mean, config.scale)
-    reporting.plot_penalized_line(folder / "figure_1.png", *attacked_line(wide, config.epsilon))
+    plots.plot_penalized_line(folder / "figure_1.png", *attacked_line(wide, config.epsilon))
     plane = best_responses(config)
-    reporting.plot_penalized_plane(folder / "best_responses.png", plane)
+    plots.plot_penalized_plane(folder / "best_responses.png", plane)
     cycles = {penalty: cycle(wide, penalty, config) for penalty in PENALTIES}
-    reporting.plot_cycle(folder / "cycle.png", cycles, extent=_extent(wide))
+    plots.plot_cycle(folder / "cycle.png", cycles, extent=_extent(wide))
     narrow = Gaussians(config.narrow_mean, config.narrow_scale)
     far = Gaussians(config.far_mean, config.far_scale)
     grid = [
@@ -88,7 +88,7 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
         gain(far, penalty, config.far_epsilon, config.far_lam, config.alphas)
         for penalty in PENALTIES
     ]
-    reporting.plot_theorem_2(folder / "theorem_2.png", shown(grid, epsilons, lams), failing, grid)
+    plots.plot_theorem_2(folder / "theorem_2.png", shown(grid, epsilons, lams), failing, grid)
     write_csv(folder, grid + failing)
     result = {
         "best_responses": {panel["title"]: panel["largest_error"] for panel in plane},

@@ -4,12 +4,8 @@ import dataclasses
 import pathlib
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from experiments.meunier_2021.algorithm import Config, Game
-from experiments.meunier_2021.training import Progress
-from mixjax import checkpoint, defenses, reporting
+from experiments.meunier_2021.settings import Config
+from mixjax import reporting
 
 
 class Run(NamedTuple):
@@ -19,6 +15,11 @@ class Run(NamedTuple):
     recorded: dict
     config: Config
     result: dict
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
 
 
 def read_run(folder: pathlib.Path) -> Run:
@@ -42,17 +43,3 @@ def read_run(folder: pathlib.Path) -> Run:
             f"config.json has {', '.join(foreign)}"
         )
     return Run(folder, recorded, Config(**recorded), reporting.read_result(folder))
-
-
-def restore(each: Run, game: Game) -> defenses.MixtureState:
-    """The state that was most robust on validation data: the one that the run has tested."""
-    training = game.defense.init(jax.random.key(0))
-    progress = Progress(training, jnp.zeros(()), jnp.zeros((), jnp.int32))
-    with checkpoint.open(each.folder / "checkpoints", each.recorded) as saved:
-        progress, _, skipped = checkpoint.restore(saved, progress, "best")
-    if skipped:
-        raise ValueError(
-            f"the best checkpoint of {each.folder} is damaged: "
-            + "; ".join(f"step {step}: {reason}" for step, reason in skipped)
-        )
-    return progress.training

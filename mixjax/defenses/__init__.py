@@ -16,6 +16,7 @@ from mixjax.defenses.members import (
 )
 from mixjax.defenses.minimax import against_network
 from mixjax.defenses.mixture_training import (
+    MEMBER_FIELDS,
     Defense,
     MixtureInfo,
     MixtureState,
@@ -38,6 +39,7 @@ from mixjax.defenses.single_attack import learning_with_adversary, sensitivity
 from mixjax.defenses.weighing import Weighing, entropic_weighing, oracle_weighing
 
 __all__ = [
+    "MEMBER_FIELDS",
     "ClassifierInfo",
     "ClassifierState",
     "Defense",

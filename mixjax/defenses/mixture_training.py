@@ -5,7 +5,6 @@ expected loss of all members, and the member that learns from the attacked batch
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +13,16 @@ import jax.numpy as jnp
 import optax
 
 from mixjax import checks, ensemble, losses
-from mixjax.batch import example_indices, example_keys, mean_over
+from mixjax.defenses._mixture_steps import (
+    Game,
+    Learner,
+    attack_mixture,
+    learn,
+    weigh_members,
+    with_others,
+)
+from mixjax.defenses._mixture_steps import apply_in_training as apply_in_training
+from mixjax.defenses._mixture_steps import moved_average as moved_average
 from mixjax.defenses.adversarial import Objective, adversarial_training
 from mixjax.defenses.weighing import Weighing
 from mixjax.models import Model
@@ -22,6 +30,7 @@ from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, PyTree
 
 UPDATES = ("one", "all")
+MEMBER_FIELDS = ("variables", "opt_state", "average")  # of the state: a leading axis of members
 
 
 class Defense(NamedTuple):
@@ -154,141 +163,53 @@ def mixture(
     checks.at_least(1, num_weight_batches=num_weight_batches)
     checks.one_of(UPDATES, update=update)
     checks.fraction(average_decay=average_decay)
-    objective = adversarial_training() if objective is None else objective
-    optimizer = optax.with_extra_args_support(optimizer)
     period = num_model_steps * (num_members if update == "one" else 1) + 1
+    game = Game(
+        model=model,
+        objective=adversarial_training() if objective is None else objective,
+        threat=threat,
+        attack=attack,
+        bounds=bounds,
+        data_axis=data_axis,
+        member_axis=member_axis,
+    )
+    learner = Learner(optax.with_extra_args_support(optimizer), average_decay)
 
     def init(key):
         init_key, train_key = jax.random.split(key)
         variables = ensemble.init(model.init, init_key, num_members)
         return MixtureState(
             variables=variables,
-            opt_state=jax.vmap(optimizer.init)(variables["params"]),
+            opt_state=jax.vmap(learner.optimizer.init)(variables["params"]),
             average=jax.tree.map(jnp.copy, variables),  # its own buffers: both are donated
             weights=jnp.full(num_members, 1.0 / num_members, jnp.float32),
             key=train_key,
             step=jnp.zeros((), jnp.int32),
         )
 
-    def threat_at(step):
-        return threat if isinstance(threat, Threat) else threat(step)
-
-    def logits_fn(variables, x):
-        return ensemble.apply(model.apply, variables, x, axis_name=member_axis)
-
-    def keys_of(key, images, batch=0):
-        here = example_indices(images.shape[0], data_axis)
-        num_devices = 1 if data_axis is None else jax.lax.axis_size(data_axis)
-        return example_keys(key, batch * num_devices * images.shape[0] + here)
-
-    def attack_mixture(keys, weights, variables, threat, images, labels):
-        def attack_one(key, x, label):
-            def attack_loss(member, x):
-                variables, clean_logits = member
-                return objective.attack_loss(clean_logits, model.apply(variables, x), label)
-
-            members = (variables, ensemble.apply(model.apply, variables, x))
-
-            def loss_fn(x):
-                return ensemble.expectation(attack_loss, members, weights, x, axis_name=member_axis)
-
-            return attack(key, loss_fn, x, threat)[0]
-
-        return jax.vmap(attack_one)(keys, images, labels)
-
-    def member_loss(params, variables, key, images, attacked, labels):
-        variables, clean_logits = {**variables, "params": params}, None
-        clean_key, key = jax.random.split(key)
-        if objective.uses_clean:
-            clean_logits, variables = apply_in_training(model, variables, images, clean_key)
-        logits, variables = apply_in_training(model, variables, attacked, key)
-        clean_logits = logits if clean_logits is None else clean_logits
-        return jnp.mean(jax.vmap(objective.train_loss)(clean_logits, logits, labels)), variables
-
-    def update_member(member, index, key, step, images, attacked, labels):
-        variables, opt_state, average = member
-        key = jax.random.fold_in(key, index)
-        loss_and_grad = jax.value_and_grad(member_loss, has_aux=True)
-        (loss, new), grads = loss_and_grad(
-            variables["params"], variables, key, images, attacked, labels
-        )
-        statistics = {name: value for name, value in new.items() if name != "params"}
-        loss, statistics, grads = mean_over(data_axis, (loss, statistics, grads))
-        updates, opt_state = optimizer.update(grads, opt_state, variables["params"], step=step)
-        variables = {**statistics, "params": optax.apply_updates(variables["params"], updates)}
-        decay = jnp.minimum(average_decay, (1.0 + step) / (10.0 + step))
-        return (variables, opt_state, moved_average(average, variables, decay)), loss
-
     def model_step(key, state, images, labels):
         attack_key, member_key = jax.random.split(key)
-        device = 0 if data_axis is None else jax.lax.axis_index(data_axis)
-        dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), device)
-        keys, threat = keys_of(attack_key, images), threat_at(state.step)
-        attacked = attack_mixture(keys, state.weights, state.variables, threat, images, labels)
-        members = (state.variables, state.opt_state, state.average)
+        attacked = attack_mixture(
+            game, attack_key, state, state.variables, state.weights, images, labels
+        )
+        drawn = jax.random.randint(member_key, (), 0, num_members) if update == "one" else None
+        state, loss = learn(game, learner, key, state, drawn, images, attacked, labels)
+        return state, _info(state, loss=loss)
 
-        def update_one(member, index):
-            return update_member(member, index, dropout_key, state.step, images, attacked, labels)
-
-        if update == "all":
-            indices = ensemble.indices(members, axis_name=member_axis)
-            members, loss = jax.vmap(update_one)(members, indices)
-            loss = ensemble.mean(loss, axis_name=member_axis)
-        else:
-            index = jax.random.randint(member_key, (), 0, num_members)
-            members, loss = ensemble.update(
-                lambda member: update_one(member, index), members, index, axis_name=member_axis
-            )
-        variables, opt_state, average = members
-        state = state._replace(variables=variables, opt_state=opt_state, average=average)
-        return state, info_of(state, loss=loss)
-
-    def weight_step(weighing, batches, key, state, images, labels):
-        threat = threat_at(state.step)
-        numbers, images, labels = _with_others(images, labels, batches, num_weight_batches)
-
-        def losses_fn(points):
-            def losses_of(points, labels):
-                logits = jax.vmap(lambda x: logits_fn(state.average, x))(points)
-                return jax.vmap(jax.vmap(weighing_loss, in_axes=(0, None)))(logits, labels)
-
-            found = _one_by_one(losses_of, points, labels)
-            return found.reshape(-1, found.shape[-1])
-
-        def attack_fn(key, weights):
-            def attacked(batch, images, labels):
-                keys = keys_of(key, images, batch)
-                return attack_mixture(keys, weights, state.average, threat, images, labels)
-
-            return _one_by_one(attacked, numbers, images, labels)
-
-        def sample_fn(key):
-            def sampled(batch, images):
-                keys = keys_of(key, images, batch)
-                delta = jax.vmap(lambda key: threat.sample(key, images.shape[1:]))(keys)
-                return jnp.clip(images + delta.astype(images.dtype), *bounds)
-
-            return _one_by_one(sampled, numbers, images)
-
-        weights, risk = weighing(key, losses_fn, attack_fn, sample_fn, state.weights, data_axis)
+    def weight_step(batches, key, state, images, labels):
+        examples = with_others(images, labels, batches, num_weight_batches)
+        weights, risk = weigh_members(game, weighing, weighing_loss, key, state, *examples)
         state = state._replace(weights=weights.astype(state.weights.dtype))
-        return state, info_of(state, risk=risk, is_weight_step=True)
-
-    def info_of(state, *, loss: Any = 0.0, risk: Any = 0.0, is_weight_step=False):
-        # One dtype for both kinds of step: under 64-bit JAX the losses may have another one.
-        dtype = state.weights.dtype
-        numbers = jnp.asarray(loss, dtype), jnp.asarray(risk, dtype)
-        return MixtureInfo(*numbers, jnp.asarray(is_weight_step))
+        return state, _info(state, risk=risk, is_weight_step=True)
 
     def step(state, images, labels, batches=None):
-        key = jax.random.fold_in(state.key, state.step)
-        operands = (key, state, images, labels)
+        operands = (jax.random.fold_in(state.key, state.step), state, images, labels)
         if weighing is None or num_members == 1:
             state, info = model_step(*operands)
         else:
             is_weight_step = (state.step + 1) % period == 0
-            branches = functools.partial(weight_step, weighing, batches), model_step
-            state, info = jax.lax.cond(is_weight_step, *branches, *operands)
+            weigh = functools.partial(weight_step, batches)
+            state, info = jax.lax.cond(is_weight_step, weigh, model_step, *operands)
         return state._replace(step=state.step + 1), info
 
     return Defense(init, step)
@@ -316,48 +237,8 @@ def scale_by_step(schedule: optax.Schedule) -> optax.GradientTransformationExtra
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def apply_in_training(
-    model: Model, variables: PyTree, x: Array, key: Key | None
-) -> tuple[Array, PyTree]:
-    """Logits and the variables with their statistics updated; dropout draws from the key.
-
-    A model whose `apply` takes no key, having no dropout or random streams of its own, gets none.
-    """
-    parameters = inspect.signature(model.apply).parameters.values()
-    takes_key = any(each.name == "key" or each.kind == each.VAR_KEYWORD for each in parameters)
-    return model.apply(variables, x, train=True, **({"key": key} if takes_key else {}))
-
-
-def _with_others(images, labels, batches, num_batches):
-    """Numbers `[K]`, images `[K, B, ...]` and labels `[K, B]` of the batches of a weight step."""
-    if num_batches > 1 and batches is None:
-        raise ValueError(
-            f"batches must be a function of the numbers 1 to {num_batches - 1}, got None"
-        )
-    numbers, images, labels = jnp.arange(num_batches), images[None], labels[None]
-    if num_batches > 1:
-        others = jax.lax.map(batches, numbers[1:])
-        images, labels = jax.tree.map(
-            lambda first, rest: jnp.concatenate([first, rest]), (images, labels), others
-        )
-    return numbers, images, labels
-
-
-def _one_by_one(fn, *stacked):
-    """`fn` of each batch, without a loop in the program where there is but one."""
-    if len(stacked[0]) == 1:
-        return fn(*(batches[0] for batches in stacked))[None]
-    return jax.lax.map(lambda batch: fn(*batch), stacked)
-
-
-def moved_average(average: PyTree, new: PyTree, decay: Array) -> PyTree:
-    """The moving average of floating-point leaves; random keys and counters are the newest."""
-
-    def moved(new, old):
-        return optax.incremental_update(new, old, 1.0 - decay) if _is_real(new) else new
-
-    return jax.tree.map(moved, new, average)
-
-
-def _is_real(leaf):
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+def _info(state, *, loss: Any = 0.0, risk: Any = 0.0, is_weight_step=False):
+    # One dtype for both kinds of step: under 64-bit JAX the losses may have another one.
+    dtype = state.weights.dtype
+    numbers = jnp.asarray(loss, dtype), jnp.asarray(risk, dtype)
+    return MixtureInfo(*numbers, jnp.asarray(is_weight_step))

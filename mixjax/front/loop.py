@@ -1,7 +1,8 @@
-"""The loop of a training run on the host: steps, validation, checkpoints, and going on from them.
+"""The loop of a training run on the host: steps, measurements, checkpoints, going on from them.
 
-For any `(init, step)` whose state counts its steps in `step` and whose info holds the `loss`. The
-loop sees the training as one compiled function of a few steps at once, on whatever devices.
+For any `(init, step)` whose state counts its steps in `step` and whose info holds the `loss`: a
+defence, an attack network, a filter. The loop sees the training as one compiled function of a few
+steps at once, on whatever devices.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import math
 import pathlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +19,19 @@ import numpy as np
 import tqdm
 
 from mixjax import checkpoint, reporting
-from mixjax.interrupt import Interrupt, interruptible
+from mixjax.interrupt import Interrupt, Stopped, interruptible
 from mixjax.typing import Array, PyTree
 
 
+class Training(NamedTuple):
+    """Anything that learns: `init(key) -> state`, `step(state, *batch) -> (state, info)`."""
+
+    init: Callable[..., Any]
+    step: Callable[..., tuple[Any, Any]]
+
+
 class Progress(NamedTuple):
-    """State of the loop: the training's, and the sums over the steps with a loss of this epoch."""
+    """State of the loop: the training's, and sums over the steps with a loss since a mark."""
 
     training: Any
     loss_sum: Array
@@ -34,13 +42,14 @@ class Placement(NamedTuple):
     """Where the steps run: the compiled steps, and the ways there and back to the host.
 
     Attributes:
-      steps: `(progress, examples) -> (progress, losses [K])`; the progress given is donated.
+      steps: `(progress, examples, number) -> (progress, losses [K])`, so many steps, at most `K`;
+        the progress given may be donated.
       place_state: progress, to where `steps` wants it.
       place_data: examples, likewise.
       fetch: the other way, to NumPy arrays.
     """
 
-    steps: Callable[[Progress, PyTree], tuple[Progress, Array]]
+    steps: Callable[[Progress, PyTree, int], tuple[Progress, Array]]
     place_state: Callable[[Progress], Progress] = jax.device_put
     place_data: Callable[[PyTree], PyTree] = jax.device_put
     fetch: Callable[[PyTree], PyTree] = jax.device_get
@@ -55,27 +64,32 @@ def in_dispatches(
     step: Callable[..., tuple[Any, Any]],
     batch: Callable[[PyTree, Array], tuple],
     *,
-    num_steps: int,
-) -> Callable[[Progress, PyTree], tuple[Progress, Array]]:
+    most: int | None = None,
+) -> Callable[[Progress, PyTree, Any], tuple[Progress, Array]]:
     """Several training steps as one function, to be compiled.
 
     Args:
-      step: `(state, *batch) -> (state, info)`. An info with a true `is_weight_step` has no loss.
+      step: `(state, *batch) -> (state, info)`, the state with its `step`, the info with its `loss`;
+        one with a true `is_weight_step` has none.
       batch: `(examples, step []) -> (images, labels, ..)`, what step number `step` sees.
-      num_steps: number of steps `K` at once, static.
+      most: the most steps at once, `K`, for a number that is traced; None: it is static, and `K`.
 
     Returns:
-      `(progress, examples) -> (progress, losses [K])`, pure.
+      `(progress, examples, number) -> (progress, losses [K])`, pure; the losses behind the first
+      `number` are 0. As a static argument of `jit` the number makes one program for each, which
+      knows its length; traced there is one program for all.
     """
 
-    def one(progress, examples):
-        training, info = step(progress.training, *batch(examples, progress.training.step))
-        has_loss = ~jnp.asarray(getattr(info, "is_weight_step", False))
-        sums = progress.loss_sum + info.loss, progress.num_losses + has_loss
-        return Progress(training, *sums), info.loss
+    def steps(progress, examples, number):
+        def one(index, carry):
+            progress, losses = carry
+            training, info = step(progress.training, *batch(examples, progress.training.step))
+            has_loss = ~jnp.asarray(getattr(info, "is_weight_step", False))
+            sums = progress.loss_sum + info.loss, progress.num_losses + has_loss
+            return Progress(training, *sums), losses.at[index].set(info.loss)
 
-    def steps(progress, examples):
-        return jax.lax.scan(lambda carry, _: one(carry, examples), progress, length=num_steps)
+        losses = jnp.zeros(number if most is None else most)
+        return jax.lax.fori_loop(0, number, one, (progress, losses))
 
     return steps
 
@@ -85,20 +99,19 @@ def run(
     progress: Progress,
     examples: PyTree,
     *,
-    num_steps: int,
-    steps_per_epoch: int,
+    marks: Sequence[int],
     dispatch_steps: int,
-    validate: Callable[[Any], dict[str, Any]],
+    measure: Callable[[Any], dict[str, Any]] | None,
     folder: pathlib.Path,
     checkpoints: pathlib.Path,
     config: dict[str, Any],
-    metric: str = "robust_accuracy",
+    metric: str | None = "robust_accuracy",
     name: str = "training",
     show: bool = True,
 ) -> Any:
-    """Trains to the end, and returns the training's state that was best on validation data.
+    """Trains to the end, and returns the training's state that was best, or the last one.
 
-    After each epoch the state is validated and saved. A run that was killed goes on from its newest
+    At each mark the state is measured and saved. A run that was killed goes on from its newest
     sound checkpoint, to the same numbers; on SIGTERM or Ctrl-C it finishes its dispatch, saves, and
     ends the process with the exit code of the signal.
 
@@ -106,15 +119,16 @@ def run(
       placement: the steps and where they run.
       progress: where to start from if there is no checkpoint; else the form of one.
       examples: what the steps draw their batches from.
-      num_steps: number of steps of the whole run, a multiple of `steps_per_epoch`.
-      steps_per_epoch: steps between two validations, a multiple of `dispatch_steps`.
-      dispatch_steps: the `K` of `placement.steps`.
-      validate: `training -> dict`, a line of the metrics, of a state on the host; its `metric`
-        says which state is best. `step`, `epoch` and `loss` stand before it.
+      marks: the numbers of steps, ascending, after which is measured and saved; the last one is the
+        end of the run.
+      dispatch_steps: steps per dispatch, at most.
+      measure: `training -> dict`, a line of the metrics, of a state on the host; `step` and `loss`,
+        the mean since the last mark, stand before it. None: there are no metrics.
       folder: where the metrics are written; it exists.
       checkpoints: folder of the checkpoints.
       config: what the checkpoints belong to.
-      metric: name of the metric by which the best state is chosen, higher is better.
+      metric: which entry of the metrics says how good a state is; the best ones are kept beside the
+        newest, and the best is returned. None: the last one is.
       name: what the progress bar is called.
       show: whether there is one, on stderr.
 
@@ -124,12 +138,11 @@ def run(
     Raises:
       ValueError: if the checkpoints belong to another config or are none of this run.
       FloatingPointError: at the first loss that is not finite.
-      SystemExit: after a signal.
+      mixjax.interrupt.Stopped: after a signal, which ends the process.
     """
-    with (
-        checkpoint.open(checkpoints, config, metric=metric) as saved,
-        _interruptible() as interrupt,
-    ):
+    num_steps = marks[-1]
+    kept = {"metric": metric} if metric else {"metric": "step", "num_latest": 1, "num_best": 0}
+    with checkpoint.open(checkpoints, config, **kept) as saved, _interruptible() as interrupt:
         skipped = []
         if checkpoint.steps(saved):
             progress, _, skipped = checkpoint.restore(saved, progress)
@@ -144,26 +157,31 @@ def run(
             if done < num_steps:
                 bar.set_description(f"{name}, compiling")
             while done < num_steps:
-                progress, step_losses = placement.steps(progress, examples)
-                _stop_at_nan(step_losses, done, checkpoints)
-                done += dispatch_steps
+                mark = next(mark for mark in marks if mark > done)
+                number = min(dispatch_steps, mark - done)
+                progress, step_losses = placement.steps(progress, examples, number)
+                _stop_at_nan(step_losses[:number], done, checkpoints)
+                done += number
                 bar.set_description(name, refresh=False)
-                bar.update(dispatch_steps)
-                score, is_end = math.nan, done % steps_per_epoch == 0
-                if is_end:
+                bar.update(number)
+                score = {"step": done} | ({metric: math.nan} if metric else {})
+                if done == mark and measure is not None:
                     here = placement.fetch(progress)
-                    row = _row(here, done, steps_per_epoch) | validate(here.training)
-                    progress = _at_epoch_start(progress)
-                    score = row[metric]
+                    row = {"step": done, "loss": _mean_loss(here)} | measure(here.training)
+                    score |= {metric: row[metric]} if metric else {}
                     reporting.append_metrics(folder, row)
                     bar.set_postfix_str(_summary(row))
-                if is_end or interrupt.received:
-                    checkpoint.save(saved, done, progress, {metric: score})
+                if done == mark:
+                    progress = _at_mark(progress)
+                if done == mark or interrupt.received:
+                    checkpoint.save(saved, done, progress, score)
                 if interrupt.received:
-                    raise SystemExit(interrupt.exit_code)
-            best, _, skipped = checkpoint.restore(saved, progress, "best")
-            _tell(bar, skipped)
-        return placement.fetch(best.training)
+                    where = f"after step {done} of {num_steps} of {name}"
+                    raise Stopped(interrupt.exit_code, where)
+            if metric:
+                progress, _, skipped = checkpoint.restore(saved, progress, "best")
+                _tell(bar, skipped)
+        return placement.fetch(progress.training)
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -191,21 +209,24 @@ def _tell(bar, skipped):
         bar.write(line, file=sys.stderr)
 
 
-def _row(progress, done, steps_per_epoch):
-    """What the loop knows of an epoch; one may be weight steps alone, and then has no loss."""
-    loss = float(progress.loss_sum / progress.num_losses) if progress.num_losses else None
-    return {"step": done, "epoch": done // steps_per_epoch, "loss": loss}
+def _mean_loss(progress):
+    """Of the steps since the last mark; they may be weight steps alone, and then have no loss."""
+    return float(progress.loss_sum / progress.num_losses) if progress.num_losses else None
 
 
-def _at_epoch_start(progress):
+def _at_mark(progress):
     """The same state with its sums at 0, where they lie."""
     loss_sum, num_losses = map(jnp.zeros_like, (progress.loss_sum, progress.num_losses))
     return Progress(progress.training, loss_sum, num_losses)
 
 
 def _summary(row):
-    weights = f" weights {np.round(row['weights'], 2)}" if "weights" in row else ""
-    return f"clean {row['clean_accuracy']:.3f} robust {row['robust_accuracy']:.3f}{weights}"
+    """The numbers of a line that are worth a look."""
+    names = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
+    shown = [f"{told} {row[name]:.3f}" for name, told in names.items() if name in row]
+    if "weights" in row:
+        shown.append(f"weights {np.round(row['weights'], 2)}")
+    return " ".join(shown)
 
 
 def _stop_at_nan(step_losses, done, checkpoints):

@@ -34,6 +34,7 @@ from mixjax.batch import low_and_high, to_float
 from mixjax.evaluation import inputs
 from mixjax.front import loop
 from mixjax.front.trained import KIND, MEMBERS, Run, write
+from mixjax.interrupt import Stopped
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key
@@ -201,7 +202,13 @@ def train(
         "versions": program.versions(),
     }
     validate = _validation(
-        model, jax.random.fold_in(key, 2), held_out, threat, num_validation_steps, bounds
+        model,
+        jax.random.fold_in(key, 2),
+        held_out,
+        threat,
+        num_steps=num_validation_steps,
+        bounds=bounds,
+        steps_per_epoch=steps_per_epoch,
     )
     with (
         _kept_in(folder) as place,
@@ -212,20 +219,19 @@ def train(
                 placement,
                 progress_at_start,
                 examples,
-                num_steps=num_steps,
-                steps_per_epoch=steps_per_epoch,
+                marks=range(steps_per_epoch, num_steps + 1, steps_per_epoch),
                 dispatch_steps=dispatch_steps,
-                validate=validate,
+                measure=validate,
                 folder=place,
                 checkpoints=place / "checkpoints",
                 config=config,
                 show=progress,
             )
-        except SystemExit as stop:
+        except Stopped as stop:
             if stop.code != 128 + signal.SIGINT:
                 raise
             told = "give a folder to keep it" if folder is None else "the same call goes on"
-            raise KeyboardInterrupt(f"the training was stopped: {told}") from None
+            raise KeyboardInterrupt(f"stopped {stop.where}: {told}") from None
         average = jax.tree.map(jnp.asarray, best.average)
         weights = np.asarray(best.weights)
         if folder is not None and not (place / MEMBERS).exists():
@@ -328,25 +334,23 @@ def _batches(key, augment, num_examples, batch_size, num_weight_batches):
 
 def _placed(step, batches, progress, examples, batch_size, steps_per_epoch):
     """Where the steps run, the program of one of them on one device, and how many run at once."""
-
-    def several(num_steps, spread):
-        seen = partial(_spread_batch, batches, spread)
-        steps = loop.in_dispatches(step, seen, num_steps=num_steps)
-        return jax.jit(steps, donate_argnums=0)
-
-    alone = several(1, lambda batch: batch)
-    traced = alone.trace(progress, examples).jaxpr
     # A convolution in a loop is slow backwards on a CPU, which needs no dispatches ahead anyway.
     most = 1 if jax.default_backend() == "cpu" else _MOST_DISPATCHED
-    num_steps = loop.largest_divisor(steps_per_epoch, most)
+    num_steps = -(-steps_per_epoch // -(-steps_per_epoch // most))  # all about equally many
+
+    def compiled(spread):
+        steps = loop.in_dispatches(step, partial(_spread_batch, batches, spread))
+        return jax.jit(steps, static_argnums=2, donate_argnums=0)
+
+    alone = compiled(lambda batch: batch)
+    traced = alone.trace(progress, examples, 1).jaxpr
     devices = jax.local_devices()
     devices = devices[: loop.largest_divisor(batch_size, len(devices))]
     if len(devices) == 1:
-        steps = alone if num_steps == 1 else several(num_steps, lambda batch: batch)
-        return loop.Placement(steps), traced, num_steps
+        return loop.Placement(alone), traced, num_steps
     mesh = Mesh(np.asarray(devices), (parallel.DATA_AXIS,))
     split = NamedSharding(mesh, PartitionSpec(parallel.DATA_AXIS))
-    steps = several(num_steps, lambda batch: jax.lax.with_sharding_constraint(batch, split))
+    steps = compiled(lambda batch: jax.lax.with_sharding_constraint(batch, split))
     place = partial(parallel.place, mesh=mesh)
     return loop.Placement(steps, place, place), traced, num_steps
 
@@ -355,7 +359,7 @@ def _spread_batch(batches, spread, examples, step):
     return batches(examples, step, spread)
 
 
-def _validation(model, key, held_out, threat, num_steps, bounds):
+def _validation(model, key, held_out, threat, *, num_steps, bounds, steps_per_epoch):
     """`training -> dict`: the accuracies of an epoch's averaged members on what was held out."""
     score = (parallel.over_examples() or jax.jit)(
         partial(
@@ -377,6 +381,7 @@ def _validation(model, key, held_out, threat, num_steps, bounds):
             bounds=bounds,
         )
         return {
+            "epoch": int(training.step) // steps_per_epoch,
             "clean_accuracy": found.clean.mean(),
             "robust_accuracy": found.robust.mean(),
             "weights": training.weights,

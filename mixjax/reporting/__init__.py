@@ -9,7 +9,6 @@ JSON is strict and every file but the growing `metrics.jsonl` is written whole o
 from mixjax.reporting.errors import error_cell, error_table, rate_table
 from mixjax.reporting.figures import (
     plot_attacks,
-    plot_blindness,
     plot_curves,
     plot_security,
     plot_suite,
@@ -17,7 +16,6 @@ from mixjax.reporting.figures import (
 )
 from mixjax.reporting.origin import provenance
 from mixjax.reporting.page import difference_line, write_report
-from mixjax.reporting.player_figures import plot_errors, plot_gallery
 from mixjax.reporting.result import check_result, read_evaluations, read_result, write_result
 from mixjax.reporting.run_folder import (
     append_metrics,
@@ -36,15 +34,6 @@ from mixjax.reporting.tables import (
     suite_table,
     training_table,
 )
-from mixjax.reporting.toy_figures import (
-    plot_bounds,
-    plot_cycle,
-    plot_game_of_two,
-    plot_penalized_line,
-    plot_penalized_plane,
-    plot_synthetic,
-    plot_theorem_2,
-)
 
 __all__ = [
     "append_metrics",
@@ -58,19 +47,9 @@ __all__ = [
     "members_table",
     "open_run",
     "plot_attacks",
-    "plot_blindness",
-    "plot_bounds",
     "plot_curves",
-    "plot_cycle",
-    "plot_errors",
-    "plot_gallery",
-    "plot_game_of_two",
-    "plot_penalized_line",
-    "plot_penalized_plane",
     "plot_security",
     "plot_suite",
-    "plot_synthetic",
-    "plot_theorem_2",
     "plot_weights",
     "provenance",
     "rate_table",

@@ -1,22 +1,14 @@
-"""Figures of a run. Colours that colour-blind readers can tell apart, and never colour alone."""
+"""Figures of a run, of an evaluation and of its security curves."""
 
-import io
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mixjax import _extras, files
+from mixjax.reporting import drawing
 from mixjax.reporting.tables import interval_of
-
-# Okabe and Ito, Color universal design, 2008: blue, vermilion, green, orange, purple, sky, black.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
-_STYLES = ("-", "--", "-.", ":")
-_MARKERS = "os^DvPX"
-_RIGHT, _WRONG = _COLORS[0], _COLORS[1]
-_DOTS_PER_INCH = 150
 
 
 def plot_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -35,14 +27,14 @@ def plot_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str
     """
     fields = ("epoch", "clean_accuracy", "robust_accuracy")
     selected = _select(runs, fields)
-    figure, axes = _figure(8.0, 3.2, 2)
+    figure, axes = drawing.figure(8.0, 3.2, 2)
     titles = ("standard accuracy", "robust accuracy")
     for axis, field, title in zip(axes, fields[1:], titles, strict=True):
         for number, (name, entries) in enumerate(selected.items()):
             _line(axis, number, name, entries, [100 * entry[field] for entry in entries])
         axis.set(title=title, xlabel="epochs per classifier", ylabel="accuracy (%)")
     axes[0].legend(frameon=False)
-    _write(figure, path)
+    drawing.write(figure, path)
 
 
 def plot_weights(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -56,7 +48,7 @@ def plot_weights(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[st
       ValueError: if a run has no such entry.
     """
     selected = _select(runs, ("epoch", "weights"))
-    figure, axes = _figure(4.0 * len(runs), 3.2, len(runs))
+    figure, axes = drawing.figure(4.0 * len(runs), 3.2, len(runs))
     for axis, (name, entries) in zip(axes, selected.items(), strict=True):
         weights = np.array([entry["weights"] for entry in entries])
         for k, weight in enumerate(weights.T):
@@ -66,7 +58,7 @@ def plot_weights(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[st
         axis.set(title=name, xlabel="epochs per classifier", ylabel="weight (probability)")
         axis.set_ylim(-0.03, 1.03)
         axis.legend(frameon=False, ncols=1 + weights.shape[1] // 5)
-    _write(figure, path)
+    drawing.write(figure, path)
 
 
 def plot_attacks(
@@ -106,7 +98,7 @@ def plot_attacks(
         (f"attacked\n\n{below}", attacked, attacked_predictions),
         (f"difference\ngrey: 0\nrange: ±{scale:.3f}", shifted, None),
     )
-    figure, axes = _figure(1.3 + 1.15 * num_examples, 4.6, (3, num_examples))
+    figure, axes = drawing.figure(1.3 + 1.15 * num_examples, 4.6, (3, num_examples))
     axes = np.reshape(axes, (3, num_examples))
     for row, (name, pictures, predictions) in zip(axes, rows, strict=True):
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
@@ -117,62 +109,7 @@ def plot_attacks(
                 _caption(axis, labels[n], predictions[n], class_names)
     for n, axis in enumerate(axes[0]):
         axis.set_title(f"true: {class_names[int(labels[n])]}", fontsize=9)
-    _write(figure, path)
-
-
-def plot_blindness(
-    path: str | os.PathLike,
-    results: Mapping[str, Mapping[str, Any]],
-    attacks: Sequence[str],
-    blind: Collection[str],
-) -> None:
-    """What each attack leaves of each mixture's accuracy, and the exact optimum where known.
-
-    Bars are Wilson's 95 % intervals, as in `plot_security`.
-
-    Args:
-      path: file to write, as PNG.
-      results: `name -> result`, dicts as in `check_result`; with the entry `optimum`, of
-        `accuracy` and `error_bar`, if the strongest attack is known.
-      attacks: names of the attacks to show, from top to bottom.
-      blind: which of them do not see the members; drawn with other marks.
-
-    Raises:
-      ValueError: if there is no result, or one without one of the attacks.
-    """
-    if not results:
-        raise ValueError("results must hold at least one result, got none")
-    figure, axes = _figure(2.6 * len(results) + 1.2, 0.3 * len(attacks) + 1.4, len(results))
-    rows = range(len(attacks))
-    for axis, (name, result) in zip(axes, results.items(), strict=True):
-        if missing := [attack for attack in attacks if attack not in result["robust_accuracy"]]:
-            raise ValueError(f"result of {name} must hold the attack {', '.join(missing)}")
-        for is_blind, color, marker in ((True, _WRONG, "o"), (False, _RIGHT, "s")):
-            chosen = [row for row in rows if (attacks[row] in blind) == is_blind]
-            axis.errorbar(
-                [100 * result["robust_accuracy"][attacks[row]] for row in chosen],
-                chosen,
-                xerr=_around(
-                    [result["robust_accuracy"][attacks[row]] for row in chosen],
-                    [interval_of(result, attacks[row]) for row in chosen],
-                ),
-                color=color,
-                marker=marker,
-                linestyle="none",
-                label="blind to the members" if is_blind else "sees the members",
-            )
-        if "optimum" in result:
-            optimum = 100 * result["optimum"]["accuracy"]
-            axis.axvline(optimum, color="0.2", linestyle="--", label="exact optimum")
-        axis.set(title=name, xlabel="accuracy left (%)", xlim=(-3, 103), yticks=rows)
-        axis.set_yticklabels([])
-        axis.set_ylim(len(attacks) - 0.5, -0.5)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticklabels([attack.replace("_", " ") for attack in attacks])
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    _write(figure, path)
+    drawing.write(figure, path)
 
 
 def plot_suite(path: str | os.PathLike, report: Mapping[str, Any]) -> None:
@@ -186,12 +123,12 @@ def plot_suite(path: str | os.PathLike, report: Mapping[str, Any]) -> None:
     """
     robust = report["robust_accuracy"]
     rows = np.arange(len(robust))
-    (figure, (axis,)) = _figure(5, 0.3 * len(rows) + 1.2, 1)
+    (figure, (axis,)) = drawing.figure(5, 0.3 * len(rows) + 1.2, 1)
     axis.errorbar(
         [100 * accuracy for accuracy in robust.values()],
         rows,
-        xerr=_around([*robust.values()], [interval_of(report, name) for name in robust]),
-        color=_RIGHT,
+        xerr=around([*robust.values()], [interval_of(report, name) for name in robust]),
+        color=drawing.RIGHT,
         marker="s",
         linestyle="none",
     )
@@ -201,7 +138,7 @@ def plot_suite(path: str | os.PathLike, report: Mapping[str, Any]) -> None:
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    _write(figure, path)
+    drawing.write(figure, path)
 
 
 def plot_security(path: str | os.PathLike, curves: Mapping[str, Mapping[str, Any]]) -> None:
@@ -218,28 +155,28 @@ def plot_security(path: str | os.PathLike, curves: Mapping[str, Mapping[str, Any
     """
     if not curves:
         raise ValueError("curves must hold those of one classifier, got none")
-    figure, axes = _figure(4.0 * len(curves), 3.2, len(curves))
+    figure, axes = drawing.figure(4.0 * len(curves), 3.2, len(curves))
     for axis, (name, each) in zip(axes, curves.items(), strict=True):
         for number, (attack, accuracy) in enumerate(each["accuracy"].items()):
             axis.errorbar(
                 each["radii"],
                 100 * np.asarray(accuracy),
-                yerr=_around(accuracy, each["interval"][attack]),
+                yerr=around(accuracy, each["interval"][attack]),
                 label=attack.replace("_", " "),
-                color=_COLORS[number % len(_COLORS)],
-                linestyle=_STYLES[number % len(_STYLES)],
-                marker=_MARKERS[number % len(_MARKERS)],
+                color=drawing.COLORS[number % len(drawing.COLORS)],
+                linestyle=drawing.STYLES[number % len(drawing.STYLES)],
+                marker=drawing.MARKERS[number % len(drawing.MARKERS)],
                 markersize=4,
             )
         axis.set(title=name, xlabel="radius", ylabel="accuracy left (%)", ylim=(-3, 103))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
-    _write(figure, path)
+    drawing.write(figure, path)
 
 
-def _around(accuracies, intervals):
-    """`[2, N]` distances, in percent, from the accuracies down and up to the ends."""
+def around(accuracies: Any, intervals: Any) -> np.ndarray:
+    """`[2, N]` distances, in percent, from accuracies `[N]` down and up to the ends `[N, 2]`."""
     ends, accuracies = np.asarray(intervals).reshape(-1, 2).T, np.asarray(accuracies)
     return 100 * np.maximum([accuracies - ends[0], ends[1] - accuracies], 0.0)
 
@@ -251,7 +188,7 @@ def _caption(axis, label, predictions, class_names):
         for prediction in predictions
     ]
     right = bool(np.all(predictions == label))
-    axis.set_xlabel("\n".join(words), fontsize=7, color=_RIGHT if right else _WRONG)
+    axis.set_xlabel("\n".join(words), fontsize=7, color=drawing.RIGHT if right else drawing.WRONG)
 
 
 def _check_shapes(images, attacked, labels, clean_predictions, attacked_predictions):
@@ -280,33 +217,16 @@ def _select(runs, fields):
     return selected
 
 
-def _figure(width, height, panels):
-    """A figure without pyplot, which keeps a global state and may want a screen."""
-    with _extras.needed("report"):
-        from matplotlib.figure import Figure
-
-    rows, columns = panels if isinstance(panels, tuple) else (1, panels)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, axes.ravel()
-
-
 def _line(axis, number, name, entries, values):
     few = len(entries) <= 20
     axis.plot(
         [entry["epoch"] for entry in entries],
         values,
         label=name,
-        color=_COLORS[number % len(_COLORS)],
-        linestyle=_STYLES[number % len(_STYLES)],
-        marker=_MARKERS[number % len(_MARKERS)],
+        color=drawing.COLORS[number % len(drawing.COLORS)],
+        linestyle=drawing.STYLES[number % len(drawing.STYLES)],
+        marker=drawing.MARKERS[number % len(drawing.MARKERS)],
         markersize=4 if few else 0,
     )
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def _write(figure, path):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
-    files.write(path, buffer.getvalue())

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import setting
 from experiments import cifar10_mixture
-from experiments.meunier_2021 import algorithm, training
+from experiments.meunier_2021 import algorithm
 from experiments.run import command_line, program
 from mixjax import data, files
 
@@ -173,8 +173,8 @@ def test_digits_are_not_mirrored_or_shifted_unless_each_is_asked_for(preset):
         ({"flip": "no"}, (0, False), (4, False)),
     ):
         told = dataclasses.replace(config, **flags)
-        assert training.augmentation(told, digits) == of_digits
-        assert training.augmentation(told, photographs) == of_photographs
+        assert algorithm.augmentation(told, digits) == of_digits
+        assert algorithm.augmentation(told, photographs) == of_photographs
 
 
 def test_training_sees_the_shifts_that_it_was_told(monkeypatch):
@@ -192,11 +192,7 @@ def test_training_sees_the_shifts_that_it_was_told(monkeypatch):
             argv, cifar10_mixture.PRESETS, default="demo", program="", description=""
         )
         game = algorithm.build(config, dataset)
-        progress = training.Progress(
-            game.defense.init(jax.random.key(0)), jnp.zeros(()), jnp.zeros((), jnp.int32)
-        )
-        steps = training.make_steps(config, game, dataset.augmentation, 1)
-        jax.eval_shape(steps, progress, jax.device_put(dataset.train))
+        jax.eval_shape(game.batches, dataset.train, 0)
     assert seen == [{"pad": 1, "flip": False}, {"pad": 0, "flip": True}]
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from experiments import cifar10_mixture, explore
 from experiments.meunier_2021.algorithm import build
+from experiments.meunier_2021.training import restore
 from experiments.run import reading
 from mixjax import attacks, data, losses, threats
 
@@ -70,7 +71,7 @@ def content(page):
 def logits_of(finished):
     """`images [N, 8, 8, 1] -> [L, N, C]` of the run's linear members, in NumPy."""
     run = reading.read_run(finished)
-    state = reading.restore(run, build(run.config, data.load("digits")))
+    state = restore(build(run.config, data.load("digits")), run.checkpoints, run.recorded)
     (dense,) = state.average["params"].values()
     kernels, biases = np.float64(dense["kernel"]), np.float64(dense["bias"])
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mixjax import reporting
-from mixjax.reporting import figures
+from mixjax.reporting import drawing
 
 ENTRIES = [
     {"step": 5, "loss": 0.3},
@@ -177,8 +177,8 @@ def test_lines_differ_in_lightness_or_style_so_that_colour_is_not_needed():
         return np.dot(matplotlib.colors.to_rgb(color), [0.2126, 0.7152, 0.0722])
 
     for first, second in itertools.combinations(range(6), 2):
-        same_style = figures._STYLES[first % 4] == figures._STYLES[second % 4]
-        gap = abs(lightness(figures._COLORS[first]) - lightness(figures._COLORS[second]))
+        same_style = drawing.STYLES[first % 4] == drawing.STYLES[second % 4]
+        gap = abs(lightness(drawing.COLORS[first]) - lightness(drawing.COLORS[second]))
         assert not same_style or gap > 0.1
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.hamm_2018 import cat_and_mouse, settings
+from experiments.hamm_2018 import cat_and_mouse, training
 from mixjax import checkpoint, data
 
 TINY = (
@@ -38,7 +38,7 @@ def test_every_round_is_kept_and_is_the_one_of_the_tables(finished):
     names = {field.name for field in dataclasses.fields(cat_and_mouse.Config)}
     config = {name: value for name, value in result["config"].items() if name in names}
     dataset = data.load("digits")
-    model = settings.build(cat_and_mouse.Config(**config), dataset)[0]
+    model = training.build(cat_and_mouse.Config(**config), dataset)[0]
     variables = model.init(jax.random.key(0))
     with checkpoint.open(folder / "eta_0.4-rounds", {}, metric="round") as kept:
         assert checkpoint.steps(kept) == [0, 1, 2, 3]

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.hamm_2018 import compute, minimax_defense, settings
-from experiments.hamm_2018.initialization import tutorial
+from experiments.hamm_2018 import minimax_defense, settings, training
 from experiments.hamm_2018.minimax_defense import Config, mixture_section
-from experiments.hamm_2018.settings import Setting
+from experiments.hamm_2018.training import Setting
+from experiments.hamm_2018.variants import tutorial
 from mixjax import defenses, models
 
 SHORT = (
@@ -97,9 +97,9 @@ def test_what_a_step_of_each_row_costs_is_recorded_and_can_be_made_equal(finishe
     assert "| Minimax | " in (folder / "report.md").read_text().split("## What training cost")[1]
     cost = {row: each["cost_of_a_step"] for row, each in costs.items() if row != "No defense"}
     begun = {"Adv FGSM1": 220.0}
-    steps = compute.equal_steps(cost, 220, begun)
+    steps = training.equal_steps(cost, 220, begun)
     assert steps["Minimax"] == 220
-    leveled = [each["cost"] for each in compute.costs(cost, steps, begun).values()]
+    leveled = [each["cost"] for each in training.costs(cost, steps, begun).values()]
     np.testing.assert_allclose(leveled, leveled[-1], rtol=0.02)
 
 

@@ -1,7 +1,7 @@
 """What the tables of the games with attack networks say of a result."""
 
 from experiments.hamm_2018 import tables
-from experiments.hamm_2018.printed import PAPER
+from experiments.hamm_2018.settings import PAPER
 from experiments.hamm_2018.variants import said
 
 

@@ -9,7 +9,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from experiments.pinot_2020 import attack_blindness, blindness
+from experiments.pinot_2020 import attack_blindness, blindness, plots
 from mixjax import attacks, data, evaluation, losses, mixture, models, reporting, threats
 from tests.linear_game import LinearGame
 
@@ -249,7 +249,7 @@ def test_the_figure_draws_each_attack_once_and_the_optimum_as_a_line(
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", spy)
     results = results_of(finished)
     shown, blind = attack_blindness.SHOWN, attack_blindness.BLIND
-    reporting.plot_blindness(tmp_path / "figure.png", results, shown, blind)
+    plots.plot_blindness(tmp_path / "figure.png", results, shown, blind)
     for axis, (name, result) in zip(drawn[0].axes, results.items(), strict=True):
         assert axis.get_title() == name
         dots = {}
@@ -270,7 +270,7 @@ def test_the_figure_draws_each_attack_once_and_the_optimum_as_a_line(
 def test_what_cannot_be_drawn_is_named_and_nothing_is_written(finished, tmp_path):
     path = tmp_path / "figure.png"
     with pytest.raises(ValueError, match="results must hold at least one result, got none"):
-        reporting.plot_blindness(path, {}, ["arc"], [])
+        plots.plot_blindness(path, {}, ["arc"], [])
     with pytest.raises(ValueError, match="result of linear, alike must hold the attack unheard_of"):
-        reporting.plot_blindness(path, results_of(finished), ["arc", "unheard_of"], [])
+        plots.plot_blindness(path, results_of(finished), ["arc", "unheard_of"], [])
     assert not path.exists()

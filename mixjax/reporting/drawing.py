@@ -1,0 +1,81 @@
+"""What all figures have in common: colours, lines, a figure without a screen, a file for it."""
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+
+from mixjax import _extras, files
+
+# Okabe and Ito, Color universal design, 2008: blue, vermilion, green, orange, purple, sky, black:
+# colours that colour-blind readers can tell apart; never colour alone.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+MARKERS = "os^DvPX"
+RIGHT, WRONG = COLORS[0], COLORS[1]
+_DOTS_PER_INCH = 150
+_SMALL_DOTS_PER_INCH = 110
+_PALETTE = 256  # colours: a file of a third of the size
+
+
+def figure(width: float, height: float, panels: int | tuple[int, int]) -> tuple[Any, Any]:
+    """A figure without pyplot, which keeps a global state and may want a screen.
+
+    Args:
+      width: in inches.
+      height: likewise.
+      panels: how many beside each other, or rows and columns of them.
+
+    Returns:
+      The figure and its axes, row by row.
+    """
+    with _extras.needed("report"):
+        from matplotlib.figure import Figure
+
+    rows, columns = panels if isinstance(panels, tuple) else (1, panels)
+    made = Figure(figsize=(width, height), layout="constrained")
+    axes = made.subplots(rows, columns, squeeze=False)
+    return made, axes.ravel()
+
+
+def plain(axis: Any) -> None:
+    """A light grid, no frame above and on the right, a legend without a box."""
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=7.5)
+
+
+def points(axis: Any, x: Any, labels: Any, **look: Any) -> None:
+    """Points `x [N, 2]` of two classes, `labels [N]` 1 or -1, which differ in colour and mark."""
+    x, labels = np.asarray(x), np.asarray(labels)
+    usual = {"s": 22, "edgecolors": "white", "linewidths": 0.6, "zorder": 3} | look
+    for label, color, marker in ((1, COLORS[0], "o"), (-1, COLORS[1], "^")):
+        own = x[labels == label]
+        axis.scatter(own[:, 0], own[:, 1], color=color, marker=marker, label=f"{label:d}", **usual)
+
+
+def write(figure: Any, path: str | os.PathLike, *, is_small: bool = False) -> None:
+    """Writes a figure as PNG, whole or not at all.
+
+    Args:
+      figure: as from `figure`.
+      path: the file.
+      is_small: fewer dots and 256 colours, for figures that a repository keeps.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_SMALL_DOTS_PER_INCH if is_small else _DOTS_PER_INCH)
+    files.write(path, _quantized(buffer) if is_small else buffer.getvalue())
+
+
+def _quantized(full):
+    from PIL import Image  # comes with the extra `report`, as matplotlib
+
+    small = io.BytesIO()
+    picture = (
+        Image.open(full)
+        .convert("RGB")
+        .quantize(_PALETTE, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    )
+    picture.save(small, format="png", optimize=True)
+    return small.getvalue()
