@@ -17,7 +17,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -28,6 +28,9 @@ from mixjax.interrupt import Interrupt, interruptible
 from mixjax.typing import PyTree
 
 with _extras.needed("train"):
+    pass  # only that it is there: what is in it takes a third as long as JAX to import
+
+if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
 __all__ = [
@@ -61,7 +64,7 @@ class _Entry(NamedTuple):
 class Manager:
     """An open folder of checkpoints; made by `open`, closed by `close` or by a `with` block."""
 
-    orbax: ocp.CheckpointManager
+    orbax: "ocp.CheckpointManager"
     metric: str
     entries: dict[int, _Entry]  # by number, which is the name of the checkpoint's folder
 
@@ -141,6 +144,8 @@ def open(
       >>> state["x"], step, skipped
       (Array([0, 1, 2], dtype=int32), 1, [])
     """
+    import orbax.checkpoint as ocp
+
     checks.at_least(1, num_latest=num_latest)
     checks.at_least(0, num_best=num_best)
     check_directory(directory)
@@ -205,6 +210,8 @@ def save(manager: Manager, step: int, state: PyTree, metrics: Mapping[str, Any])
       OSError: if this or the last save could not be written.
     """
     checks.at_least(0, step=step)
+    import orbax.checkpoint as ocp
+
     step = int(step)
     if manager.metric not in metrics:
         raise ValueError(f"metrics must hold {manager.metric}, got {', '.join(metrics) or 'none'}")
@@ -279,6 +286,8 @@ def restore(
 
 def _read(manager, number, template):
     """The state of one checkpoint, if it fits the template and is what was saved."""
+    import orbax.checkpoint as ocp
+
     record = _stored_record(manager, number)
     arrays = jax.tree.map(_as_array, template)
     _check_template(record["leaves"], arrays, manager.entries[number].step)
@@ -373,6 +382,8 @@ def _remove_leftovers(directory):
 
 def _stored_record(manager, number):
     """What was stored beside the state: step, metrics, and shape, dtype, sha256 of each leaf."""
+    import orbax.checkpoint as ocp
+
     try:
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
         record = manager.orbax.restore(number, args=args)["record"]

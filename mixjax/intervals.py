@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-import scipy.special
+import scipy
 
 from mixjax import checks
 

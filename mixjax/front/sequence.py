@@ -316,13 +316,12 @@ def _trained(
     num_at_once = loop.largest_divisor(plan.steps_per_validation, most)
     place.mkdir(parents=True, exist_ok=True)
     best = loop.run(
-        loop.Placement(_steps(training.step, plan.batch_size, plan.augment, num_at_once)),
+        loop.Placement(_steps(training.step, plan.batch_size, plan.augment)),
         loop.start(state),
         (key, jax.tree.map(jnp.asarray, examples), before if sees_past else None),
-        num_steps=plan.num_steps,
-        steps_per_epoch=plan.steps_per_validation,
+        marks=range(plan.steps_per_validation, plan.num_steps + 1, plan.steps_per_validation),
         dispatch_steps=num_at_once,
-        validate=lambda state: score(
+        measure=lambda state: score(
             (*before.members, jax.tree_util.Partial(model.apply, state.average)), before.weights
         ),
         folder=place,
@@ -339,7 +338,7 @@ def _trained(
 
 # Remembered: what is compiled for one member serves the next one, if that looks at nobody.
 @functools.lru_cache(maxsize=64)
-def _steps(step, batch_size, augment, num_at_once):
+def _steps(step, batch_size, augment):
     def batch(everything, number):
         key, examples, past = everything
         order_key, draw_key = jax.random.split(key)
@@ -355,8 +354,8 @@ def _steps(step, batch_size, augment, num_at_once):
             images = augment(jax.random.fold_in(draw_key, 1), images)
         return to_float(images), examples.labels[picked], past
 
-    steps = loop.in_dispatches(step, batch, num_steps=num_at_once)
-    return jax.jit(steps, donate_argnums=0)
+    steps = loop.in_dispatches(step, batch)
+    return jax.jit(steps, static_argnums=2, donate_argnums=0)
 
 
 def _scoring(key, validation, threat, plan):

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
-import scipy.sparse
+import scipy
 
 from mixjax.games import _tables
 from mixjax.games.patterns import merge

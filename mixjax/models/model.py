@@ -8,16 +8,18 @@ example); variables are `{"params": ..., "batch_stats": ...}`, where every colle
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import nnx
 
 from mixjax import checks
 from mixjax.typing import Array, Key, PyTree
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 # How the arguments of a call are named that switch between training and use, and those for which
 # True means use.
@@ -111,7 +113,7 @@ def from_linen(
 
 
 def from_nnx(
-    constructor: Callable[[nnx.Rngs], nnx.Module],
+    constructor: "Callable[[nnx.Rngs], nnx.Module]",
     input_shape: tuple[int, ...],
     *,
     train_argument: str | None = None,
@@ -141,6 +143,8 @@ def from_nnx(
       >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((5, 3))).shape
       (5, 2)
     """
+    from flax import nnx  # who has no such module need not wait for it
+
     for size in input_shape:
         checks.at_least(1, input_shape=size)
     abstract = nnx.eval_shape(lambda: constructor(nnx.Rngs(0)))
@@ -220,6 +224,8 @@ def _refuse_without_switch(kind, found):
 
 def _filled(state, values):
     """A copy of an NNX state that holds `values`."""
+    from flax import nnx
+
     filled = jax.tree.map(lambda x: x, state)
     nnx.replace_by_pure_dict(filled, values)
     return filled
