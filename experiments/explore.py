@@ -133,7 +133,7 @@ def explored(logits_fn, weights, images, labels, ball, epsilon, budget, settings
     climb = jax.jit(functools.partial(ascent_path, threat, num_steps=num_points))
     found = {name: points[settings.num_radii // 2 - 1] for name, points in curves.points.items()}
     pictures = []
-    for n in range(min(settings.num_images, len(labels))):
+    for n in program.shown(range(min(settings.num_images, len(labels))), "walks", "image"):
         example = logits_fn, weights, images[n], labels[n]
         walks = {name: described(*walk(*example, found[name][n])) for name in ATTACKS}
         walks[ASCENT] = described(*climb(*example), is_straight=False)

@@ -99,6 +99,58 @@ def files():
                 yield module, path
 
 
+def helpers(program, sources):
+    """The modules of `experiments` that one of them imports, and those import, itself left out."""
+    found, left = set(), [program]
+    while left:
+        module = left.pop()
+        for name in imported_names(sources[module], module):
+            parents = [name.rsplit(".", number)[0] for number in range(2)]
+            new = {each for each in (name, *parents) if each in sources} - found - {program}
+            found |= new
+            left += new
+    return found
+
+
+EXPERIMENTS = {
+    module: path.read_text()
+    for module, path in files()
+    if module.startswith("experiments.") and path.stem != "__init__"
+}
+RUN = [module for module, text in EXPERIMENTS.items() if "def main(argv=None)" in text]
+
+
+@pytest.mark.parametrize("module", RUN)
+def test_an_experiment_needs_at_most_eight_files_beside_its_own(module):
+    needed = helpers(module, EXPERIMENTS)
+    assert "experiments.run.program" in needed
+    assert len(needed) <= 8, "\n".join(sorted(needed))
+
+
+def test_what_an_experiment_needs_is_counted_through_others():
+    sources = {
+        "experiments.a": "from experiments import b\nimport jax",
+        "experiments.b": "def f():\n    from experiments.c import g",
+        "experiments.c": "import experiments.a",
+        "experiments.d": "",
+    }
+    assert helpers("experiments.a", sources) == {"experiments.b", "experiments.c"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("mixjax/reporting", ("python -m", "--run-dir", "argparse")),  # no command line
+        ("mixjax/parallel.py", ("opt_state", '"average"', '"variables"')),  # no field of a state
+    ],
+)
+def test_a_part_does_not_know_what_is_others_business(folder, words):
+    place = ROOT / folder
+    for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        found = [word for word in words if word in path.read_text()]
+        assert not found, path
+
+
 def test_every_import_points_down():
     found = [
         violation

@@ -30,8 +30,7 @@ from experiments.hamm_2018.variants import ORDERS, Order, said
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
 from mixjax import checks, defenses, evaluation, games, losses, models, reporting
-from mixjax.front.loop import Training
-from mixjax.typing import Array
+from mixjax.typing import Array, Training
 
 PROGRAM = "experiments.hamm_2018.privacy_filter"
 SIDES = ("below 5", "5 or more")

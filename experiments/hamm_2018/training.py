@@ -22,7 +22,7 @@ from experiments.hamm_2018.settings import RunConfig
 from experiments.hamm_2018.variants import ATTACKERS, STRONG, Attacker, tutorial
 from mixjax import attacks, checkpoint, data, defenses, models, reporting, threats
 from mixjax.front import loop
-from mixjax.typing import Array, PyTree
+from mixjax.typing import Array, PyTree, Training
 
 
 class Setting(NamedTuple):
@@ -155,7 +155,7 @@ def under_network(setting: Setting, network: PyTree, loss_fn, x, label, threat) 
 
 
 @functools.cache
-def attacker(setting: Setting) -> Callable[[Array, PyTree], loop.Training]:
+def attacker(setting: Setting) -> Callable[[Array, PyTree], Training]:
     """`(eta, variables of a classifier) -> Training` of an attack network against it."""
 
     def raised(variables, x, label):
@@ -167,7 +167,7 @@ def attacker(setting: Setting) -> Callable[[Array, PyTree], loop.Training]:
     return make
 
 
-def network_training(setting: Setting, raised, eta, classifier: PyTree) -> loop.Training:
+def network_training(setting: Setting, raised, eta, classifier: PyTree) -> Training:
     """Training of the setting's attack network: `raised` is `(classifier, x, label) -> []`."""
     training = attacks.attack_network_training(
         setting.network,
@@ -181,13 +181,13 @@ def network_training(setting: Setting, raised, eta, classifier: PyTree) -> loop.
     def step(state, images, labels):
         return training.step(state, classifier, images, labels)
 
-    return loop.Training(training.init, step)
+    return Training(training.init, step)
 
 
 def train(
     setting: Setting,
     name: str,
-    make: Callable[..., loop.Training],
+    make: Callable[..., Training],
     *args: PyTree,
     num_steps: int,
     measure: Callable[[Any], dict[str, float]] | None = None,

@@ -142,7 +142,7 @@ def compare(finite: Finite, config: Config, shares):
         share: grow(
             num_rounds=len(grown[1].rounds), tolerance=-1.0, strategies=games.boosting(share)
         )
-        for share in shares
+        for share in program.shown(shares, "boosting", "share")
     }
     return first, grown, boosted
 

@@ -99,7 +99,7 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
     draw = jax.jit(
         functools.partial(draw_problem, config=config, radii=np.array(radii, np.float32))
     )
-    for seed in range(config.seeds):
+    for seed in program.shown(range(config.seeds), "problems", "seed"):
         problem, codes = draw(jax.random.fold_in(jax.random.key(config.seed), seed))
         codes = np.asarray(codes)
         for index, radius in enumerate(radii):

@@ -17,6 +17,7 @@ Writes `figure_1.png`, `best_responses.png`, `cycle.png`, `theorem_2.png`, `theo
 """
 
 import dataclasses
+import itertools
 import pathlib
 
 import numpy as np
@@ -80,9 +81,9 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
     far = Gaussians(config.far_mean, config.far_scale)
     grid = [
         gain(narrow, penalty, epsilon, lam, config.alphas)
-        for penalty in PENALTIES
-        for epsilon in epsilons
-        for lam in lams
+        for penalty, epsilon, lam in program.shown(
+            list(itertools.product(PENALTIES, epsilons, lams)), "theorem 2", "case"
+        )
     ]
     failing = [
         gain(far, penalty, config.far_epsilon, config.far_lam, config.alphas)

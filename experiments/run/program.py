@@ -6,10 +6,11 @@ import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import tqdm
 
 from experiments.run import command_line
 from mixjax import checkpoint, checks, data, files, reporting
@@ -222,6 +223,11 @@ def page(outcome: Outcome, title: str, origin: dict[str, Any]) -> str:
     parts += ["## Provenance\n"]
     parts += [f"- {name}: {value}" for name, value in origin.items()]
     return "\n".join(parts) + "\n"
+
+
+def shown(items: Iterable, name: str, unit: str) -> Iterable:
+    """The items, one after the other, with a bar on standard error."""
+    return tqdm.tqdm(items, desc=name, unit=unit)
 
 
 def numbers(low: float, high: float, **lists: str) -> list[float]:

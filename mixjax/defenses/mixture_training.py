@@ -27,21 +27,18 @@ from mixjax.defenses.adversarial import Objective, adversarial_training
 from mixjax.defenses.weighing import Weighing
 from mixjax.models import Model
 from mixjax.threats import Threat
-from mixjax.typing import Array, Bounds, Key, PyTree
+from mixjax.typing import Array, Bounds, Key, PyTree, Training
 
 UPDATES = ("one", "all")
 MEMBER_FIELDS = ("variables", "opt_state", "average")  # of the state: a leading axis of members
 
 
-class Defense(NamedTuple):
-    """A training method: `init(key) -> state`, `step(state, images, labels) -> (state, info)`.
+class Defense(Training):
+    """The training of a classifier or of a mixture: `step(state, images, labels) -> (state, info)`.
 
     A mixture whose weights are found on several batches takes those beside the first one as a
     fourth argument of `step`, a function: see `mixture`.
     """
-
-    init: Callable[[Key], Any]
-    step: Callable[..., tuple[Any, Any]]
 
 
 class MixtureState(NamedTuple):

@@ -23,13 +23,6 @@ from mixjax.interrupt import Interrupt, Stopped, interruptible
 from mixjax.typing import Array, PyTree
 
 
-class Training(NamedTuple):
-    """Anything that learns: `init(key) -> state`, `step(state, *batch) -> (state, info)`."""
-
-    init: Callable[..., Any]
-    step: Callable[..., tuple[Any, Any]]
-
-
 class Progress(NamedTuple):
     """State of the loop: the training's, and sums over the steps with a loss since a mark."""
 
@@ -141,8 +134,17 @@ def run(
       mixjax.interrupt.Stopped: after a signal, which ends the process.
     """
     num_steps = marks[-1]
-    kept = {"metric": metric} if metric else {"metric": "step", "num_latest": 1, "num_best": 0}
-    with checkpoint.open(checkpoints, config, **kept) as saved, _interruptible() as interrupt:
+    num_latest, num_best = (2, 3) if metric else (1, 0)
+    with (
+        checkpoint.open(
+            checkpoints,
+            config,
+            metric=metric or "step",
+            num_latest=num_latest,
+            num_best=num_best,
+        ) as saved,
+        _interruptible() as interrupt,
+    ):
         skipped = []
         if checkpoint.steps(saved):
             progress, _, skipped = checkpoint.restore(saved, progress)

@@ -31,7 +31,7 @@ _MEANING = """\
 - **lower bound**: the weighted sum of the members' own robust accuracies, where each member met
   as many attacks of its own as the mixture did; it is as good as these are strong. The few runs
   of PGD on each member at the end of training do not give one, and leave a mixture more than the
-  whole suite does (`python -m experiments.evaluate`).
+  whole suite does.
 - **members alone**, **averaged**: robust accuracy of each member by itself and of the ensemble
   that answers with the class of highest mean probability, on the same attacked points.
 - **attack runs**: attacks per example, restarts included. More of them lower a score by

@@ -46,8 +46,7 @@ def open_run(
     run_dir = pathlib.Path(run_dir)
     if not resume and (run_dir / files.CONFIG).exists():
         raise ValueError(
-            f"run_dir {run_dir} holds a run already: continue it with --resume "
-            "or choose another --run-dir"
+            f"{argument} {run_dir} holds a run already: resume it or choose another folder"
         )
     new = files.claim(run_dir, config, argument=argument)
     with files.hold(run_dir, argument=argument):

@@ -15,9 +15,10 @@ import pytest
 
 from benchmarks import setting
 from experiments import cifar10_mixture
-from experiments.meunier_2021 import algorithm
+from experiments.meunier_2021 import algorithm, training
+from experiments.meunier_2021.settings import PRESETS
 from experiments.run import command_line, program
-from mixjax import data, files
+from mixjax import data, files, reporting
 
 # A linear model on digits: the whole experiment in seconds.
 TINY = (
@@ -30,6 +31,22 @@ TINY = (
 
 def run(run_dir, *flags):
     cifar10_mixture.main([*TINY, "--run-dir", str(run_dir), *flags])
+
+
+def settings_of(*flags):
+    """The config of the flags."""
+    argv = [*TINY, *flags]
+    return command_line.parse(argv, PRESETS, default="demo", program="", description="")[1]
+
+
+def trained(folder, *flags):
+    """The metrics of the training alone, without the attack on what it leaves."""
+    config, dataset = settings_of(*flags), data.load("digits")
+    split = data.Split(*(part[: config.train_examples or None] for part in dataset.train))
+    game = algorithm.build(config, dataclasses.replace(dataset, train=split))
+    folder.mkdir()
+    training.train("mixture", game, split, folder, folder / "checkpoints", {})
+    return reporting.read_metrics(folder)
 
 
 def numbers(run_dir):
@@ -163,7 +180,7 @@ def test_a_run_folder_whose_checkpoints_could_not_be_read_is_refused_at_once(tmp
 
 @pytest.mark.parametrize("preset", ["fast", "paper"])
 def test_digits_are_not_mirrored_or_shifted_unless_each_is_asked_for(preset):
-    config = cifar10_mixture.PRESETS[preset]
+    config = PRESETS[preset]
     digits, photographs = data.load("digits").augmentation, data.Augmentation(4, flip=True)
     for flags, of_digits, of_photographs in (
         ({}, (0, False), (4, True)),
@@ -187,11 +204,7 @@ def test_training_sees_the_shifts_that_it_was_told(monkeypatch):
     monkeypatch.setattr(data, "augment", augment)
     dataset = data.load("digits")
     for flags in ([], ["--crop", "1"], ["--flip", "yes"]):
-        argv = [*TINY, *flags]
-        _, config = command_line.parse(
-            argv, cifar10_mixture.PRESETS, default="demo", program="", description=""
-        )
-        game = algorithm.build(config, dataset)
+        game = algorithm.build(settings_of(*flags), dataset)
         jax.eval_shape(game.batches, dataset.train, 0)
     assert seen == [{"pad": 1, "flip": False}, {"pad": 0, "flip": True}]
 
@@ -200,7 +213,7 @@ def test_what_the_terminal_has_no_character_for_is_printed_as_its_code(monkeypat
     """As under PYTHONIOENCODING=ascii, in experiments and benchmarks alike."""
 
     def from_experiment():
-        command_line.parse([], cifar10_mixture.PRESETS, default="demo", program="", description="")
+        command_line.parse([], PRESETS, default="demo", program="", description="")
 
     for start in (from_experiment, lambda: setting.Parser("", "").parse_args([])):
         written = io.BytesIO()
@@ -324,18 +337,15 @@ def test_a_run_killed_or_interrupted_ends_with_the_numbers_of_one_that_was_not(c
     assert numbers(broken) == numbers(tmp_path / "straight")
 
 
-def assert_same_training(folder, other):
-    _, metrics = numbers(folder)
-    _, expected = numbers(other)
-    for row, expected_row in zip(metrics, expected, strict=True):
+def assert_same_training(metrics, other):
+    for row, expected_row in zip(metrics, reporting.read_metrics(other), strict=True):
         assert row["loss"] == pytest.approx(expected_row["loss"], abs=1e-4)
         np.testing.assert_allclose(row["weights"], expected_row["weights"], atol=1e-4)
 
 
 @pytest.mark.parametrize("flags", ["--devices 4", "--devices 4 --member-devices 2"])
 def test_several_devices_give_the_numbers_of_one(flags, finished, tmp_path):
-    run(tmp_path / "run", "--no-single", *flags.split())
-    assert_same_training(tmp_path / "run", finished)
+    assert_same_training(trained(tmp_path / "run", *flags.split()), finished)
 
 
 def test_two_hosts_give_the_numbers_of_one(children, finished, tmp_path):
@@ -347,13 +357,12 @@ def test_two_hosts_give_the_numbers_of_one(children, finished, tmp_path):
     for process in processes:
         _, error = children.finish(process)
         assert process.returncode == 0, error
-    assert_same_training(tmp_path / "run", finished)
+    assert_same_training(reporting.read_metrics(tmp_path / "run"), finished)
 
 
 def test_an_epoch_of_weight_steps_alone_has_no_loss_and_goes_on(tmp_path):
     """One step an epoch, every other one a weight step: there is no mean of no losses."""
-    flags = "--train-examples 256 --model-steps 1 --epochs 4 --no-single --weight-batches 2"
-    run(tmp_path / "run", *flags.split())
-    _, metrics = numbers(tmp_path / "run")
+    flags = "--train-examples 256 --model-steps 1 --epochs 4 --weight-batches 2"
+    metrics = trained(tmp_path / "run", *flags.split())
     assert [row["loss"] is None for row in metrics] == [False, True, False, True]
     assert metrics[0]["weights"] == [0.5, 0.5] != metrics[1]["weights"]

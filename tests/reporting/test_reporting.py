@@ -31,7 +31,7 @@ def test_a_new_folder_holds_the_config_and_nothing_else(tmp_path):
 
 def test_a_run_that_is_there_is_refused_naming_the_flag(tmp_path):
     open_and_close(tmp_path, CONFIG)
-    with pytest.raises(ValueError, match="run_dir .* holds a run already.*--resume"):
+    with pytest.raises(ValueError, match="run_dir .* holds a run already: resume it"):
         open_and_close(tmp_path, CONFIG)
 
 
