@@ -155,7 +155,8 @@ def complete(
       expected accuracy of each test example, [N].
     """
     start = time.monotonic()
-    best = train(name, game, dataset.train, folder, checkpoints, recorded(config))
+    places = folder, checkpoints, recorded(config)
+    best = train(name, game, dataset.train, *places, tensorboard=config.tensorboard)
     result, worst = evaluate(name, config, game, dataset, best)
     result["training_passes"] = passes(config) * game.num_steps
     if versus is not None:

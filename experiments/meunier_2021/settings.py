@@ -81,6 +81,7 @@ class Config:
     processes: int = flag(1, "number of processes, of all hosts together")
     process: int = flag(0, "number of this process, from 0")
     dispatch_steps: int = flag(30, "training steps per dispatch, at most")
+    tensorboard: bool = flag(False, "write the metrics for TensorBoard too: extra tensorboard")
     cpu: bool = flag(False, "insist on a CPU for a preset that is made for accelerators")
     debug: bool = flag(False, "show the traceback of an error")
 
@@ -123,7 +124,7 @@ PRESETS = {
 
 
 # Fields that may change between a run and its continuation.
-PLACES = "devices member_devices coordinator processes process".split()
+PLACES = "devices member_devices coordinator processes process tensorboard".split()
 
 
 def check(config: Config, dataset: data.Dataset, num_devices: int):

@@ -19,6 +19,8 @@ def train(
     folder: pathlib.Path,
     checkpoints: pathlib.Path,
     recorded: dict[str, Any],
+    *,
+    tensorboard: bool = False,
 ) -> defenses.MixtureState:
     """Trains one mixture and returns its state that was most robust on validation data."""
     progress = loop.start(game.defense.init(jax.random.fold_in(game.key, 0)))
@@ -33,6 +35,7 @@ def train(
         checkpoints=checkpoints,
         config=recorded,
         name=name,
+        tensorboard=tensorboard,
     )
 
 

@@ -108,10 +108,11 @@ def main(
     cache_compilation()
     place = of_run(config.run_dir, choice)
     words = shlex.join(sys.argv[1:] if argv is None else argv)
-    go_on = f"--resume --run-dir {shlex.quote(str(place))} goes on"
-    with errors_in_one_line(
-        command, debug=config.debug, hint=hint, go_on=go_on if hasattr(config, "resume") else ""
-    ):
+    go_on = "the same command begins anew"
+    if hasattr(config, "resume"):
+        own = f"--resume --run-dir {shlex.quote(str(place))} goes on"
+        go_on = own if folder else "the same command with --resume goes on"
+    with errors_in_one_line(command, debug=config.debug, hint=hint, go_on=go_on):
         run(Call(program, choice, config, place, f"{command} {words}".strip()))
 
 
@@ -125,7 +126,7 @@ def errors_in_one_line(
     """
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if debug:
             raise
         command_line.fail(command, f"{error}{hint if isinstance(error, data.DataError) else ''}")
@@ -133,7 +134,7 @@ def errors_in_one_line(
         print(f"{command}: stopped {stop.where}; {go_on}", file=sys.stderr)
         raise
     except KeyboardInterrupt:
-        print(f"{command}: stopped; the same command begins anew", file=sys.stderr)
+        print(f"{command}: stopped; {go_on}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -101,6 +101,7 @@ def run(
     metric: str | None = "robust_accuracy",
     name: str = "training",
     show: bool = True,
+    tensorboard: bool = False,
 ) -> Any:
     """Trains to the end, and returns the training's state that was best, or the last one.
 
@@ -124,6 +125,7 @@ def run(
         newest, and the best is returned. None: the last one is.
       name: what the progress bar is called.
       show: whether there is one, on stderr.
+      tensorboard: whether the metrics are written for TensorBoard as well, below `folder`.
 
     Returns:
       The state, in NumPy arrays.
@@ -143,6 +145,7 @@ def run(
             num_latest=num_latest,
             num_best=num_best,
         ) as saved,
+        reporting.open_scalars(folder, is_wanted=tensorboard) as write_scalars,
         _interruptible() as interrupt,
     ):
         skipped = []
@@ -172,6 +175,7 @@ def run(
                     row = {"step": done, "loss": _mean_loss(here)} | measure(here.training)
                     score |= {metric: row[metric]} if metric else {}
                     reporting.append_metrics(folder, row)
+                    write_scalars(row)
                     bar.set_postfix_str(_summary(row))
                 if done == mark:
                     progress = _at_mark(progress)

@@ -24,6 +24,7 @@ from mixjax.reporting.run_folder import (
     read_metrics,
     truncate_metrics,
 )
+from mixjax.reporting.scalars import open_scalars
 from mixjax.reporting.tables import (
     attack_table,
     findings_table,
@@ -46,6 +47,7 @@ __all__ = [
     "interval_of",
     "members_table",
     "open_run",
+    "open_scalars",
     "plot_attacks",
     "plot_curves",
     "plot_security",

@@ -85,7 +85,7 @@ def test_a_stop_says_where_and_how_to_go_on_with_the_exit_code_of_the_signal(tmp
 
     for experiment, code, told in (
         (stopped, 143, "stopped after step 3 of 7 of training, which is saved; --resume --run-dir"),
-        (interrupted, 130, "stopped; the same command begins anew"),
+        (interrupted, 130, "stopped; --resume --run-dir"),
     ):
         with pytest.raises(SystemExit) as stop:
             call(["--resume", "--run-dir", str(folder)], [], experiment)
