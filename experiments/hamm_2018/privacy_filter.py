@@ -170,7 +170,7 @@ def players(config: Config, method, body, reader, transform):
 
         def step(state, images, digits):
             state, info = game.update(state, noise_key(config, state), images, digits)
-            return state, Risk(info.value)
+            return state, Risk(info.f)
 
         return Training(init, step)
 

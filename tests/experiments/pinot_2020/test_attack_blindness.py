@@ -134,7 +134,7 @@ def test_the_second_member_learns_from_the_data_attacked_for_the_first(monkeypat
     assert 0.19 < np.abs(attacked - clean).max() <= config.epsilon + 1e-6
     assert np.mean(logits.argmax(-1) == dataset.train.labels) > 0.7
     first = jax.tree.map(lambda leaf: leaf[0], pair.logits_fn.args[1])
-    fooled = np.asarray(linear.apply(first, attacked)).argmax(-1)
+    fooled = np.asarray(models.linear(10, input_shape=(8, 8, 1)).apply(first, attacked)).argmax(-1)
     assert np.mean(fooled == dataset.train.labels) < 0.6
     assert np.mean(second_logits.argmax(-1) == dataset.train.labels) > 0.8
     keys_and_more = (jax.random.key(0), first, jnp.asarray(clean[:4]), jnp.zeros(4, jnp.int32))
