@@ -18,9 +18,10 @@ import jax
 import numpy as np
 
 from experiments.meunier_2021.algorithm import build
+from experiments.meunier_2021.training import restore
 from experiments.run import program
 from experiments.run.command_line import flag
-from experiments.run.reading import read_run, restore
+from experiments.run.reading import read_run
 from mixjax import checks, data, files, models
 from mixjax.models.resnet import CHANNEL_MEAN, CHANNEL_STD
 from mixjax.typing import PyTree
@@ -57,7 +58,7 @@ def run(call: program.Call):
         config.dataset, settings.data_dir or None, manual_dir=settings.manual_dir or None
     )
     game = build(config, dataset)
-    state = restore(found, game)
+    state = restore(game, found.checkpoints, found.recorded)
     number = settings.num_examples or config.test_examples
     images, labels = (part[:number] for part in dataset.test)
     told = {"architecture": config.model, "width": config.width, "dataset": config.dataset}

@@ -141,7 +141,7 @@ def test_what_an_experiment_needs_is_counted_through_others():
     ("folder", "words"),
     [
         ("mixjax/reporting", ("python -m", "--run-dir", "argparse")),  # no command line
-        ("mixjax/parallel.py", ("opt_state", '"average"', '"variables"')),  # no field of a state
+        ("mixjax/parallel.py", ("opt_state", "MixtureState")),  # no field of a state
     ],
 )
 def test_a_part_does_not_know_what_is_others_business(folder, words):
