@@ -224,7 +224,7 @@ def _their_side(model, variables, images, labels, flags):
             f"{error}: `make .venv-peers/peers` installs it, --no-peers times mixjax alone"
         ) from error
     peer_autoattack.start(setting.num_threads(), flags.seed)
-    side = peer_autoattack.AutoAttack(variables, images, labels)
+    side = peer_autoattack.of_resnet(variables, images, labels)
     difference = np.abs(side.logits() - jax.jit(model.apply)(variables, images)).max()
     if not difference <= TOLERANCE * max(1.0, float(np.abs(side.logits()).max())):
         raise ValueError(f"logits of the two networks differ by {difference:.3g}")

@@ -14,16 +14,21 @@ NORMS = {"linf": "Linf", "l2": "L2"}
 NUM_STEPS, NUM_QUERIES = 100, 5000  # torchattacks' own `AutoAttack` takes 10 steps instead
 
 
+def of_resnet(variables: PyTree, images: np.ndarray, labels: np.ndarray) -> "AutoAttack":
+    """On one of our ResNets; its `logits` are to be compared with ours before."""
+    return AutoAttack(peer.network(variables, "cpu"), images, labels)
+
+
 def start(num_threads: int, seed: int):
     """Sets PyTorch up with as many threads as XLA has."""
     peer.start(num_threads, "cpu", seed)
 
 
 class AutoAttack:
-    """Attacks our network in PyTorch; `logits` are to be compared with ours before."""
+    """Attacks a network `[B, channels, H, W] -> [B, C]` on images `[B, H, W, channels]`."""
 
-    def __init__(self, variables: PyTree, images: np.ndarray, labels: np.ndarray):
-        self.network = peer.network(variables, "cpu").eval().requires_grad_(False)
+    def __init__(self, network: torch.nn.Module, images: np.ndarray, labels: np.ndarray):
+        self.network = network.eval().requires_grad_(False)
         # [B, H, W, C] seen as [B, C, H, W] is what channels_last means.
         self.images = torch.tensor(images).permute(0, 3, 1, 2)
         self.labels = torch.tensor(labels).long()
