@@ -357,7 +357,8 @@ def _auto_pgd(
     key, run, logits_fn, weights, x, label, threat, accuracy_fn, bounds, *, num_runs, num_steps
 ):
     """All runs of AutoPGD: the loss is chosen inside, so that one compiled loop serves all."""
-    chosen = np.repeat(np.arange(len(num_runs)), num_runs)
+    used = [place for place, number in enumerate(num_runs) if number]
+    chosen = np.repeat(np.arange(len(used)), [num_runs[place] for place in used])
     turns = np.concatenate([np.arange(number) for number in num_runs])
     logits = logits_fn(x)
     if 0 < num_runs[-1] < logits.shape[0]:
@@ -379,18 +380,16 @@ def _auto_pgd(
         return losses.targeted_dlr(logits, label, target)
 
     def loss_fn(x):
-        return jax.lax.switch(
-            jnp.asarray(chosen)[run],
-            (
-                lambda logits: expected(losses.cross_entropy, logits),
-                lambda logits: -mixture.log_probs(logits, weights)[label],
-                lambda logits: expected(losses.dlr, logits),
-                lambda logits: expected(minus_margin, logits),
-                lambda logits: expected(towards_target, logits),
-                lambda logits: losses.cross_entropy(logits[turn % len(logits)], label),
-            ),
-            logits_fn(x),
+        branches = (
+            lambda logits: expected(losses.cross_entropy, logits),
+            lambda logits: -mixture.log_probs(logits, weights)[label],
+            lambda logits: expected(losses.dlr, logits),
+            lambda logits: expected(minus_margin, logits),
+            lambda logits: expected(towards_target, logits),
+            lambda logits: losses.cross_entropy(logits[turn % len(logits)], label),
         )
+        branches = [branches[place] for place in used]
+        return jax.lax.switch(jnp.asarray(chosen)[run], branches, logits_fn(x))
 
     return attacks.apgd(
         key, loss_fn, x, threat, num_steps=num_steps, accuracy_fn=accuracy_fn, bounds=bounds
