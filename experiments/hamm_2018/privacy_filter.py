@@ -17,7 +17,6 @@ erases everything lowers best; the term of what is to be kept, and the noise, ar
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,7 @@ from experiments.hamm_2018.variants import ORDERS, Order, said
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
 from mixjax import checks, defenses, evaluation, games, losses, models, reporting
-from mixjax.typing import Array, Training
+from mixjax.typing import Training
 
 PROGRAM = "experiments.hamm_2018.privacy_filter"
 SIDES = ("below 5", "5 or more")
@@ -53,12 +52,6 @@ class Config(settings.RunConfig):
         options=ORDERS,
     )
     ascent_steps: int = flag(1, "steps of the follower before each one of the leader")
-
-
-class Risk(NamedTuple):
-    """What the loop sees of a step: `loss []`, the players' value."""
-
-    loss: Array
 
 
 PRESETS = {
@@ -169,8 +162,7 @@ def players(config: Config, method, body, reader, transform):
             return game.init(u, reader.init(keys[2])["params"])
 
         def step(state, images, digits):
-            state, info = game.update(state, noise_key(config, state), images, digits)
-            return state, Risk(info.f)
+            return game.update(state, noise_key(config, state), images, digits)
 
         return Training(init, step)
 

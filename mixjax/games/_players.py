@@ -58,6 +58,11 @@ class PlayersInfo(NamedTuple):
     penalty: Array
     residual: Array
 
+    @property
+    def loss(self) -> Array:
+        """The value `f`, as what a training by these methods shows as its loss."""
+        return self.f
+
 
 def ascent_gradient(f: Payoff, u: PyTree, v: PyTree, args: tuple[Any, ...]) -> PyTree:
     """The gradient in `v` of `-f`, for an optimiser that descends."""
