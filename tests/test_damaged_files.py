@@ -74,8 +74,9 @@ def test_a_header_that_asks_for_less_than_there_is(tmp_path):
 def test_a_batch_of_an_evaluation_is_as_it_was_or_made_again(tmp_path):
     path, batch = tmp_path / "b.npz", np.arange(4)
     answers = np.eye(4, 3) > 0, np.array([1, 0, 1, 1]) > 0, np.eye(4, 3, 1) > 0
-    found = (*answers, 1.5, np.array([1, 3]), np.ones((2, 5), np.float32))
-    runner._write(path, batch, found)
+    lowered, points = np.array([1, 3]), np.ones((2, 5), np.float32)
+    found = runner._Batch(batch, *answers, np.asarray(1.5), lowered, points)
+    runner._write(path, found)
     made_again = 0
     for damaged in flips(path.read_bytes()):
         path.write_bytes(damaged)

@@ -31,9 +31,9 @@ FORBIDDEN_CALLS = ("print", "warn", "breakpoint")
 MAY_COMPILE = (
     "mixjax/parallel.py",
     "mixjax/models/conv.py",
-    "mixjax/evaluation/compilation.py",  # a loop over batches on the host calls compiled code
+    "mixjax/evaluation/batches.py",  # a loop over batches on the host calls compiled code
     "mixjax/evaluation/diagnostics.py",
-    "mixjax/evaluation/batches.py",
+    "mixjax/evaluation/security.py",
     "mixjax/front/classifiers.py",
     "mixjax/front/stored.py",
     "mixjax/front/sequence.py",

@@ -19,9 +19,7 @@ from experiments.hamm_2018.training import (
     ball,
     network_training,
     train,
-    under_network,
 )
-from experiments.hamm_2018.variants import fgsm
 from mixjax import (
     attacks,
     data,
@@ -33,8 +31,7 @@ from mixjax import (
     mixture,
     reporting,
 )
-from mixjax.batch import example_keys
-from mixjax.typing import Array, PyTree
+from mixjax.typing import PyTree
 
 HEAD = ("clean", "fgsm_curr", "attack_network_curr", "auto_pgd", "arc", "worst")
 _ROUNDS = 1  # of attacking the solution and solving again
@@ -163,66 +160,18 @@ def _log_expected_error(logits, label, weights):
 
 def _attacked(setting, stacked, weights, network, *, eta, split) -> dict[str, np.ndarray]:
     """Which member errs at the point that each attack found: `attack -> [N, L]`."""
-    key = jax.random.fold_in(jax.random.key(setting.config.seed), 4)
-    weights = jnp.asarray(weights, jnp.float32)
-    run = functools.partial(_judge(setting), stacked, weights, network, jnp.float32(eta), key)
-    size = min(setting.config.test_batch_size, len(split.labels))
-    return evaluation.over_batches(run, *split, batch_size=size)
-
-
-@functools.cache
-def _judge(setting: Setting):
-    """Compiled `(members, weights, network, eta, key, images, labels, indices) -> wrong`."""
-    num_steps = setting.config.apgd_steps
-
-    def one(members, weights, network, eta, key, x, label):
-        threat = ball(eta)
-
-        def logits_fn(x):
-            return ensemble.apply(setting.model.apply, members, x)
-
-        def expected(loss_fn, logits_fn=logits_fn):
-            def loss(x) -> Array:
-                return losses.expected(loss_fn, logits_fn(x), label, weights)
-
-            return loss
-
-        def wrong(point):
-            return ~mixture.correct(logits_fn(point), label)
-
-        def paid(point):
-            return mixture.expected_loss(wrong(point), weights)
-
-        def auto_pgd(choice):  # one compiled loop for both losses
-            ask = attacks.once(logits_fn)
-            each = expected(losses.cross_entropy, ask), expected(losses.dlr, ask)
-            return attacks.apgd(
-                key,
-                lambda x: jnp.stack([loss(x) for loss in each])[choice],
-                x,
-                threat,
-                num_steps=num_steps,
-                accuracy_fn=lambda x: mixture.accuracy(ask(x), label, weights),
-            )[0]
-
-        cross_entropy = expected(losses.cross_entropy)
-        first, second = jax.lax.map(auto_pgd, jnp.arange(2))
-        points = {
-            "clean": x,
-            "fgsm_curr": fgsm(setting.config)(key, cross_entropy, x, threat)[0],
-            "attack_network_curr": under_network(setting, network, cross_entropy, x, label, threat),
-            "auto_pgd": jnp.where(paid(second) > paid(first), second, first),
-            "arc": attacks.arc(key, logits_fn, weights, x, label, threat)[0],
-        }
-        return {name: wrong(point) for name, point in points.items()}
-
-    def judge(members, weights, network, eta, key, images, labels, indices):
-        keys = example_keys(key, indices)
-        return jax.vmap(one, in_axes=(None, None, None, None, 0, 0, 0))(
-            members, weights, network, eta, keys, images, labels
-        )
-
-    return jax.jit(judge)
+    apply_fn = jax.tree_util.Partial(setting.model.apply)
+    fgsm, _, by_network, auto_pgd = scores.on_classifiers(setting, eta, network)
+    arc = evaluation.Attack(("arc",), 20, attacks.arc, ball(eta))
+    found = scores.evaluated(
+        setting,
+        jax.tree_util.Partial(ensemble.apply, apply_fn, stacked),
+        weights,
+        [fgsm, by_network, auto_pgd, arc],
+        split,
+        stream=4,
+    )
+    return scores.wrong(found)
 
 
 def _solve(tables: list[dict[str, np.ndarray]]) -> games.Equilibrium:

@@ -11,7 +11,7 @@ and the paper's attack network may leave [-1, 1], AutoPGD never does.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,11 +28,11 @@ from experiments.hamm_2018.training import (
     under_network,
 )
 from experiments.hamm_2018.variants import fgsm, ifgsm
-from mixjax import attacks, evaluation, losses, mixture, reporting
-from mixjax.batch import example_keys
+from mixjax import attacks, data, ensemble, evaluation, losses, reporting
 from mixjax.typing import PyTree
 
 STRONG = 0.9  # error of an undefended classifier that an attack network must reach to judge others
+NETWORK = "attack_network_curr"
 TRAINED = 0.5  # error without an attack above which a classifier says nothing about one
 
 
@@ -65,8 +65,7 @@ def score(setting: Setting, name: str, variables: PyTree, eta: float, *, with_ne
     if with_network:
         network = attack_network(setting, name, variables, eta)
     folder.mkdir(parents=True, exist_ok=True)
-    wrong = errors(setting, variables, eta, network)
-    result = _result(setting, wrong)
+    result = _result(setting, errors(setting, variables, eta, network))
     result |= {"eta": eta, "identity": known}
     seconds = time.monotonic() - start
     result["provenance"] = reporting.provenance(setting.command, setting.config.seed, seconds)
@@ -89,15 +88,26 @@ def errors(
     setting: Setting, variables: PyTree, eta: float, network: PyTree = None
 ) -> dict[str, np.ndarray]:
     """Whether the classifier errs, `[N]` for each attack; `network` are the variables of one."""
-    key = jax.random.fold_in(jax.random.key(setting.config.seed), 3)
-    run = functools.partial(_judge(setting), variables, network, jnp.float32(eta), key)
-    return over_test(setting, run)
+    return _of_one(setting, variables, on_classifiers(setting, eta, network))
+
+
+def current(setting: Setting, variables: PyTree, eta: float) -> dict[str, float]:
+    """What a curve of training shows: the errors without attack and under FGSM-curr."""
+    wrong = _of_one(setting, variables, on_classifiers(setting, eta)[:1])
+    return {name: float(each.mean()) for name, each in wrong.items()}
+
+
+def error_under_network(setting: Setting, variables: PyTree, network: PyTree, eta: float) -> float:
+    """The error of a classifier under an attack network, both given as variables."""
+    return float(_of_one(setting, variables, [by_network(setting, eta, network)])[NETWORK].mean())
 
 
 def transferred(
     setting: Setting, source: PyTree, target: PyTree, eta: float, attack: Callable
 ) -> np.ndarray:
     """Whether the classifier `target` errs, `[N]`, under an attack on the classifier `source`.
+
+    They are a mixture in which the target has weight 0.
 
     Args:
       setting: what was trained on what.
@@ -107,126 +117,116 @@ def transferred(
       attack: `(key, loss_fn, x, threat, accuracy_fn) -> (x_adv, info)` without randomness, the same
         each time.
     """
-    run = functools.partial(_transfer(setting, attack), source, target, jnp.float32(eta))
-    return over_test(setting, run)
+    made = [evaluation.Attack(("transferred",), 1, attack, ball(eta))]
+    found = evaluated(setting, classifiers(setting, source, target), [1.0, 0.0], made)
+    return wrong(found)["transferred"][:, 1]
 
 
-def current(setting: Setting, variables: PyTree, eta: float) -> dict[str, float]:
-    """What a curve of training shows: the errors without attack and under FGSM-curr."""
-    key = jax.random.key(0)
-    wrong = over_test(
-        setting,
-        functools.partial(_judge(setting, curve=True), variables, None, jnp.float32(eta), key),
+def _of_one(setting, variables, made):
+    found = evaluated(setting, classifiers(setting, variables), [1.0], made)
+    return {name: each[:, 0] for name, each in wrong(found).items()}
+
+
+def classifiers(setting: Setting, *variables: PyTree) -> Callable:
+    """`x -> [L, C]`, the logits of the setting's model with each of these variables."""
+    return jax.tree_util.Partial(
+        _each, *(jax.tree_util.Partial(setting.model.apply, one) for one in variables)
     )
-    return {name: float(each.mean()) for name, each in wrong.items()}
 
 
-def error_under_network(setting: Setting, variables: PyTree, network: PyTree, eta: float) -> float:
-    """The error of a classifier under an attack network, both given as variables."""
-    run = functools.partial(_under_network(setting), variables, network, eta)
-    return float(over_test(setting, run).mean())
+def _each(*members_and_x):
+    *members, x = members_and_x
+    return ensemble.apply_each(members, x)
+
+
+def evaluated(
+    setting: Setting,
+    logits_fn: Callable,
+    weights: Any,
+    made: Sequence[evaluation.Attack],
+    split: data.Split | None = None,
+    *,
+    stream: int = 3,
+) -> evaluation.Evaluation:
+    """Classifiers under attacks, of which each meets every example.
+
+    Args:
+      setting: what was trained on what.
+      logits_fn: `x -> [L, C]`.
+      weights: `[L]` probabilities of the classifiers.
+      made: the attacks.
+      split: examples; None: the test examples.
+      stream: which random numbers of the seed the attacks draw.
+    """
+    images, labels = setting.dataset.test if split is None else split
+    return evaluation.evaluate(
+        jax.random.fold_in(jax.random.key(setting.config.seed), stream),
+        logits_fn,
+        weights,
+        images,
+        labels,
+        made,
+        alone=False,
+        num_complete=None,
+        batch_size=setting.config.test_batch_size,
+    )
+
+
+def wrong(found: evaluation.Evaluation) -> dict[str, np.ndarray]:
+    """Who errs, `[N, L]`, without an attack and where each one leads; of its runs the best."""
+    names = np.array(["clean", *found.runs])
+    points = {}
+    for name in dict.fromkeys(names.tolist()):
+        runs = np.flatnonzero(names == name)
+        best = runs[found.accuracies[:, runs].argmin(axis=1)]
+        points[name] = ~found.correct[np.arange(len(best)), best]
+    return points
+
+
+def on_classifiers(setting: Setting, eta: float, network: PyTree = None) -> list[evaluation.Attack]:
+    """FGSM, IFGSM, the attack network if there is one, and two runs of AutoPGD."""
+    config, threat = setting.config, ball(eta)
+    steps = config.ifgsm_steps, config.apgd_steps
+    return [
+        evaluation.Attack(("fgsm_curr",), 1, fgsm(config), threat),
+        evaluation.Attack(("ifgsm_curr",), steps[0], ifgsm(config), threat),
+        *([] if network is None else [by_network(setting, eta, network)]),
+        evaluation.Attack(("auto_pgd",) * 2, steps[1], _auto_pgd(steps[1]), threat),
+    ]
+
+
+def by_network(setting: Setting, eta: float, network: PyTree) -> evaluation.Attack:
+    """The attack of a finished network; its variables are arguments of what is compiled."""
+    attack = jax.tree_util.Partial(_by_network(setting), network)
+    return evaluation.Attack((NETWORK,), 1, attack, ball(eta))
+
+
+@functools.cache  # the same function each time: what is compiled hangs on it
+def _by_network(setting: Setting):
+    def attack(network, loss_fn, x, label, threat):
+        return under_network(setting, network, loss_fn, x, label, threat)
+
+    return attack
+
+
+@functools.cache
+def _auto_pgd(num_steps: int):
+    """AutoPGD on the expected cross-entropy in run 0, on the expected DLR in run 1."""
+
+    def attack(key, run, logits_fn, weights, x, label, threat, accuracy_fn):
+        def loss_fn(x):
+            of = (losses.cross_entropy, losses.dlr)
+            return jnp.stack([losses.expected(f, logits_fn(x), label, weights) for f in of])[run]
+
+        return attacks.apgd(key, loss_fn, x, threat, num_steps=num_steps, accuracy_fn=accuracy_fn)
+
+    return attack
 
 
 def over_test(setting: Setting, run) -> Any:
     """`(images, labels, indices) -> pytree of [B]` on all test examples: the pytree of `[N]`."""
     images, labels = setting.dataset.test
-    size = min(setting.config.test_batch_size, len(labels))
-    return evaluation.over_batches(run, images, labels, batch_size=size)
-
-
-@functools.cache
-def _judge(setting: Setting, curve: bool = False):
-    """Compiled `(variables, network, eta, key, images, labels, indices) -> {attack: wrong [B]}`."""
-    config, apply = setting.config, setting.model.apply
-
-    def one(variables, network, eta, key, x, label):
-        threat = ball(eta)
-
-        def right(x):
-            return 1.0 * mixture.correct(apply(variables, x), label)
-
-        def wrong(x):
-            return ~mixture.correct(apply(variables, x), label)
-
-        def loss_fn(x):
-            return losses.cross_entropy(apply(variables, x), label)
-
-        def under(attack):
-            return attack(key, loss_fn, x, threat)[0]
-
-        found = {"clean": wrong(x), "fgsm_curr": wrong(under(fgsm(config)))}
-        if curve:
-            return found
-        found["ifgsm_curr"] = wrong(under(functools.partial(ifgsm(config), accuracy_fn=right)))
-        if network is not None:
-            point = under_network(setting, network, loss_fn, x, label, threat)
-            found["attack_network_curr"] = wrong(point)
-        auto_pgd = functools.partial(attacks.apgd, num_steps=config.apgd_steps)
-
-        def with_loss(choice):  # one compiled loop for both
-            logits_fn = attacks.once(functools.partial(apply, variables))
-
-            def loss_fn(x):
-                each = losses.cross_entropy(logits_fn(x), label), losses.dlr(logits_fn(x), label)
-                return jnp.stack(each)[choice]
-
-            def accuracy_fn(x):
-                return 1.0 * mixture.correct(logits_fn(x), label)
-
-            return wrong(auto_pgd(key, loss_fn, x, threat, accuracy_fn=accuracy_fn)[0])
-
-        return found | {"auto_pgd": jnp.any(jax.lax.map(with_loss, jnp.arange(2)))}
-
-    def batch(variables, network, eta, key, images, labels, indices):
-        keys = example_keys(key, indices)
-        return jax.vmap(one, in_axes=(None, None, None, 0, 0, 0))(
-            variables, network, eta, keys, images, labels
-        )
-
-    return jax.jit(batch)
-
-
-@functools.cache
-def _under_network(setting: Setting):
-    """Compiled `(variables, network, eta, images, labels, indices) -> wrong [B]`."""
-
-    def one(variables, network, eta, x, label):
-        def loss_fn(x):
-            return losses.cross_entropy(setting.model.apply(variables, x), label)
-
-        point = under_network(setting, network, loss_fn, x, label, ball(eta))
-        return ~mixture.correct(setting.model.apply(variables, point), label)
-
-    def batch(variables, network, eta, images, labels, indices):
-        del indices
-        return jax.vmap(one, in_axes=(None, None, None, 0, 0))(
-            variables, network, eta, images, labels
-        )
-
-    return jax.jit(batch)
-
-
-@functools.cache
-def _transfer(setting: Setting, attack: Callable):
-    """Compiled `(source, target, eta, images, labels, indices) -> wrong [B]`."""
-    apply = setting.model.apply
-
-    def batch(source, target, eta, images, labels, indices):
-        del indices
-
-        def one(x, label):
-            def loss_fn(x):
-                return losses.cross_entropy(apply(source, x), label)
-
-            def accuracy_fn(x):
-                return 1.0 * mixture.correct(apply(source, x), label)
-
-            x_adv, _ = attack(None, loss_fn, x, ball(eta), accuracy_fn)
-            return ~mixture.correct(apply(target, x_adv), label)
-
-        return jax.vmap(one)(images, labels)
-
-    return jax.jit(batch)
+    return evaluation.over_batches(run, images, labels, batch_size=setting.config.test_batch_size)
 
 
 def _result(setting: Setting, wrong: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -274,7 +274,7 @@ def breaks(clean: float, attacked: float) -> bool:
 
 def gate(undefended: dict[str, Any]) -> tuple[bool, str]:
     """Whether the attack network breaks an undefended classifier, and a sentence that says so."""
-    clean, broken = (error(undefended, attack) for attack in ("clean", "attack_network_curr"))
+    clean, broken = (error(undefended, attack) for attack in ("clean", NETWORK))
     eta = undefended["eta"]
     if clean > TRAINED:
         return False, (

@@ -7,10 +7,9 @@ attacks within one radius after the other; `pgd_attacks` are PGD alone, as at th
 run, and `validate` is the cheap score of an epoch.
 """
 
-from mixjax.evaluation.batches import over_batches
+from mixjax.evaluation.batches import Validation, over_batches, validate
 from mixjax.evaluation.diagnostics import compare_attacks, diagnose
 from mixjax.evaluation.foolbox import foolbox_model
-from mixjax.evaluation.outcomes import Validation, validate
 from mixjax.evaluation.passes import Passes, count_passes
 from mixjax.evaluation.result import Evaluation, Finding, expected_accuracy
 from mixjax.evaluation.runner import evaluate

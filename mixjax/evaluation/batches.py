@@ -1,22 +1,57 @@
-"""Batches of a data set: the loop on the host, and the compiled programs that it calls.
+"""Pure functions of a batch, the programs that are compiled of them, and loops over batches.
 
-Radius, weights and the members' variables are arguments of what is compiled: a program is compiled
-once for all of them, as long as the function inside is the same.
+An example's randomness depends on its number in the data set alone, so its outcome depends neither
+on the batch it is in nor on the order of the batches. Radius, weights and all arrays of members and
+attacks are arguments of what is compiled: it is compiled once for all of them.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mixjax import checks
-from mixjax.batch import to_float
-from mixjax.evaluation import outcomes
-from mixjax.evaluation.inputs import UNIT, checked
-from mixjax.evaluation.suite import Attack, run_attack
+from mixjax import attacks, checks, mixture
+from mixjax.batch import example_keys, to_float
+from mixjax.evaluation import inputs
+from mixjax.evaluation.inputs import UNIT
+from mixjax.evaluation.passes import count_passes
+from mixjax.evaluation.suite import Attack
+from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
+
+# Up to how many floating-point operations in all which level of optimisation ends first. Level 0
+# compiles four times as fast and runs small ResNets two to five times slower; level 1 saves a third
+# and runs as fast. A core makes about 1e11 operations a second; a suite compiles for 10 to 40 s.
+_LEVELS = ((2e11, 0), (1e13, 1))
+
+
+class Answers(NamedTuple):
+    """Who is right at the `B` points of a batch.
+
+    Attributes:
+      correct: `[B, L]` whether each member is right.
+      averaged: `[B]` whether the class of highest mean probability is right.
+      is_nan: `[B, L]` whether each member answers NaN, which is never right.
+    """
+
+    correct: Array | np.ndarray
+    averaged: Array | np.ndarray
+    is_nan: Array | np.ndarray
+
+
+class Validation(NamedTuple):
+    """Exact expected accuracies per example, `[N]` each; their means are the scores.
+
+    Attributes:
+      clean: at the example itself.
+      robust: the lower one of the example and its attacked version.
+    """
+
+    clean: Array
+    robust: Array
 
 
 def attack_batch(
@@ -25,43 +60,74 @@ def attack_batch(
     weights: Any,
     attack: Attack,
     run: int,
-    images: Any,
-    labels: Any,
-    indices: Any,
-    *,
-    transform: Callable | None = None,
+    *batch: Any,
+    transform: Callable = jax.jit,
 ) -> Array:
-    """The points `[B, ...]` that one run of an attack finds on a batch."""
-    find = compiled(_points, transform, attack.function)
-    settings = attack.threat, UNIT if attack.bounds is None else attack.bounds
-    numbers = np.array(attack.number, np.int32), np.array(run, np.int32)
-    return find(key, numbers, logits_fn, single(weights), settings, images, labels, indices)
+    """The points `[B, ...]` that a run of an attack finds on `images [B, ...], labels, indices`."""
+    numbers = np.array([attack.number, run], np.int32)
+    argument = inputs.as_argument(attack)
+    return compiled(_points, transform)(key, numbers, argument, logits_fn, single(weights), *batch)
 
 
 def judge_batch(
-    logits_fn: LogitsFn,
-    weights: Any,
-    points: Any,
-    labels: Any,
-    indices: Any,
-    *,
-    transform: Callable | None = None,
-) -> outcomes.Answers:
-    """The `Answers` of all members at the points `[B, ...]` of a batch."""
-    score = compiled(_answers, transform)
-    return score(logits_fn, single(weights), points, labels, indices)
+    logits_fn: LogitsFn, weights: Any, *batch: Any, transform: Callable = jax.jit
+) -> Answers:
+    """The `Answers` of all members at `points [B, ...], labels [B], indices [B]`."""
+    return compiled(_answers, transform)(logits_fn, single(weights), *batch)
 
 
-def padded_batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`(rows, padded)` of each batch; the last is filled up with copies of the last example."""
-    for start in range(0, num_examples, batch_size):
-        rows = np.arange(start, min(start + batch_size, num_examples), dtype=np.int32)
-        yield rows, padded(rows, batch_size)
+def single(weights: Any) -> np.ndarray:
+    """In the precision of the networks."""
+    return np.asarray(weights, np.float32)
 
 
-def padded(rows: np.ndarray, batch_size: int) -> np.ndarray:
-    """`[batch_size]` rows, the last one repeated."""
-    return rows[np.minimum(np.arange(batch_size), len(rows) - 1)].astype(np.int32)
+@functools.lru_cache(maxsize=64)
+def compiled(function: Callable, transform: Callable = jax.jit) -> Callable:
+    """`transform` of a function; once for the same one."""
+    return transform(function)
+
+
+def _points(key, numbers, argument, logits_fn, weights, images, labels, indices):
+    def one(key, x, label):
+        return inputs.run(argument, key, run, logits_fn, weights, x, label)
+
+    number, run = numbers
+    return jax.vmap(one)(_run_keys(key, number, run, indices), images, labels)
+
+
+def _answers(logits_fn, weights, points, labels, indices):
+    del indices  # for a `transform`, which splits the last three
+
+    def one(x, label):
+        logits = logits_fn(x)
+        is_nan = jnp.any(jnp.isnan(logits), axis=-1)
+        # The attacks leave such members out of the mean; whoever averages has NaN for an answer.
+        averages = ~jnp.any(is_nan & (weights > 0))
+        mean = mixture.correct(mixture.log_probs(logits, weights), label)
+        return Answers(mixture.correct(logits, label), averages & mean, is_nan)
+
+    return jax.vmap(one)(points, labels)
+
+
+def _run_keys(key, number, run, indices):
+    """The random key `[B]` of each example in one run of attack `number`."""
+
+    def one(key):
+        return jax.random.fold_in(jax.random.fold_in(key, number), run)
+
+    return jax.vmap(one)(example_keys(key, indices))
+
+
+def split(rows: np.ndarray, batch_size: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """`(part, filled)` of each batch; `filled [batch_size]` ends in copies of its last row."""
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size].astype(np.int32)
+        yield part, part[np.minimum(np.arange(batch_size), len(part) - 1)]
+
+
+def equal_batches(num_examples: int, batch_size: int) -> int:
+    """The size of as many batches as `batch_size` needs, the last one hardly smaller."""
+    return -(-num_examples // -(-num_examples // batch_size))
 
 
 def over_batches(
@@ -70,7 +136,7 @@ def over_batches(
     labels: Any,
     *,
     batch_size: int = 256,
-    progress: Callable[[range], Iterable[int]] = iter,
+    progress: Callable[[int, int], Any] = lambda num_done, num_all: None,
     bounds: Bounds = UNIT,
 ) -> Any:
     """Calls a compiled function on batches of one size and joins what it returns.
@@ -81,8 +147,9 @@ def over_batches(
       batch_fn: `(images [B, ...], labels [B], indices [B]) -> pytree of [B, ...]`.
       images: `[N, ...]` inputs, floats within `bounds` or uint8.
       labels: `[N]` integer classes.
-      batch_size: number of examples `B` in every call.
-      progress: wrapper around the range of batches, for example `tqdm.tqdm`.
+      batch_size: number of examples `B` in every call, at most.
+      progress: called at the beginning and after each batch with the number of examples that are
+        done, and of all.
       bounds: lowest and highest value of an input.
 
     Returns:
@@ -93,40 +160,97 @@ def over_batches(
         be.
     """
     checks.at_least(1, batch_size=batch_size)
-    images, labels = checked(images, labels, bounds)
-    batches = list(padded_batches(len(images), batch_size))
+    images, labels = inputs.checked(images, labels, bounds)
+    number = len(images)
     found = []
-    for place in progress(range(len(batches))):
-        _, rows = batches[place]
-        found.append(jax.device_get(batch_fn(images[rows], labels[rows], rows)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *found)
+    progress(0, number)
+    for rows, filled in split(np.arange(number), equal_batches(number, batch_size)):
+        found.append(jax.device_get(batch_fn(images[filled], labels[filled], filled)))
+        progress(int(rows[-1]) + 1, number)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:number], *found)
 
 
-@functools.lru_cache(maxsize=256)
-def compiled(function: Callable, transform: Callable | None, *static: Any) -> Callable:
-    """`transform` of a function whose first arguments are known; once for equal ones."""
-    return (jax.jit if transform is None else transform)(functools.partial(function, *static))
+def validate(
+    key: Key,
+    logits_fn: LogitsFn,
+    weights: Array,
+    images: Array,
+    labels: Array,
+    indices: Array,
+    *,
+    threat: Threat,
+    num_steps: int = 20,
+    step_size: float,
+    bounds: Bounds = UNIT,
+) -> Validation:
+    """Exact expected accuracy, clean and under one run of PGD on the expected loss.
 
+    An upper bound to choose checkpoints by, at a twelfth of the cost of `pgd_attacks`. The attacker
+    keeps the clean example where PGD found nothing worse.
 
-def _points(function, key, numbers, logits_fn, weights, settings, images, labels, indices):
-    number, run = numbers
+    Args:
+      key: random key of the data set; the example of number `n` uses `fold_in(key, n)`.
+      logits_fn: `x -> [L, C]`, the members' logits on one input.
+      weights: `[L]` probabilities of the members.
+      images: `[B, ...]` inputs, floats within `bounds` or uint8 in [0, 255].
+      labels: `[B]` integer classes.
+      indices: `[B]` numbers of the examples in the data set.
+      threat: the allowed perturbations, in the units of the inputs.
+      num_steps: gradient steps.
+      step_size: length of one step in the threat's norm.
+      bounds: lowest and highest value of an input.
+
+    Returns:
+      `Validation` of the batch.
+
+    Raises:
+      ValueError: if `num_steps` or `step_size` is not positive, or images, labels or weights are
+        not what they should be; of traced values only shapes and dtypes are known.
+    """
+    inputs.check_batch(images, labels, bounds)
+    inputs.check_members(logits_fn, weights, images.shape[1:], labels)
+    numbers = {"num_steps": num_steps, "step_size": step_size, "bounds": bounds}
 
     def one(key, x, label):
-        return run_attack(function, key, run, logits_fn, weights, x, label, *settings)
+        example = logits_fn, weights, x, label
+        found, _ = attacks.on_mixture(attacks.pgd, key, *example, threat, **numbers)
+        clean, robust = (mixture.accuracy(logits_fn(at), label, weights) for at in (x, found))
+        return Validation(clean, jnp.minimum(clean, robust))
 
-    return jax.vmap(one)(outcomes.run_keys(key, number, run, indices), to_float(images), labels)
-
-
-def _answers(logits_fn, weights, points, labels, indices):
-    del indices  # for a `transform`, which splits the last three
-    return outcomes.answers(logits_fn, weights, points, labels)
+    return jax.vmap(one)(_run_keys(key, 0, 0, indices), to_float(images), labels)
 
 
-def single(weights: Any) -> np.ndarray:
-    """In the precision of the networks."""
-    return np.asarray(weights, np.float32)
+def for_work(
+    attacks: Sequence[Attack], logits_fn: LogitsFn, weights: Any, images: np.ndarray, share: int = 1
+) -> Callable:
+    """`jax.jit`, on a CPU with as little optimisation as these runs on `[N, ...]` are worth.
+
+    By counted work and never by a clock: the same call compiles the same programs on every machine.
+
+    Args:
+      attacks: whose runs are counted.
+      logits_fn: `x -> [L, C]`, the members' logits on one input.
+      weights: `[L]` probabilities of the members.
+      images: `[N, ...]`.
+      share: how often the work is done.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.jit
+    x = jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
+    cost = jax.jit(logits_fn).lower(x).cost_analysis()
+    if not cost or "flops" not in cost:
+        return jax.jit
+    passes = [(count_passes(each, logits_fn, weights, x), len(each.names)) for each in attacks]
+    total = sum(runs * (each.forward + 2 * each.backward) for each, runs in passes)
+    flops = share * float(cost["flops"]) / len(weights) * total * len(images)
+    return _at_level(next((level for limit, level in _LEVELS if flops < limit), None))
 
 
-def equal_batches(num_examples: int, batch_size: int) -> int:
-    """The size of as many batches as `batch_size` needs, the last one hardly smaller."""
-    return -(-num_examples // -(-num_examples // batch_size))
+@functools.cache
+def _at_level(level):
+    if level is None:
+        return jax.jit
+    options: dict[str, Any] = {"xla_backend_optimization_level": level}
+    if jax.__version_info__ < (0, 11):  # later ones have no other emitters
+        options["xla_cpu_use_fusion_emitters"] = False
+    return functools.partial(jax.jit, compiler_options=options)

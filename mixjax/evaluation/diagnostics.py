@@ -9,7 +9,6 @@ References:
   and Hein, AutoAttack, 2020, whose `flags_doc` names its warnings.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import checks, losses, mixture
-from mixjax.batch import to_float
-from mixjax.evaluation.inputs import as_pytree, check_evaluation
+from mixjax.evaluation.batches import compiled, single
+from mixjax.evaluation.inputs import Static, check_evaluation
 from mixjax.evaluation.result import Evaluation, Finding
 from mixjax.evaluation.suite import (
     BLACK_BOX,
@@ -89,18 +88,17 @@ def diagnose(
     checks.at_least(1, num_examples=num_examples)
     checks.positive(epsilon=threat.epsilon)
     checks.increasing(bounds=bounds)
-    logits_fn = as_pytree(logits_fn)
-    weights, images, labels = check_evaluation(
+    logits_fn, weights, images, labels = check_evaluation(
         logits_fn, weights, images, labels, num_examples, bounds
     )
     num_examples = min(num_examples, len(images))
     rows = np.linspace(0, len(images) - 1, num_examples).astype(np.int32)
-    climb = _climbing(num_steps, transform)
 
     def ascend(weights, radius, step_size=None):
         reach = np.float32(radius), np.float32(step_size or _REACH * radius / num_steps)
+        settings = Static(num_steps), *reach, threat, bounds
         batch = images[rows], labels[rows], rows
-        points = climb((*reach, threat, bounds), logits_fn, np.float32(weights), *batch)
+        points = compiled(_climb, transform)(settings, logits_fn, single(weights), *batch)
         return jax.tree.map(np.asarray, points)
 
     def lowest(points, num_points=None):
@@ -118,43 +116,43 @@ def diagnose(
     normalised = many.is_distribution.mean(axis=(0, 1))
     num_points = 2 * many.accuracy.size
     stuck = (many.accuracy[:, 0] > 0) & ~(many.loss > above).any(axis=1)
-    return (
-        Finding(
+    findings = (
+        (
             "vanished_gradients",
             max(vanished),
             0.01,
             f"share of examples on which member {1 + int(np.argmax(vanished))} is right and the "
             "gradient of its cross-entropy is exactly zero; there no attack on this loss moves",
         ),
-        Finding(
+        (
             "stuck_ascent",
             float(stuck.mean()),
             0.01,
             f"share of examples not lost on which none of {num_steps} gradient steps raises the "
             "expected loss; neither more steps nor restarts from the example can help there",
         ),
-        Finding(
+        (
             "one_step_is_stronger",
             lowest(many) - lowest(one, 2),
             0.01,
             f"accuracy that one step of the whole radius takes beyond {num_steps} small ones; the "
             "gradient near the example does not lead where the errors are",
         ),
-        Finding(
+        (
             "more_steps_help",
             lowest(many, num_steps // 2 + 1) - lowest(many),
             0.02,
             f"accuracy that the second half of {num_steps} steps takes; the ascent has not "
             "converged and longer attacks will report less",
         ),
-        Finding(
+        (
             "huge_radius_survived",
             lowest(huge),
             0.05,
             f"accuracy left when the radius is {whole_box:.3g} and every input allowed; either "
             "the attack fails or the members are never wrong together",
         ),
-        Finding(
+        (
             "nan_answers",
             float(undefined.max()),
             0.0,
@@ -162,7 +160,7 @@ def diagnose(
             f"{round(undefined.max() * num_points)} of {num_points}; that is an error of this "
             "member, and its gradients may blind the attacks on all of them",
         ),
-        Finding(
+        (
             "probabilities",
             float(normalised.max()),
             0.5,
@@ -171,6 +169,7 @@ def diagnose(
             "probabilities: give their logarithms",
         ),
     )
+    return tuple(Finding(*each) for each in findings)
 
 
 def compare_attacks(found: Evaluation) -> tuple[Finding, ...]:
@@ -186,18 +185,20 @@ def compare_attacks(found: Evaluation) -> tuple[Finding, ...]:
       members leave less than AutoPGD on the expected loss. `restarts_help`: accuracy that the
       second half of the restarts on the expected loss takes.
     """
-    names = np.array(["clean", *found.runs])
-    accuracies = found.accuracies[found.is_complete]
+    complete = found.is_complete
 
     def left(*lines):
         """Accuracy left by these attacks together; None if one is missing."""
-        if {*lines} <= {*names} and len(accuracies):
-            return float(accuracies[:, np.isin(names, ["clean", *lines])].min(axis=1).mean())
+        if {*lines} <= {*found.runs} and complete.any():
+            return float(found.left(*lines)[complete].mean())
         return None
 
-    others = [name for name in dict.fromkeys(names[1:].tolist()) if name != BLACK_BOX]
-    restarts = np.flatnonzero(names == EXPECTED_LOSS)
-    half = accuracies[:, [0, *restarts[: -(-len(restarts) // 2)]]].min(axis=1)
+    others = [name for name in dict.fromkeys(found.runs) if name != BLACK_BOX]
+    restarts = 1 + np.flatnonzero(np.isin(found.runs, [EXPECTED_LOSS]))
+    first = [0, *restarts[: -(-len(restarts) // 2)]]
+    half = None
+    if len(restarts) > 1 and complete.any():
+        half = float(found.accuracies[complete][:, first].min(axis=1).mean())
     comparisons = (
         (
             "black_box_is_stronger",
@@ -225,7 +226,7 @@ def compare_attacks(found: Evaluation) -> tuple[Finding, ...]:
         ),
         (
             "restarts_help",
-            float(half.mean()) if len(restarts) > 1 and len(accuracies) else None,
+            half,
             left(EXPECTED_LOSS),
             0.02,
             f"accuracy that the second half of {len(restarts)} restarts on the expected loss "
@@ -239,15 +240,10 @@ def compare_attacks(found: Evaluation) -> tuple[Finding, ...]:
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _climbing(num_steps, transform):
-    return transform(functools.partial(_climb, num_steps))
-
-
-def _climb(num_steps, settings, logits_fn, weights, images, labels, indices):
+def _climb(settings, logits_fn, weights, images, labels, indices):
     """Plain ascent on the expected loss of a batch."""
     del indices
-    radius, step_size, threat, bounds = settings
+    num_steps, radius, step_size, threat, bounds = settings
     scale = radius / threat.epsilon
 
     def one(x, label):
@@ -268,6 +264,6 @@ def _climb(num_steps, settings, logits_fn, weights, images, labels, indices):
             moved = jnp.clip(x + scale * threat.project(delta / scale), *bounds)
             return moved, _Ascent(loss, accuracy, jnp.all(gradient == 0), *seen)
 
-        return jax.lax.scan(step, x, length=num_steps + 1)[1]
+        return jax.lax.scan(step, x, length=num_steps.value + 1)[1]
 
-    return jax.vmap(one)(to_float(images), labels)
+    return jax.vmap(one)(images, labels)

@@ -1,10 +1,13 @@
 """What comes into an evaluation: checked where it is known, and in one form for all attacks.
 
 Inputs become float32, labels int32, both in the byte order of this machine; keys become keys of
-threefry, whose draws for one example do not depend on how many others there are.
+threefry, whose draws for one example do not depend on how many others there are. A function becomes
+an argument of compiled code, in which its arrays are traced if it is a `jax.tree_util.Partial`.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,24 +16,82 @@ import numpy as np
 from jax.core import Tracer
 
 from mixjax import checks
-from mixjax.evaluation.suite import Attack
-from mixjax.typing import Bounds, LogitsFn
+from mixjax.evaluation.suite import Attack, run_attack
+from mixjax.typing import Array, Bounds, Key, LogitsFn
 
 UNIT: Bounds = (0.0, 1.0)  # of inputs, if nobody says otherwise
 _ROUNDING = 1e-6
 
 
-def bounds_of(attacks: Sequence[Attack]) -> Bounds:
-    """The bounds of the inputs that these attacks were made for; [0, 1] if none says.
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """A value without arrays as an argument of compiled code; equal ones share what is compiled."""
+
+    value: Any
+
+    def __call__(self, *args: Any) -> Any:
+        """Of a function: its result."""
+        return self.value(*args)
+
+
+def as_pytree(function: Any) -> Any:
+    """The function as an argument of compiled code; a `Partial` in a `Partial` hides its leaves."""
+    is_partial = isinstance(function, jax.tree_util.Partial)
+    try:
+        hash(function.func if is_partial else function)
+    except TypeError:  # equal to others by what it holds, arrays perhaps: known by itself alone
+        return Static(functools.partial(function))
+    return function if is_partial else Static(function)
+
+
+def plain(function: Any) -> Any:
+    """What was made a pytree, as a function whose parameters say what it needs."""
+    return function.value if isinstance(function, Static) else function
+
+
+def as_argument(attack: Attack) -> tuple[Any, ...]:
+    """What an attack is made of, as an argument of compiled code, for `run`."""
+    return as_pytree(attack.function), attack.threat, attack.bounds
+
+
+def run(
+    argument: tuple[Any, ...],
+    key: Key,
+    number: Array,
+    logits_fn: LogitsFn,
+    weights: Array,
+    x: Array,
+    label: Array,
+) -> Array:
+    """The point that run `number` of an attack finds on one example: `[...]`."""
+    function, threat, bounds = argument
+    return run_attack(plain(function), key, number, logits_fn, weights, x, label, threat, bounds)
+
+
+def numbered(attacks: Iterable[Attack]) -> tuple[list[Attack], Bounds]:
+    """The attacks with the bounds and the random numbers that they did not know, and the bounds.
 
     Raises:
-      ValueError: if two attacks were made for different ones.
+      ValueError: for what is no attack, one whose name means something else, or two that were made
+        for different bounds.
     """
+    attacks = list(attacks)
+    for attack in attacks:
+        if not isinstance(attack, Attack):
+            raise ValueError(f"attacks must be a list of Attack, got {attack!r}")
+    if reserved := {"clean", "worst"} & {name for attack in attacks for name in attack.names}:
+        raise ValueError(f"attacks must not be named clean or worst, got {min(reserved)}")
     said = [attack.bounds for attack in attacks if attack.bounds is not None]
     for other in said[1:]:
-        if not all(np.array_equal(*ends) for ends in zip(said[0], other, strict=True)):
+        if not _same(said[0], other):
             raise ValueError(f"attacks must all have the same bounds, got {said[0]} and {other}")
-    return said[0] if said else UNIT
+    bounds = said[0] if said else UNIT
+    told = [
+        attack._replace(bounds=bounds, number=place if attack.number is None else attack.number)
+        for place, attack in enumerate(attacks, 1)
+    ]
+    return told, bounds
 
 
 def checked(images: Any, labels: Any, bounds: Bounds = UNIT) -> tuple[np.ndarray, np.ndarray]:
@@ -39,41 +100,36 @@ def checked(images: Any, labels: Any, bounds: Bounds = UNIT) -> tuple[np.ndarray
     Raises:
       ValueError: if they are not what an evaluation can use.
     """
-    images, labels = as_array(images), np.asarray(labels)
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim < 2 or images.size == 0:
+        raise ValueError(f"images must be [N, ...] and not empty, got {list(images.shape)}")
     check_batch(images, labels, bounds)
     if not images.dtype.isnative:
         images = images.astype(images.dtype.newbyteorder("="))
     return images, labels.astype(np.int32)
 
 
-def as_array(images: Any) -> np.ndarray:
-    """Images as a NumPy array `[N, ...]` of any type.
-
-    Raises:
-      ValueError: if they are none.
-    """
-    images = np.asarray(images)
-    if images.ndim < 2 or images.size == 0:
-        raise ValueError(f"images must be [N, ...] and not empty, got {list(images.shape)}")
-    return images
+def as_floats(images: np.ndarray) -> np.ndarray:
+    """`[N, ...]` as `batch.to_float` gives them in compiled code: XLA multiplies by 1 / 255."""
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) * np.float32(1 / 255)
+    return images.astype(np.float32, copy=False)
 
 
-def check_batch(images: Any, labels: Any, bounds: Bounds | None) -> None:
+def check_batch(images: Any, labels: Any, bounds: Bounds) -> None:
     """Raises `ValueError` unless a batch is what an attack can use; traced values pass unchecked.
 
     uint8 is scaled to [0, 1] before any attack sees it, so that no other bounds go with it.
     """
     if images.dtype == np.uint8:
-        if bounds is not None and not all(
-            np.array_equal(*ends) for ends in zip(UNIT, bounds, strict=True)
-        ):
+        if not _same(UNIT, bounds):
             raise ValueError(
                 f"uint8 images are scaled to [0, 1], which must be the bounds, got {bounds}: "
                 "give floats instead"
             )
     elif not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be uint8 or floats within bounds, got {images.dtype}")
-    elif bounds is not None and not isinstance(images, Tracer):
+    elif not isinstance(images, Tracer):
         _check_within(np.asarray(images).astype(np.float32), bounds)
     checks.shape(images.shape[:1], labels=labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -90,6 +146,26 @@ def check_members(logits_fn: LogitsFn, weights: Any, shape: Sequence[int], label
         raise ValueError(f"logits_fn must return [L, C] logits, got shape {list(logits.shape)}")
     checks.shape(logits.shape[:1], weights=weights)
     checks.within(0, logits.shape[1] - 1, labels=labels)
+
+
+def check_evaluation(
+    logits_fn: LogitsFn, weights: Any, images: Any, labels: Any, batch_size: int, bounds: Bounds
+) -> tuple[LogitsFn, np.ndarray, np.ndarray, np.ndarray]:
+    """The members as a pytree, weights `[L]`, images `[N, ...]`, floats, and labels `[N]`.
+
+    Raises:
+      ValueError: if they are not what an evaluation asks for, or do not fit the members.
+    """
+    checks.at_least(1, batch_size=batch_size)
+    checks.simplex(weights=weights)
+    images, labels = checked(images, labels, bounds)
+    logits_fn = as_pytree(logits_fn)
+    check_members(logits_fn, weights, images.shape[1:], labels)
+    return logits_fn, np.asarray(weights, np.float64), as_floats(images), labels
+
+
+def _same(bounds, others):
+    return all(np.array_equal(*ends) for ends in zip(bounds, others, strict=True))
 
 
 def _check_within(images, bounds):
@@ -109,24 +185,3 @@ def _check_within(images, bounds):
         raise ValueError(
             f"images must lie in {place}, got values from {images.min()} to {images.max()}"
         )
-
-
-def as_pytree(logits_fn: LogitsFn) -> LogitsFn:
-    """The function as an argument of compiled code; a `Partial` in a `Partial` hides its leaves."""
-    is_pytree = isinstance(logits_fn, jax.tree_util.Partial)
-    return logits_fn if is_pytree else jax.tree_util.Partial(logits_fn)
-
-
-def check_evaluation(
-    logits_fn: LogitsFn, weights: Any, images: Any, labels: Any, batch_size: int, bounds: Bounds
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The weights `[L]`, the images `[N, ...]` and the labels `[N]` as NumPy arrays.
-
-    Raises:
-      ValueError: if they are not what an evaluation asks for, or do not fit the members.
-    """
-    checks.at_least(1, batch_size=batch_size)
-    checks.simplex(weights=weights)
-    images, labels = checked(images, labels, bounds)
-    check_members(logits_fn, weights, images.shape[1:], labels)
-    return np.asarray(weights, np.float64), images, labels

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
-from mixjax.evaluation.inputs import UNIT
-from mixjax.evaluation.suite import Attack, run_attack
+from mixjax.evaluation import inputs
+from mixjax.evaluation.suite import Attack
 from mixjax.typing import LogitsFn
 
 _FORWARD, _BACKWARD = "mixjax_forward", "mixjax_backward"
@@ -46,59 +46,42 @@ def count_passes(attack: Attack, logits_fn: LogitsFn, weights: Any, x: Any) -> P
       x: `[...]` an input, or its `jax.ShapeDtypeStruct`.
     """
     x = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    logits = jax.eval_shape(logits_fn, x)
     key = jax.eval_shape(jax.random.key, 0)
-    return passes_in(trace(attack, logits, weights, x, key), attack.num_steps, logits)
+    return trace(attack, jax.eval_shape(logits_fn, x), weights, x, key)[1]
 
 
 def trace(
     attack: Attack, logits: jax.ShapeDtypeStruct, weights: Any, x: jax.ShapeDtypeStruct, key: Any
-) -> core.ClosedJaxpr:
-    """The program of one run, in place of the networks a stand-in: an attack sees only logits.
+) -> tuple[core.ClosedJaxpr, Passes]:
+    """The program of one run, in place of the networks a stand-in, and its passes.
 
-    So one trace, in a small part of the time, serves for all networks of `[L, C]` logits.
-
-    Args:
-      attack: the attack.
-      logits: `[L, C]`, what the members answer.
-      weights: `[L]`.
-      x: `[...]` an input.
-      key: the random key of one run on one example.
+    An attack sees only logits: one trace, in a small part of the time, serves for all networks of
+    `[L, C]` logits.
     """
-    shapes = logits, jax.ShapeDtypeStruct(jnp.shape(weights), jnp.result_type(weights)), x, key
-    given = jax.tree.map(_shape, (attack.threat, UNIT if attack.bounds is None else attack.bounds))
-    leaves, structure = jax.tree.flatten(given)
-    return _trace(attack.function, shapes, tuple(leaves), structure)
+    leaves, structure = jax.tree.flatten((inputs.as_argument(attack), weights))
+    return _trace(attack.num_steps, structure, tuple(map(_shape, leaves)), logits, x, key)
 
 
 @functools.lru_cache(maxsize=256)
-def _trace(function, shapes, leaves, structure):
-    logits, weights, x, key = shapes
-
+def _trace(num_steps, structure, leaves, logits, x, key):
     def stand_in(x):
         return jnp.full(logits.shape, jnp.mean(x), logits.dtype)
 
-    def run(key, number, weights, x, label, leaves):
-        threat, bounds = jax.tree.unflatten(structure, leaves)
-        return run_attack(
-            function, key, number, _named(stand_in), weights, x, label, threat, bounds
-        )
+    def run(key, number, leaves, x, label):
+        argument, weights = jax.tree.unflatten(structure, leaves)
+        return inputs.run(argument, key, number, _named(stand_in), weights, x, label)
 
     integer = jax.ShapeDtypeStruct((), jnp.int32)
-    return jax.make_jaxpr(run)(key, integer, weights, x, integer, leaves)
-
-
-def passes_in(closed: core.ClosedJaxpr, num_steps: int, logits: jax.ShapeDtypeStruct) -> Passes:
-    """As `count_passes`, of a run of `num_steps` that is traced already."""
+    closed = jax.make_jaxpr(run)(key, integer, leaves, x, integer)
     found = _count(closed.jaxpr, num_steps)
     networks, size = logits.shape[0], math.prod(logits.shape)
-    return Passes(*(round(found[name] * networks / size) for name in (_FORWARD, _BACKWARD)))
+    passes = (round(found[name] * networks / size) for name in (_FORWARD, _BACKWARD))
+    return closed, Passes(*passes)
 
 
 def _shape(value):
-    return jax.ShapeDtypeStruct(
-        jnp.shape(value), jnp.result_type(value), weak_type=jnp.ndim(value) == 0
-    )
+    dtype, is_number = jnp.result_type(value), jnp.ndim(value) == 0
+    return jax.ShapeDtypeStruct(jnp.shape(value), dtype, weak_type=is_number)
 
 
 def _named(logits_fn):
@@ -123,11 +106,11 @@ def _count(jaxpr, num_turns):
     """Sizes of what carries each name, times how often it is computed."""
     total = {_FORWARD: 0, _BACKWARD: 0}
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "name" and equation.params["name"] in total:
-            total[equation.params["name"]] += equation.outvars[0].aval.size
-        kind = equation.primitive.name
-        turns = {"scan": equation.params.get("length"), "while": num_turns}.get(kind, 1)
-        inner = [_count(each, num_turns) for each in _jaxprs(equation.params.values())]
+        kind, params = equation.primitive.name, equation.params
+        if kind == "name" and params["name"] in total:
+            total[params["name"]] += equation.outvars[0].aval.size
+        turns = {"scan": params.get("length"), "while": num_turns}.get(kind, 1)
+        inner = [_count(each, num_turns) for each in _jaxprs(params.values())]
         combine = max if kind == "cond" else sum
         for name in total:
             total[name] += turns * combine([each[name] for each in inner] or [0])

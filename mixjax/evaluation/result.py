@@ -124,6 +124,18 @@ class Evaluation(NamedTuple):
         """`sum_k weights_k 1[member k is right]` at every point: `[N, R + 1]`, clean first."""
         return expected_accuracy(self.correct, self.weights)
 
+    def left(self, *lines: str, with_clean: bool = True) -> np.ndarray:
+        """Expected accuracy `[N]` that these lines' runs leave; NaN for no point at all.
+
+        Args:
+          *lines: names in `runs`.
+          with_clean: whether the clean example is a point of theirs; if not, an attack that moves
+            an example to where more members are right leaves more than there was.
+        """
+        is_point = np.isin(self.runs, lines)
+        points = self.accuracies[:, np.append(with_clean, is_point).astype(bool)]
+        return points.min(axis=1) if points.shape[1] else np.full(len(points), np.nan)
+
     @property
     def worst(self) -> np.ndarray:
         """Lowest expected accuracy over all points of each example, `[N]`.
@@ -158,8 +170,10 @@ class Evaluation(NamedTuple):
     @property
     def identity(self) -> str:
         """Who was attacked, by what and on how many examples, in a line."""
-        within = f" within {self.threat}" if self.threat is not None else ""
-        return f"{self.name} under {len(self.runs)} runs{within} on {len(self.labels)} examples"
+        number, weights = len(self.weights), " ".join(f"{each:.2f}" for each in self.weights)
+        who = self.name if number == 1 else f"{self.name} of {number}, weights {weights}"
+        within = "" if self.threat is None else f" within {self.threat}"
+        return f"{who}: {len(self.runs)} attack runs{within} on {len(self.labels)} examples"
 
     def report(self, *, with_costs: bool = True) -> dict[str, Any]:
         """All figures, ready for JSON.
@@ -194,57 +208,74 @@ class Evaluation(NamedTuple):
           Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, section 5,
           for `rob_acc`.
         """
-        names = np.array(self.runs)
-        lines = {name: names == name for name in self.runs}
-        accuracies = self.accuracies
-        complete = accuracies[self.is_complete]
-        examples = {"clean": accuracies[:, 0]}
-        if len(complete):
-            examples |= {
-                name: complete[:, np.append(True, is_line)].min(axis=1)
-                for name, is_line in lines.items()
-            }
-        examples["worst"] = self.worst
-        scores = {name: score(values) for name, values in examples.items()}
-        lower = score(self.lower)
-        shown = _figures(scores)
+        lines = dict.fromkeys(self.runs)
+        complete = self.is_complete
+        met = lines if complete.any() else ()
+        scores = {"clean": score(self.accuracies[:, 0])}
+        scores |= {name: score(self.left(name)[complete]) for name in met}
+        scores["worst"], lower = score(self.worst), score(self.lower)
+        accuracies, error_bars, intervals = (
+            {name: each[entry] for name, each in scores.items()}
+            for entry in ("accuracy", "error_bar", "interval")
+        )
         if self.alone:
-            shown["interval"]["lower_bound"] = lower["interval"]
-        figures = {
+            intervals["lower_bound"] = lower["interval"]
+            of_members = [each.correct[:, :, 0] for each in self.alone]
+        else:
+            of_members = list(np.moveaxis(self.correct, -1, 0))
+        average = self.averaged_correct if self.averaged is None else self.averaged.correct[:, :, 0]
+        cost = {"mixture": _cost([self]), "all": _cost(self.everyone)}
+        return {
             "num_members": len(self.weights),
             "weights": self.weights.tolist(),
             "num_examples": len(self.labels),
-            **shown,
-            "sandwich": {"lower": lower["accuracy"], "upper": scores["worst"]["accuracy"]},
-            "members": [_of_one(each) for each in self._members_alone()],
-            "averaged": _of_one(
-                self.averaged_correct if self.averaged is None else self.averaged.correct[:, :, 0]
-            ),
+            "clean_accuracy": accuracies.pop("clean"),
+            "robust_accuracy": accuracies,
+            "error_bar": error_bars,
+            "interval": intervals,
+            "sandwich": {"lower": lower["accuracy"], "upper": accuracies["worst"]},
+            "members": [_of_one(each) for each in of_members],
+            "averaged": _of_one(average),
             "num_nan_answers": self.num_nan_answers,
-            "num_attack_runs": len(names),
-            "attacks": {
-                name: {
-                    "num_runs": int(is_line.sum()),
-                    "num_steps": self.num_steps[int(np.argmax(is_line))],
-                    "num_examples": len(complete),
-                    "num_gradients": int(self.num_gradients[is_line].max()),
-                    "num_answers": int(self.num_answers[is_line].max()),
-                    "seconds": round(float(self.seconds[is_line].sum()), 2),
-                }
-                for name, is_line in lines.items()
-            },
-            "reported_by": self._reported_by(lines, complete),
-            "cost": {"mixture": _cost([self]), "all": _cost(self.everyone)},
+            "num_attack_runs": len(self.runs),
+            "attacks": {name: self._attack(name, with_costs) for name in lines},
+            "reported_by": self._reported_by(),
+            **({"cost": cost} if with_costs else {}),
             "diagnostics": [
                 finding._asdict() | {"is_suspicious": finding.is_suspicious}
                 for finding in self.findings
             ],
         }
-        if not with_costs:
-            del figures["cost"]
-            for attack in figures["attacks"].values():
-                del attack["seconds"]
-        return figures
+
+    def _attack(self, name, with_costs):
+        """What a report says of all runs of a line."""
+        runs = np.flatnonzero(np.isin(self.runs, [name]))
+        figures = {
+            "num_runs": len(runs),
+            "num_steps": self.num_steps[runs[0]],
+            "num_examples": int(self.is_complete.sum()),
+            "num_gradients": int(self.num_gradients[runs].max()),
+            "num_answers": int(self.num_answers[runs].max()),
+        }
+        seconds = {"seconds": round(float(self.seconds[runs].sum()), 2)}
+        return figures | (seconds if with_costs else {})
+
+    def _reported_by(self):
+        """On the complete examples, what a paper would say by each of four attackers."""
+        complete = self.is_complete
+        found: dict[str, Any] = {"num_examples": int(complete.sum())}
+        if not complete.any():
+            return found
+        for name in (BASELINE, EXPECTED_LOSS):
+            if name in self.runs:
+                found[name] = score(self.left(name)[complete])
+        found["worst"] = score(self.worst[complete])
+        if {EXPECTED_LOSS, EXPECTED_DLR} <= {*self.runs}:
+            found["rob_acc"] = score(self.left(EXPECTED_LOSS, EXPECTED_DLR)[complete]) | {
+                "num_restarts": self.runs.count(EXPECTED_LOSS),
+                "num_steps": self.num_steps[self.runs.index(EXPECTED_LOSS)],
+            }
+        return found
 
     @property
     def everyone(self) -> tuple["Evaluation", ...]:
@@ -303,11 +334,11 @@ class Evaluation(NamedTuple):
             f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}".rstrip()
             for row in rows
         ]
-        return "\n".join([self._head(), "", *text, *(f"! {line}" for line in self._warnings())])
+        return "\n".join([self.identity, "", *text, *(f"! {line}" for line in self._warnings())])
 
     def __repr__(self) -> str:
-        accuracies = f"clean {self.clean_accuracy:.3f} robust {self.robust_accuracy:.3f}"
-        return f"Evaluation({self.identity}: {accuracies})"
+        accuracies = f"clean {self.clean_accuracy:.3f}, robust {self.robust_accuracy:.3f}"
+        return f"Evaluation({self.identity}, {accuracies})"
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
@@ -316,16 +347,7 @@ class Evaluation(NamedTuple):
         rows = [f"| {' | '.join(row)} |" for row in self._rows()]
         table = ["| | accuracy | 95 % interval |", "| --- | ---: | ---: |", *rows]
         warnings = [f"- **{line}**" for line in self._warnings()]
-        return "\n".join([self._head(), "", *table, "", *warnings])
-
-    def _head(self):
-        number = len(self.weights)
-        who = self.name if number == 1 else f"{self.name} of {number}, weights {self._weights()}"
-        within = "" if self.threat is None else f", {self.threat}"
-        return f"{who}: {len(self.labels)} examples, {len(self.runs)} attack runs{within}"
-
-    def _weights(self):
-        return " ".join(f"{weight:.2f}" for weight in self.weights)
+        return "\n".join([self.identity, "", *table, "", *warnings])
 
     def _rows(self):
         report = self.report()
@@ -353,28 +375,6 @@ class Evaluation(NamedTuple):
             if each.is_suspicious
         ]
 
-    def _members_alone(self):
-        """`[N, R + 1]` of each member: who is right at the points of attacks on it."""
-        if self.alone:
-            return [each.correct[:, :, 0] for each in self.alone]
-        return list(np.moveaxis(self.correct, -1, 0))
-
-    def _reported_by(self, lines, complete):
-        found: dict[str, Any] = {"num_examples": len(complete)}
-        if not len(complete):
-            return found
-        for name in (BASELINE, EXPECTED_LOSS):
-            if name in lines:
-                found[name] = score(complete[:, np.append(True, lines[name])].min(axis=1))
-        found["worst"] = score(complete.min(axis=1))
-        if {EXPECTED_LOSS, EXPECTED_DLR} <= {*lines}:
-            both = lines[EXPECTED_LOSS] | lines[EXPECTED_DLR]
-            found["rob_acc"] = score(complete[:, np.append(True, both)].min(axis=1)) | {
-                "num_restarts": int(lines[EXPECTED_LOSS].sum()),
-                "num_steps": self.num_steps[int(np.argmax(lines[EXPECTED_LOSS]))],
-            }
-        return found
-
 
 def expected_accuracy(correct: Any, weights: Any) -> np.ndarray:
     """`sum_k weights_k correct_k`: `[..., L], [L] -> [...]`, in double precision.
@@ -394,20 +394,6 @@ def score(values: Any) -> dict[str, Any]:
     mean, error_bar = mean_and_error_bar(values)
     interval = list(wilson_interval(mean, np.size(values)))
     return {"accuracy": mean, "error_bar": error_bar, "interval": interval}
-
-
-def _figures(scores):
-    """The entries of a report that give the `score` of `clean` and of each attack."""
-    accuracies, error_bars, intervals = (
-        {name: each[entry] for name, each in scores.items()}
-        for entry in ("accuracy", "error_bar", "interval")
-    )
-    return {
-        "clean_accuracy": accuracies.pop("clean"),
-        "robust_accuracy": accuracies,
-        "error_bar": error_bars,
-        "interval": intervals,
-    }
 
 
 def _of_one(correct):

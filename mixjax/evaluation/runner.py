@@ -13,7 +13,7 @@ import io
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,23 +21,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import _fingerprint, checks, files, mixture, program
-from mixjax.batch import example_keys, to_float
-from mixjax.evaluation import diagnostics, outcomes
-from mixjax.evaluation.batches import attack_batch, equal_batches, judge_batch, padded, single
-from mixjax.evaluation.compilation import for_work, work_of
+from mixjax.batch import example_keys
+from mixjax.evaluation import batches, diagnostics
+from mixjax.evaluation.batches import single
 from mixjax.evaluation.inputs import (
+    Static,
+    as_argument,
     as_pytree,
-    bounds_of,
     check_evaluation,
+    numbered,
 )
-from mixjax.evaluation.passes import passes_in, trace
+from mixjax.evaluation.passes import trace
 from mixjax.evaluation.result import Evaluation, expected_accuracy
 from mixjax.evaluation.suite import Attack
-from mixjax.typing import Key, LogitsFn
+from mixjax.typing import Array, Bounds, Key, LogitsFn
 
-Progress = Callable[[str, int, int], Any]
-
-_STORED = "rows", *outcomes.Answers._fields, "seconds", "lowered", "points"
 _SAME = 1e-9  # accuracies of two points that differ by rounding alone
 _CLEAN = Attack(("clean",), 0, lambda x: x, number=0)
 
@@ -56,7 +54,7 @@ def evaluate(
     num_diagnosed: int = 0,
     batch_size: int = 256,
     folder: Any = None,
-    progress: Progress = lambda name, num_done, num_all: None,
+    progress: Callable[[str, int, int], Any] = lambda name, num_done, num_all: None,
     transform: Callable | None = None,
 ) -> Evaluation:
     """Attacks a mixture, each member alone and their average, with the same runs.
@@ -107,37 +105,34 @@ def evaluate(
     if num_complete is not None:
         checks.at_least(0, num_complete=num_complete)
     checks.at_least(0, num_diagnosed=num_diagnosed)
-    check_names(attacks)
-    logits_fn = as_pytree(logits_fn)
-    weights, images, labels = check_evaluation(
-        logits_fn, weights, images, labels, batch_size, bounds_of(attacks)
+    attacks, bounds = numbered(attacks)
+    logits_fn, weights, images, labels = check_evaluation(
+        logits_fn, weights, images, labels, batch_size, bounds
     )
-
     num_members = len(weights)
-    if transform is None:
-        seen = those_that_count(logits_fn, weights) if alone else (logits_fn, single(weights))
-        work = work_of(attacks, *seen, images.shape[1:], len(images))
-        transform = for_work((1 + alone * num_members) * work)
-    batch_size = equal_batches(len(images), batch_size)
     if member_fns is None:
         rows = np.arange(num_members, dtype=np.int32)
         member_fns = [jax.tree_util.Partial(_member, logits_fn, row) for row in rows]
     if len(member_fns) != num_members:
         raise ValueError(f"member_fns must be {num_members} functions, got {len(member_fns)}")
+    if transform is None:
+        seen = those_that_count(logits_fn, weights) if alone else (logits_fn, weights)
+        share = 1 + num_members if alone else 1
+        transform = batches.for_work(attacks, *seen, images, share)
     whole = len(images) if num_complete is None else num_complete
+    runs = [(attack, run) for attack in attacks for run in range(len(attack.names))]
 
     def under_attack(subject, num_complete):
-        return _attack_in_turn(
+        return attack_in_turn(
             key,
             subject,
             images,
             labels,
-            attacks,
+            runs,
+            bounds=bounds,
             num_complete=num_complete,
-            batch_size=batch_size,
-            folder=None
-            if folder is None
-            else pathlib.Path(folder) / subject.name.replace(" ", "_"),
+            batch_size=batches.equal_batches(len(images), batch_size),
+            folder=folder and pathlib.Path(folder) / subject.name.replace(" ", "_"),
             progress=functools.partial(progress, subject.name),
             transform=transform,
         )
@@ -146,9 +141,9 @@ def evaluate(
         of_mixture, of_average = _together(logits_fn, weights, alone)
         found = under_attack(of_mixture, whole)
         if alone and num_members > 1:
-            certain = np.ones(1, np.float32)
+            certain = np.ones(1)
             members = tuple(
-                under_attack(_Subject(f"member {k}", fn, certain, fn, certain), 0)
+                under_attack(Subject(f"member {k}", fn, certain, fn, certain), 0)
                 for k, fn in enumerate(map(as_pytree, member_fns), 1)
             )
             found = found._replace(alone=members, averaged=under_attack(of_average, 0))
@@ -156,23 +151,21 @@ def evaluate(
             found = found._replace(alone=(found,), averaged=found)
     findings = diagnostics.compare_attacks(found)
     if num_diagnosed and found.threat is not None and float(found.threat.epsilon) > 0:
-        findings = (
-            diagnostics.diagnose(
-                logits_fn,
-                weights,
-                images,
-                labels,
-                found.threat,
-                num_examples=num_diagnosed,
-                bounds=bounds_of(attacks),
-                transform=transform,
-            )
-            + findings
+        probed = diagnostics.diagnose(
+            logits_fn,
+            weights,
+            images,
+            labels,
+            found.threat,
+            num_examples=num_diagnosed,
+            bounds=bounds,
+            transform=transform,
         )
+        findings = probed + findings
     return found._replace(findings=findings)
 
 
-class _Subject(NamedTuple):
+class Subject(NamedTuple):
     """Who is attacked, and whose answers are written down.
 
     Attributes:
@@ -201,16 +194,16 @@ def _together(logits_fn, weights, alone):
     certain.
     """
     if not alone or len(weights) == 1:
-        return _Subject("mixture", logits_fn, single(weights), logits_fn, weights), None
+        return Subject("mixture", logits_fn, weights, logits_fn, weights), None
     seen, seen_weights = those_that_count(logits_fn, weights)
-    certain = np.eye(1, len(seen_weights), dtype=np.float32)[0]
+    certain = np.eye(1, len(seen_weights))[0]
     of_mixture, of_average = (
-        jax.tree_util.Partial(_or_average, seen, seen_weights, np.bool_(is_average))
+        jax.tree_util.Partial(_or_average, seen, single(seen_weights), np.bool_(is_average))
         for is_average in (False, True)
     )
     return (
-        _Subject("mixture", of_mixture, seen_weights, logits_fn, weights),
-        _Subject("averaged", of_average, certain, logits_fn, weights, is_average=True),
+        Subject("mixture", of_mixture, seen_weights, logits_fn, weights),
+        Subject("averaged", of_average, certain, logits_fn, weights, is_average=True),
     )
 
 
@@ -218,17 +211,12 @@ def those_that_count(logits_fn: LogitsFn, weights: np.ndarray) -> tuple[LogitsFn
     """The mixture without its members of weight 0."""
     counting = tuple(np.flatnonzero(weights > 0).tolist())
     if len(counting) == len(weights):
-        return logits_fn, single(weights)
-    return jax.tree_util.Partial(_Rows(counting), logits_fn), single(weights[np.asarray(counting)])
+        return logits_fn, weights
+    return jax.tree_util.Partial(_rows, Static(counting), logits_fn), weights[list(counting)]
 
 
-class _Rows(NamedTuple):
-    """Some of the members: equal rows are one function, compiled once."""
-
-    rows: tuple[int, ...]
-
-    def __call__(self, logits_fn, x):
-        return logits_fn(x)[np.asarray(self.rows)]
+def _rows(counting, logits_fn, x):
+    return logits_fn(x)[np.asarray(counting.value)]
 
 
 def _or_average(logits_fn, weights, is_average, x):
@@ -246,24 +234,49 @@ def _member(logits_fn, k, x):
     return logits_fn(x)[k][None]
 
 
-def _attack_in_turn(
-    key, subject, images, labels, attacks, *, num_complete, batch_size, folder, progress, transform
+class _Batch(NamedTuple):
+    """What is written down of a batch under one run: its rows, the `Answers` there, and `seconds`.
+
+    `lowered` are places in `rows` at which no point before left so little, and `points` these.
+    """
+
+    rows: np.ndarray
+    correct: Array | np.ndarray
+    averaged: Array | np.ndarray
+    is_nan: Array | np.ndarray
+    seconds: Any
+    lowered: np.ndarray
+    points: np.ndarray
+
+
+def attack_in_turn(
+    key: Key,
+    subject: Subject,
+    images: np.ndarray,
+    labels: np.ndarray,
+    runs: Sequence[tuple[Attack, int]],
+    *,
+    bounds: Bounds,
+    num_complete: int,
+    batch_size: int,
+    transform: Callable,
+    folder: pathlib.Path | None = None,
+    progress: Callable[[int, int], Any] = lambda num_done, num_all: None,
+    visit: Callable[[int, np.ndarray], Any] = lambda run, points: None,
 ) -> Evaluation:
-    """Makes every run of the attacks on one subject, after a look at the clean examples."""
+    """Makes runs, each `(attack, number)`, on one subject, after a look at the clean examples.
+
+    `visit` is called with each batch of points that a run has found, the clean ones as run 0.
+    """
     num_examples = len(images)
-    bounds = bounds_of(attacks)
-    stages = [
-        attack._replace(bounds=bounds, number=place if attack.number is None else attack.number)
-        for place, attack in enumerate((_CLEAN, *attacks))
-    ]
-    traces = [_traced(stage, subject, images.shape[1:], key) for stage in stages]
-    runs = [
-        (stage, passes, run, name)
-        for stage, (passes, _) in zip(stages, traces, strict=True)
-        for run, name in enumerate(stage.names)
-    ]
+    x = jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
+    logits = jax.eval_shape(subject.logits_fn, x)
+    run_key = jax.eval_shape(lambda key: example_keys(key, jnp.zeros(1, jnp.int32))[0], key)
+    runs = [(_CLEAN._replace(bounds=bounds), 0), *runs]
+    names = [attack.names[run] for attack, run in runs]
+    traces = [trace(each, logits, single(subject.seen_weights), x, run_key) for each, _ in runs]
     weights = np.ones(1) if subject.is_average else np.asarray(subject.weights, np.float64)
-    threat = next((each.threat for each in attacks if each.threat is not None), None)
+    threat = next((each.threat for each, _ in runs if each.threat is not None), None)
     if folder is not None:
         settings = {
             "num_examples": num_examples,
@@ -272,15 +285,9 @@ def _attack_in_turn(
             "weights": np.asarray(subject.weights),
             "threat": threat and {"norm": threat.name, "epsilon": float(threat.epsilon)},
             "bounds": [np.asarray(bound).tolist() for bound in bounds],
-            "attacks": [[name, *passes] for _, passes, _, name in runs],
-            "numbers": {_called(stage): _numbers(stage.function) for stage in stages},
-            "programs": {
-                _called(stage): _short(program.fingerprint_of_jaxpr(closed))
-                for stage, (_, closed) in zip(stages, traces, strict=True)
-            },
-            "logits_fn": program.fingerprint(
-                subject.judged, jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
-            )._asdict(),
+            "attacks": [[name, *passes] for name, (_, passes) in zip(names, traces, strict=True)],
+            **_described(runs, traces),
+            "logits_fn": program.fingerprint(subject.judged, x)._asdict(),
             "key": _fingerprint.fingerprints(key)[""],
             "images": _fingerprint.fingerprints(images)[""],
             "labels": _fingerprint.fingerprints(labels)[""],
@@ -297,65 +304,54 @@ def _attack_in_turn(
     correct, is_nan = np.zeros(of_members, bool), np.zeros(of_members, bool)
     averaged = np.zeros(of_members[:2], bool)
     num_attacked, seconds = np.zeros(len(runs), int), np.zeros(len(runs))
-    counts = weights > 0
     lowest, is_lost = np.full(num_examples, np.inf), np.zeros(num_examples, bool)
-    points = np.array(to_float(images))
+    points = images.copy()
 
     def judge(*batch):
-        found = judge_batch(subject.judged, subject.weights, *batch, transform=transform)
+        found = batches.judge_batch(subject.judged, subject.weights, *batch, transform=transform)
         found = jax.device_get(found)
         if subject.is_average:
             is_nan = (found.is_nan & (subject.weights > 0)).any(axis=1, keepdims=True)
-            return outcomes.Answers(found.averaged[:, None], found.averaged, is_nan)
+            return batches.Answers(found.averaged[:, None], found.averaged, is_nan)
         return found
 
-    for place, (stage, _, run, name) in enumerate(runs):
-        file = f"{place:03d}-{_in_a_file_name(name)}"
-        rows = np.flatnonzero(~is_lost | is_complete)
-        num_attacked[place] = len(rows)
-        find = functools.partial(
-            attack_batch,
-            key,
-            subject.logits_fn,
-            subject.seen_weights,
-            stage,
-            run,
-            transform=transform,
-        )
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            path = folder and folder / f"{file}-{start // batch_size:05d}.npz"
-            found = _read(path, batch)
+    for place, (attack, run) in enumerate(runs):
+        file = f"{place:03d}-{_in_a_file_name(names[place])}"
+        left = np.flatnonzero(~is_lost | is_complete)
+        seen = key, subject.logits_fn, subject.seen_weights, attack, run
+        for number, (rows, filled) in enumerate(batches.split(left, batch_size)):
+            path = folder and folder / f"{file}-{number:05d}.npz"
+            found = _read(path, rows)
             if found is None:
                 began = time.monotonic()
-                filled = padded(batch, batch_size)
-                at = images[filled] if place == 0 else find(images[filled], labels[filled], filled)
+                at = images[filled]
+                if place:
+                    batch = at, labels[filled], filled
+                    at = np.asarray(batches.attack_batch(*seen, *batch, transform=transform))
                 answers = judge(at, labels[filled], filled)
-                at = np.asarray(to_float(at))
-                answers = outcomes.Answers(*(each[: len(batch)] for each in answers))
+                answers = batches.Answers(*(each[: len(rows)] for each in answers))
                 accuracy = expected_accuracy(answers.correct, weights)
-                lowered = np.flatnonzero(accuracy < lowest[batch] - _SAME)
-                found = (*answers, time.monotonic() - began, lowered, at[lowered])
-                _write(path, batch, found)
-            *answers, duration, lowered, moved = found
-            for whole, part in zip((correct, averaged, is_nan), answers, strict=True):
-                whole[batch, place] = part
-            points[batch[lowered]] = moved
-            lowest[batch] = np.minimum(
-                lowest[batch], expected_accuracy(correct[batch, place], weights)
-            )
-            seconds[place] += duration
-            progress(place * num_examples + start + len(batch), len(runs) * num_examples)
+                lowered = np.flatnonzero(accuracy < lowest[rows] - _SAME)
+                visit(place, at[: len(rows)])
+                found = _Batch(rows, *answers, time.monotonic() - began, lowered, at[lowered])
+                _write(path, found)
+            for whole, part in zip((correct, averaged, is_nan), found[1:4], strict=True):
+                whole[rows, place] = part
+            points[rows[found.lowered]] = found.points
+            lowest[rows] = np.minimum(lowest[rows], expected_accuracy(found.correct, weights))
+            seconds[place] += found.seconds
+            num_attacked[place] += len(rows)
+            progress(place * num_examples + num_attacked[place], len(runs) * num_examples)
         progress((place + 1) * num_examples, len(runs) * num_examples)
-        is_lost |= ~correct[:, place, counts].any(axis=1)
+        is_lost |= ~correct[:, place, weights > 0].any(axis=1)
 
-    answers, gradients = np.array([passes for _, passes, _, _ in runs[1:]], int).reshape(-1, 2).T
+    passes = np.array([passes for _, passes in traces], int)
     return Evaluation(
         name=subject.name,
         threat=threat,
         weights=weights,
-        runs=tuple(name for *_, name in runs[1:]),
-        num_steps=tuple(stage.num_steps for stage, *_ in runs[1:]),
+        runs=tuple(names[1:]),
+        num_steps=tuple(attack.num_steps for attack, _ in runs[1:]),
         labels=labels,
         correct=correct,
         averaged_correct=averaged,
@@ -363,28 +359,25 @@ def _attack_in_turn(
         is_complete=is_complete,
         images=points,
         num_attacked=num_attacked[1:],
-        num_answers=answers,
-        num_gradients=gradients,
+        num_answers=passes[1:, 0],
+        num_gradients=passes[1:, 1],
         seconds=seconds[1:],
     )
 
 
-def check_names(attacks: Iterable[Attack]) -> None:
-    """Raises `ValueError` for what is no attack, or one whose name means something else."""
-    for attack in attacks:
-        if not isinstance(attack, Attack):
-            raise ValueError(f"attacks must be a list of Attack, got {attack!r}")
-    if reserved := {"clean", "worst"} & {name for attack in attacks for name in attack.names}:
-        raise ValueError(f"attacks must not be named clean or worst, got {min(reserved)}")
-
-
-def _traced(attack, subject, shape, key):
-    """Passes of one run on one example, and its program with a stand-in for the networks."""
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    logits = jax.eval_shape(subject.logits_fn, x)
-    run_key = jax.eval_shape(lambda key: example_keys(key, jnp.zeros(1, jnp.int32))[0], key)
-    closed = trace(attack, logits, subject.seen_weights, x, run_key)
-    return passes_in(closed, attack.num_steps, logits), closed
+def _described(runs, traces):
+    """Of each attack the numbers that are known, for the message that names them, and all it is."""
+    numbers, programs = {}, {}
+    for (attack, run), (closed, _) in zip(runs, traces, strict=True):
+        if run == 0:
+            name, function = f"{attack.number} {attack.names[0]}", attack.function
+            known = function.keywords if isinstance(function, functools.partial) else {}
+            numbers[name] = {each: str(value) for each, value in known.items()}
+            told = [*program.fingerprint_of_jaxpr(closed)]
+            arrays = jax.tree.leaves(as_argument(attack)[0])
+            told += [str(_fingerprint.fingerprints(each)) for each in arrays]
+            programs[name] = hashlib.sha256(" ".join(told).encode()).hexdigest()[:12]
+    return {"numbers": numbers, "programs": programs}
 
 
 def _alone(folder):
@@ -403,37 +396,19 @@ def _in_a_file_name(name):
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:64]
 
 
-def _write(path, batch, found):
+def _write(path, found):
     if path is not None:
         buffer = io.BytesIO()
-        np.savez(buffer, **dict(zip(_STORED, (batch, *found), strict=True)))
+        np.savez(buffer, **found._asdict())
         files.write(path, buffer.getvalue())
 
 
-def _read(path, batch):
+def _read(path, rows):
     """What was written down of this batch; None if nothing, or if the file is damaged."""
     if path is None or not path.exists():
         return None
     try:
-        stored = files.read_arrays(path)
-        rows, *answers, seconds, lowered, points = (stored[name] for name in _STORED)
-    except (ValueError, KeyError):
+        found = _Batch(**files.read_arrays(path))
+    except (ValueError, TypeError):
         return None
-    if not np.array_equal(rows, batch):
-        return None
-    return *answers, float(seconds), lowered, points
-
-
-def _called(stage):
-    return f"{stage.number} {stage.names[0]}"
-
-
-def _numbers(function):
-    """The numbers of an attack, as far as they are known: for the message, which names them."""
-    numbers = function.keywords if isinstance(function, functools.partial) else {}
-    return {name: str(value) for name, value in numbers.items()}
-
-
-def _short(found):
-    """A program with its arrays, in as many characters as a sentence bears."""
-    return hashlib.sha256(" ".join(found).encode()).hexdigest()[:12]
+    return found if np.array_equal(found.rows, rows) else None

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import checks
-from mixjax.evaluation.batches import attack_batch, equal_batches, judge_batch, padded_batches
-from mixjax.evaluation.inputs import as_pytree, bounds_of, check_evaluation
-from mixjax.evaluation.result import expected_accuracy, score
-from mixjax.evaluation.runner import those_that_count
+from mixjax.evaluation.batches import equal_batches
+from mixjax.evaluation.inputs import check_evaluation, numbered
+from mixjax.evaluation.result import score
+from mixjax.evaluation.runner import Subject, attack_in_turn, those_that_count
 from mixjax.evaluation.suite import BASELINE, EXPECTED_LOSS, MEMBER_AWARE, Attack
 from mixjax.threats import Threat
 from mixjax.typing import Key, LogitsFn
@@ -76,7 +76,7 @@ def security_curves(
       radii: `[R]` increasing, above 0.
       names: which lines of the list, one run of each; those that it lacks are left out.
       batch_size: number of examples attacked at once, at most.
-      transform: as of `evaluate`.
+      transform: as of `evaluate`; None: `jax.jit`.
 
     Raises:
       ValueError: if an argument is not what it should be, or the list has none of `names`.
@@ -85,53 +85,47 @@ def security_curves(
     radii = np.append(0.0, radii)
     if not np.all(np.diff(radii) > 0):
         raise ValueError(f"radii must be increasing and above 0, got {radii[1:].tolist()}")
-    bounds = bounds_of(attacks)
+    attacks, bounds = numbered(attacks)
     lines = {
-        name: attack._replace(
-            bounds=bounds, number=number if attack.number is None else attack.number
-        )
-        for number, attack in enumerate(attacks, 1)
+        name: (attack, attack.names.index(name))
+        for attack in attacks
         for name in attack.names
         if name in names
     }
     if not lines:
         raise ValueError(f"names must be among those of the attacks, got {', '.join(names)}")
-    logits_fn = as_pytree(logits_fn)
-    weights, images, labels = check_evaluation(
+    lines = {name: lines[name] for name in names if name in lines}
+    runs = [
+        (attack._replace(threat=_within(attack.threat, radius)), run)
+        for attack, run in lines.values()
+        for radius in radii[1:]
+    ]
+    logits_fn, weights, images, labels = check_evaluation(
         logits_fn, weights, images, labels, batch_size, bounds
     )
-    batch_size = equal_batches(len(images), batch_size)
-    seen, seen_weights = those_that_count(logits_fn, weights)
-
-    def accuracies_and_points(attack, run):
-        """What one run of an attack leaves `[N]`, and where `[N, ...]`; None: no attack."""
-        left, found = [], []
-        for rows, padded in padded_batches(len(images), batch_size):
-            batch = images[padded], labels[padded], padded
-            points = batch[0]
-            if attack is not None:
-                points = attack_batch(
-                    key, seen, seen_weights, attack, run, *batch, transform=transform
-                )
-            answers = judge_batch(logits_fn, weights, points, *batch[1:], transform=transform)
-            left.append(expected_accuracy(answers.correct, weights)[: len(rows)])
-            found.append(np.asarray(points)[: len(rows)])
-        return np.concatenate(left), np.concatenate(found)
-
-    clean = accuracies_and_points(None, 0)[0]
-    accuracies, points = {}, {}
-    for name in (name for name in names if name in lines):
-        attack = lines[name]
-        within = [
-            accuracies_and_points(
-                attack._replace(threat=_within(attack.threat, radius)), attack.names.index(name)
-            )
-            for radius in radii[1:]
-        ]
-        accuracies[name] = np.minimum.accumulate([clean, *(left for left, _ in within)])
-        points[name] = np.stack([found for _, found in within])
+    visited = [[] for _ in range(1 + len(runs))]
+    found = attack_in_turn(
+        key,
+        Subject("mixture", *those_that_count(logits_fn, weights), logits_fn, weights),
+        images,
+        labels,
+        runs,
+        bounds=bounds,
+        num_complete=len(images),
+        batch_size=equal_batches(len(images), batch_size),
+        transform=transform or jax.jit,
+        visit=lambda run, points: visited[run].append(points),
+    )
+    clean, shape = found.accuracies[:, :1].T, (len(lines), len(radii) - 1, len(images))
+    left = found.accuracies[:, 1:].T.reshape(shape)
+    points = np.stack([np.concatenate(each) for each in visited[1:]])
+    accuracies = {
+        name: np.minimum.accumulate([*clean, *within])
+        for name, within in zip(lines, left, strict=True)
+    }
     accuracies["worst"] = np.min(list(accuracies.values()), axis=0)
-    return SecurityCurves(radii, accuracies, points)
+    points = points.reshape(*shape, *images.shape[1:])
+    return SecurityCurves(radii, accuracies, dict(zip(lines, points, strict=True)))
 
 
 def _within(threat: Threat | None, radius):

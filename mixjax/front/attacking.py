@@ -9,7 +9,6 @@ import numpy as np
 
 from mixjax import attacks, batch, checks, evaluation, parallel
 from mixjax.evaluation import batches, inputs
-from mixjax.evaluation.compilation import for_work, work_of
 from mixjax.front.classifiers import members_of
 from mixjax.front.progress import Bars
 from mixjax.threats import Threat
@@ -76,43 +75,42 @@ def attack(
     checks.at_least(1, batch_size=batch_size)
     bounds = batch.low_and_high(bounds)
     images, labels = inputs.checked(images, labels, bounds)
-    members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
+    images = inputs.as_floats(images)
+    members = members_of(classify, weights, images[[0, -1]])
     inputs.check_members(members.logits_fn, members.weights, images.shape[1:], labels)
-    batch_size = batches.equal_batches(len(images), batch_size)
-    weights = np.asarray(members.weights, np.float32)
+    weights = batches.single(members.weights)
     transform = parallel.over_examples()
     if transform is None:
         given = partial(method, **numbers)
         told = (evaluation.Attack((attacks.name_of(method),), 1, given, threat, bounds),)
-        shape = images.shape[1:]
-        transform = for_work(work_of(told, members.logits_fn, weights, shape, len(images)))
-    # What is compiled is looked up by its numbers; an array is none that can be looked up.
+        transform = batches.for_work(told, members.logits_fn, weights, images)
+    # Compiled code is made for numbers, and found again by them; an array is none to look up.
     arrays = {name: value for name, value in numbers.items() if not _is_hashable(value)}
     known = tuple(entry for entry in numbers.items() if entry[0] not in arrays)
-    find = batches.compiled(
-        _attacked, transform, partial(method, **arrays) if arrays else method, known
-    )
-    found = []
+    told = inputs.as_pytree(partial(method, **arrays) if arrays else method), inputs.Static(known)
+    move = batches.compiled(_attacked, transform)
     with Bars(progress, unit="image") as bars:
-        bars.show(attacks.name_of(method), 0, len(images))
-        for rows, padded in batches.padded_batches(len(images), batch_size):
-            here = images[padded], labels[padded], padded
-            result = find(key, members.logits_fn, weights, (threat, bounds), *here)
-            found.append(jax.device_get(result))
-            bars.show(attacks.name_of(method), int(rows[-1]) + 1, len(images))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *found)
-
-
-def _attacked(method, numbers, key, logits_fn, weights, settings, images, labels, indices):
-    threat, bounds = settings
-
-    def one(key, x, label):
-        return attacks.on_mixture(
-            method, key, logits_fn, weights, x, label, threat, bounds=bounds, **dict(numbers)
+        return batches.over_batches(
+            partial(move, key, *told, members.logits_fn, weights, (threat, bounds)),
+            images,
+            labels,
+            batch_size=batch_size,
+            progress=partial(bars.show, attacks.name_of(method)),
+            bounds=bounds,
         )
 
-    keys = batch.example_keys(key, indices)
-    return jax.vmap(one)(keys, batch.to_float(images), labels)
+
+def _attacked(key, method, known, logits_fn, weights, settings, images, labels, indices):
+    threat, bounds = settings
+    numbers = dict(known.value)
+
+    def one(key, x, label):
+        example = logits_fn, weights, x, label
+        return attacks.on_mixture(
+            inputs.plain(method), key, *example, threat, bounds=bounds, **numbers
+        )
+
+    return jax.vmap(one)(batch.example_keys(key, indices), images, labels)
 
 
 def _is_hashable(value):

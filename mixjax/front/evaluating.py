@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import batch, checks, evaluation, parallel
+from mixjax import checks, evaluation, parallel
 from mixjax.attacks import check_numbers, name_of
 from mixjax.evaluation import batches, inputs
 from mixjax.front.classifiers import members_of
@@ -61,6 +61,7 @@ def evaluate(
     Raises:
       ValueError: in one line, before anything compiles, if an argument is not what it should be, or
         if `folder` holds an evaluation of something else.
+      KeyboardInterrupt: after Ctrl-C; what is done is in `folder`, if there is one.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, mixjax
@@ -84,22 +85,26 @@ def evaluate(
     suite += tuple(_as_attack(each, threat) for each in attacks)
     checks.at_least(1, batch_size=batch_size)
     images, labels = inputs.checked(images, labels, bounds)
-    members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
-    with Bars(progress) as bars:
-        found = evaluation.evaluate(
-            key,
-            members.logits_fn,
-            members.weights,
-            images,
-            labels,
-            suite,
-            member_fns=members.alone,
-            num_diagnosed=_NUM_PROBED,
-            batch_size=batch_size,
-            folder=folder,
-            progress=bars.show,
-            transform=parallel.over_examples(),
-        )
+    members = members_of(classify, weights, inputs.as_floats(images[[0, -1]]))
+    try:
+        with Bars(progress) as bars:
+            found = evaluation.evaluate(
+                key,
+                members.logits_fn,
+                members.weights,
+                images,
+                labels,
+                suite,
+                member_fns=members.alone,
+                num_diagnosed=_NUM_PROBED,
+                batch_size=batch_size,
+                folder=folder,
+                progress=bars.show,
+                transform=parallel.over_examples(),
+            )
+    except KeyboardInterrupt:
+        told = "give a folder to keep it" if folder is None else "the same call goes on"
+        raise KeyboardInterrupt(f"the evaluation was stopped: {told}") from None
     if images.dtype == np.uint8:
         finding = _divides_itself(members, images, labels, found.accuracies[:, 0])
         found = found._replace(findings=(*found.findings, finding))

@@ -1,5 +1,6 @@
 """`mixjax.predict`: what a mixture answers, a member drawn for each image."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -46,25 +47,21 @@ def predict(
     """
     checks.key(key=key)
     checks.at_least(1, batch_size=batch_size)
-    images = inputs.as_array(images)
     bounds = batch.low_and_high(bounds)
-    images, _ = inputs.checked(images, np.zeros(len(images), np.int32), bounds)
-    members = members_of(classify, weights, batch.to_float(images[[0, -1]]))
-    probabilities = jnp.asarray(members.weights, jnp.float32)
-    answer = batches.compiled(_drawn, None)
-    batch_size = batches.equal_batches(len(images), batch_size)
-    found = [
-        np.asarray(answer(key, members.logits_fn, probabilities, images[padded], padded))[
-            : len(rows)
-        ]
-        for rows, padded in batches.padded_batches(len(images), batch_size)
-    ]
-    return np.concatenate(found)
+    labels = np.zeros(np.shape(images)[:1] or 1, np.int32)  # nobody asks for them
+    images = inputs.as_floats(inputs.checked(images, labels, bounds)[0])
+    members = members_of(classify, weights, images[[0, -1]])
+    answer = partial(
+        batches.compiled(_drawn), key, members.logits_fn, batches.single(members.weights)
+    )
+    return batches.over_batches(answer, images, labels, batch_size=batch_size, bounds=bounds)
 
 
-def _drawn(key, logits_fn, weights, images, indices):
+def _drawn(key, logits_fn, weights, images, labels, indices):
+    del labels
+
     def one(key, x):
         member = jax.random.choice(key, len(weights), p=weights)
         return jnp.argmax(logits_fn(x)[member])
 
-    return jax.vmap(one)(batch.example_keys(key, indices), batch.to_float(images))
+    return jax.vmap(one)(batch.example_keys(key, indices), images)

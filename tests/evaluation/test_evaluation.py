@@ -308,16 +308,13 @@ def test_padding_is_neither_counted_nor_returned():
     labels = np.arange(7)
     steps = []
 
-    def progress(batches):
-        for batch in batches:
-            steps.append((batch, len(batches)))
-            yield batch
-
-    found = evaluation.over_batches(batch_fn, images, labels, batch_size=3, progress=progress)
+    found = evaluation.over_batches(
+        batch_fn, images, labels, batch_size=3, progress=lambda *done: steps.append(done)
+    )
     np.testing.assert_array_equal(found["label"], labels)
     np.testing.assert_array_equal(found["pixel"], images[:, 0])
     assert seen == [((3, 1), [0, 1, 2]), ((3, 1), [3, 4, 5]), ((3, 1), [6, 6, 6])]
-    assert steps == [(0, 3), (1, 3), (2, 3)]
+    assert steps == [(0, 7), (3, 7), (6, 7), (7, 7)]
 
 
 def test_variables_of_a_partial_are_arguments_of_the_compiled_function(key):

@@ -281,7 +281,7 @@ def test_what_is_written_down_is_not_done_again(key, tmp_path):
         compiled = jax.jit(batch_fn)
 
         def counted(*arguments):
-            if batch_fn.func.__name__ == "_answers":  # once in every batch
+            if batch_fn.__name__ == "_answers":  # once in every batch
                 calls.append(arguments)
             return compiled(*arguments)
 
@@ -451,7 +451,7 @@ def test_a_killed_process_is_continued_to_the_same_numbers(children, tmp_path):
         """
         import json, os, signal, sys
         import jax
-        from tests import test_evaluation_suite as suite
+        from tests.evaluation import test_suite as suite
 
         _, images, labels, attacks = suite.game()
         left = int(sys.argv[2])
