@@ -240,9 +240,11 @@ def for_work(
     cost = jax.jit(logits_fn).lower(x).cost_analysis()
     if not cost or "flops" not in cost:
         return jax.jit
-    passes = [(count_passes(each, logits_fn, weights, x), len(each.names)) for each in attacks]
-    total = sum(runs * (each.forward + 2 * each.backward) for each, runs in passes)
-    flops = share * float(cost["flops"]) / len(weights) * total * len(images)
+    runs = [len(each.names) for each in attacks]
+    passes = [count_passes(each, logits_fn, single(weights), x) for each in attacks]
+    costs = (each.forward + 2 * each.backward for each in passes)
+    per_network = share * float(cost["flops"]) / len(weights) * len(images)
+    flops = per_network * sum(number * each for number, each in zip(runs, costs, strict=True))
     return _at_level(next((level for limit, level in _LEVELS if flops < limit), None))
 
 

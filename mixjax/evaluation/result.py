@@ -124,17 +124,10 @@ class Evaluation(NamedTuple):
         """`sum_k weights_k 1[member k is right]` at every point: `[N, R + 1]`, clean first."""
         return expected_accuracy(self.correct, self.weights)
 
-    def left(self, *lines: str, with_clean: bool = True) -> np.ndarray:
-        """Expected accuracy `[N]` that these lines' runs leave; NaN for no point at all.
-
-        Args:
-          *lines: names in `runs`.
-          with_clean: whether the clean example is a point of theirs; if not, an attack that moves
-            an example to where more members are right leaves more than there was.
-        """
-        is_point = np.isin(self.runs, lines)
-        points = self.accuracies[:, np.append(with_clean, is_point).astype(bool)]
-        return points.min(axis=1) if points.shape[1] else np.full(len(points), np.nan)
+    def left(self, *lines: str) -> np.ndarray:
+        """Expected accuracy `[N]` that the runs of these `lines` leave, clean point included."""
+        is_point = np.append(True, np.isin(self.runs, lines))
+        return self.accuracies[:, is_point].min(axis=1)
 
     @property
     def worst(self) -> np.ndarray:
