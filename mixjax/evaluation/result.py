@@ -7,7 +7,6 @@ by drawing members. The clean example is a point of every attack: an attacker ne
 import html
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,40 +83,6 @@ class Evaluation(NamedTuple):
     findings: tuple[Finding, ...] = ()
     alone: tuple["Evaluation", ...] = ()
     averaged: "Evaluation | None" = None
-
-    @classmethod
-    def of_answers(
-        cls, correct: Any, weights: Any, runs: Sequence[str], **fields: Any
-    ) -> "Evaluation":
-        """An evaluation of which the answers are known, by attacks of anybody's own.
-
-        Args:
-          correct: `[N, R + 1, L]` whether each member is right, at the clean point first.
-          weights: `[L]` probabilities of the members.
-          runs: for each of the `R` runs, the line of the report on which it counts.
-          **fields: whatever else is known; what is not is taken for none, for all examples
-            complete, and for the average as right as the member of highest weight.
-
-        Raises:
-          ValueError: if they do not fit each other.
-        """
-        correct, weights = np.asarray(correct, bool), np.asarray(weights, np.float64)
-        num_examples, num_runs = len(correct), len(runs)
-        checks.shape((num_examples, num_runs + 1, None), correct=correct)
-        expected_accuracy(correct, weights)
-        given = {
-            "name": "mixture",
-            "threat": None,
-            "num_steps": (0,) * num_runs,
-            "labels": np.zeros(num_examples, np.int32),
-            "averaged_correct": correct[:, :, int(np.argmax(weights))],
-            "is_nan": np.zeros_like(correct),
-            "is_complete": np.ones(num_examples, bool),
-            "images": np.zeros((num_examples, 0), np.float32),
-            "num_attacked": np.full(num_runs, num_examples),
-        }
-        given |= {name: np.zeros(num_runs) for name in ("num_answers", "num_gradients", "seconds")}
-        return cls(weights=weights, runs=tuple(runs), correct=correct, **given | fields)
 
     @property
     def accuracies(self) -> np.ndarray:

@@ -51,7 +51,8 @@ class Attack(NamedTuple):
       num_steps: gradient steps of one run.
       function: the attack. What it needs, the names of its parameters say, as
         `attacks.on_mixture` explains; `run` is the number of the run, from 0 to
-        `len(names) - 1`, traced.
+        `len(names) - 1`, traced. The arrays of a `jax.tree_util.Partial`, such as the variables of
+        a network that attacks, are arguments of what is compiled.
       threat: the allowed perturbations; None for a function that asks for none.
       bounds: lowest and highest value of an input, numbers or arrays that fit one input; None if
         the attack does not know: those of the attacks beside it, else [0, 1].

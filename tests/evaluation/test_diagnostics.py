@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mixjax import evaluation, threats
+from tests.evaluation.answers import of_answers
 
 LINF = threats.linf(0.1)
 SIZE = 8
@@ -200,7 +201,7 @@ def found(fooled, is_complete=None, runs=SUITE_NAMES):
     for run, count in enumerate(fooled, 1):
         right[:count, run] = False
     complete = np.ones(100, bool) if is_complete is None else is_complete
-    return evaluation.Evaluation.of_answers(right, [1.0], runs, is_complete=complete)
+    return of_answers(right, [1.0], runs, is_complete=complete)
 
 
 def compared(fooled, **settings):

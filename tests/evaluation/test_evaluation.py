@@ -19,6 +19,11 @@ def linear_logits(vectors, x):
     return jnp.stack([scores, jnp.zeros_like(scores)], axis=-1)
 
 
+def linear(vectors):
+    """Compiled once for all vectors."""
+    return jax.tree_util.Partial(linear_logits, jnp.asarray(vectors, jnp.float32))
+
+
 def network_logits(variables, x):
     """Members that are small networks with three classes."""
     hidden = jnp.tanh(jnp.einsum("ldh,d->lh", variables["hidden"], x.ravel()))
@@ -70,7 +75,7 @@ def test_a_linear_member_is_robust_iff_its_margin_exceeds_epsilon_times_the_dual
     margins = signed_margins(vectors, images, labels)
     robust = margins > EPSILON * np.abs(vectors).sum(axis=1)
     assert 0.05 < robust.mean() < (margins > 0).mean() - 0.2  # both sides of the claim occur
-    _, found = evaluate(key, functools.partial(linear_logits, vectors), [0.3, 0.7], images, labels)
+    _, found = evaluate(key, linear(vectors), [0.3, 0.7], images, labels)
     for member in range(2):
         accuracies = found["members"][member]
         assert accuracies["clean_accuracy"] == np.mean(margins[:, member] > 0)
@@ -84,7 +89,7 @@ def test_members_that_look_at_different_pixels_make_the_sandwich_tight(key):
     images, labels = examples(key, 40)
     robust = signed_margins(vectors, images, labels) > EPSILON * np.abs(vectors).sum(axis=1)
     optimum = robust @ weights
-    logits_fn = functools.partial(linear_logits, vectors)
+    logits_fn = linear(vectors)
     outcomes, found = evaluate(key, logits_fn, weights, images, labels)
     np.testing.assert_allclose(outcomes.worst, optimum, atol=1e-12)
     assert found["robust_accuracy"]["worst"] == pytest.approx(optimum.mean(), abs=1e-12)
@@ -242,10 +247,10 @@ def test_the_runs_climb_the_losses_that_their_names_say(key, num_members):
 
 def test_members_of_weight_zero_are_attacked_but_do_not_count(key):
     vectors = jax.random.normal(key, (2, SIZE))
-    images, labels = examples(key, 24)
-    logits_fn = functools.partial(linear_logits, vectors)
+    images, labels = examples(key, 40)
+    logits_fn = linear(vectors)
     _, both = evaluate(key, logits_fn, [1.0, 0.0], images, labels)
-    alone_fn = functools.partial(linear_logits, vectors[:1])
+    alone_fn = linear(vectors[:1])
     _, alone = evaluate(key, alone_fn, [1.0], images, labels)
     assert both["robust_accuracy"] == {
         **alone["robust_accuracy"],
@@ -355,9 +360,7 @@ def test_the_uint8_image_255_is_the_input_1(key):
 def test_nan_logits_are_errors(key):
     vectors = jnp.stack([jnp.full(SIZE, jnp.nan), jnp.full(SIZE, 1.0)])
     images = jnp.full((3, 4, 4, 1), 0.9)
-    _, found = evaluate(
-        key, functools.partial(linear_logits, vectors), [0.4, 0.6], images, jnp.zeros(3, jnp.int32)
-    )
+    _, found = evaluate(key, linear(vectors), [0.4, 0.6], images, jnp.zeros(3, jnp.int32))
     for each in (found["members"][0], found["averaged"]):
         assert each["clean_accuracy"] == each["robust_accuracy"] == 0.0
     assert found["clean_accuracy"] == pytest.approx(0.6)
@@ -374,7 +377,7 @@ def test_validation_is_exact_clean_and_under_attack(key):
     margins = signed_margins(vectors, images, labels)
     robust = margins > EPSILON * np.abs(vectors).sum(axis=1)
     validate = jax.jit(functools.partial(evaluation.validate, threat=LINF, **PGD))
-    logits_fn = jax.tree_util.Partial(linear_logits, vectors)
+    logits_fn = linear(vectors)
     found = evaluation.over_batches(
         functools.partial(validate, key, logits_fn, weights), images, labels, batch_size=16
     )
@@ -390,7 +393,7 @@ def test_validation_takes_the_steps_that_it_is_asked_for(key):
 
     def robust(**settings):
         validate = jax.jit(functools.partial(evaluation.validate, threat=LINF, **settings))
-        logits_fn = jax.tree_util.Partial(linear_logits, vectors)
+        logits_fn = linear(vectors)
         return validate(key, logits_fn, jnp.ones(1), images, labels, jnp.arange(50)).robust.mean()
 
     assert robust(num_steps=1, step_size=EPSILON / 8) > 0.9

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mixjax import evaluation
+from tests.evaluation.answers import of_answers
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 NAMES = ("one", "one", "two", "one", "three")
@@ -19,7 +20,7 @@ def table(num_examples=60, num_members=3, weights=WEIGHTS, **settings):
     averaged = generator.random((num_examples, 6)) < chance[:, 0]
     is_nan = ~members & (generator.random(members.shape) < 0.1)
     settings = {"averaged_correct": averaged, "is_nan": is_nan, "num_steps": NUM_STEPS} | settings
-    return evaluation.Evaluation.of_answers(members, weights, NAMES, **settings)
+    return of_answers(members, weights, NAMES, **settings)
 
 
 def alone(right):
@@ -88,7 +89,7 @@ def test_the_sandwich_holds_for_each_example_whatever_the_table():
 
 def test_nobody_is_right_with_a_probability_above_one():
     weights = np.array([0.33334, 0.33334, 0.33334], np.float32)
-    right = evaluation.Evaluation.of_answers(np.ones((5, 2, 3), bool), weights, ["one"])
+    right = of_answers(np.ones((5, 2, 3), bool), weights, ["one"])
     assert right.worst.max() <= 1.0
     assert right.worst == pytest.approx(1.0, abs=1e-12)
 
@@ -184,7 +185,7 @@ def test_a_paired_difference_knows_that_hard_examples_are_hard_for_both():
 )
 def test_weights_that_do_not_fit_the_answers_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
-        table(weights=weights)
+        table(weights=weights).report()
 
 
 def test_a_table_for_the_terminal_a_notebook_and_a_folder(tmp_path):

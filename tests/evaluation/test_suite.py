@@ -146,6 +146,19 @@ def test_the_members_and_their_average_defend_themselves_alone_against_every_run
     assert np.all(lower <= found.worst + 1e-12)
 
 
+def test_attacks_on_the_average_see_the_mean_of_all_members(key):
+    """Whoever sees members that differ stays; where all answer the mean, all go to code 0."""
+
+    def run(logits_fn, x):
+        logits = logits_fn(x.at[1].set(2.0))  # there the second member alone is right
+        are_one = jnp.all(logits == logits[:1]) & (len(logits) == 3)
+        return x.at[1].set(jnp.where(are_one, 0.0, 1.0))
+
+    _, images, labels, _ = game()
+    found = evaluate(key, (evaluation.Attack(("average",), 1, run),), images, labels)
+    assert np.all(found.correct[:, 1]) and not np.any(found.averaged.correct[:, 1])
+
+
 def test_the_lower_bound_counts_what_attacks_on_the_mixture_did_to_a_member(key):
     """An attack that works on mixtures only: each member alone stands, together all fall."""
 
@@ -412,6 +425,28 @@ def test_another_code_of_an_attack_is_another_evaluation(key, tmp_path):
         evaluate(key, attacks(table[::-1].copy()), images, labels, folder=tmp_path)
 
 
+def test_arrays_of_an_attack_are_arguments_and_others_are_another_evaluation(key, tmp_path):
+    """One program for both tables, and two evaluations."""
+    table, images, labels, _ = game()
+    calls = []
+
+    def run(codes, run, logits_fn, x):
+        calls.append(logits_fn(x).shape)
+        return x.at[1].set(codes[(x[0] * 1000).astype(jnp.int32), run])
+
+    def attacks(table):
+        return (evaluation.Attack(NAMES, 7, jax.tree_util.Partial(run, jnp.asarray(table))),)
+
+    other = np.roll(table, 1, axis=1)
+    found = [evaluate(key, attacks(each), images, labels) for each in (table, other)]
+    assert len(calls) == 4  # traced and compiled: the mixture and its average, the members
+    for each, codes in zip(found, (table, other), strict=True):
+        np.testing.assert_allclose(each.worst, (right(codes) @ WEIGHTS).min(axis=1))
+    evaluate(key, attacks(table), images, labels, folder=tmp_path)
+    with pytest.raises(ValueError, match="programs.1 one: "):
+        evaluate(key, attacks(other), images, labels, folder=tmp_path)
+
+
 def test_an_attack_is_traced_once_for_all_members_and_their_average(key):
     """With a stand-in: who is attacked is not traced for it, and the counts are the same."""
     table, images, labels, _ = game()
@@ -446,7 +481,7 @@ def test_who_holds_a_folder_works_in_it_alone(key, tmp_path):
 
 
 def test_a_killed_process_is_continued_to_the_same_numbers(children, tmp_path):
-    """SIGKILL after every few batches until one process comes through."""
+    """SIGKILL after thirty batches, and a process that comes through."""
     program = textwrap.dedent(
         """
         import json, os, signal, sys
@@ -473,14 +508,12 @@ def test_a_killed_process_is_continued_to_the_same_numbers(children, tmp_path):
         command = [sys.executable, "-c", program, str(folder), str(num_batches)]
         return children.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
 
-    straight = run(tmp_path / "straight", -1)
-    assert straight.returncode == 0, straight.stderr
-    for num_batches in (7, 40):
-        assert run(tmp_path / "killed", num_batches).returncode == -signal.SIGKILL
-    resumed = run(tmp_path / "killed", -1)
+    assert run(tmp_path, 30).returncode == -signal.SIGKILL
+    resumed = run(tmp_path, -1)
     assert resumed.returncode == 0, resumed.stderr
-    reports = [without_seconds(json.loads(each.stdout)) for each in (straight, resumed)]
-    assert reports[0] == reports[1]
+    _, images, labels, attacks = game()
+    straight = evaluate(jax.random.key(0), attacks, images, labels).report()
+    assert without_seconds(json.loads(resumed.stdout)) == without_seconds(straight)
 
 
 # Cost and progress.

@@ -11,6 +11,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
@@ -20,6 +21,7 @@ from mixjax import attacks, ensemble, evaluation, threats
 
 SIDE = 4
 BUDGET = evaluation.Budget(1, 1, 2, 6, 1, 3, 1, 8)
+ONE = BUDGET._replace(lines=("pgd_expected_loss",))  # where it does not matter which attack it is
 LINF = threats.linf(0.1)
 KERNELS = jnp.asarray(np.random.default_rng(0).normal(size=(2, SIDE * SIDE, 3)), jnp.float32)
 
@@ -35,7 +37,7 @@ def examples(number=6):
 
 
 def evaluated(classify, images, labels, threat=LINF, **settings):
-    settings = {"budget": BUDGET, "progress": False} | settings
+    settings = {"budget": ONE, "progress": False} | settings
     return mixjax.evaluate(classify, images, labels, threat, **settings)
 
 
@@ -57,7 +59,8 @@ def robust(kernel, images, labels, threat=LINF):
 def test_a_linear_classifier_keeps_what_its_leads_say():
     threat = threats.linf(0.02)
     images, labels = examples(20)
-    report = evaluated(functools.partial(classify, KERNELS[0]), images, labels, threat)
+    member = functools.partial(classify, KERNELS[0])
+    report = evaluated(member, images, labels, threat, budget=BUDGET)
     clean = np.asarray(jnp.argmax(classify(KERNELS[0], images), 1)) == labels
     expected = clean & robust(KERNELS[0], images, labels, threat)
     assert 0 < expected.sum() < clean.sum()
@@ -76,7 +79,8 @@ def test_members_as_a_list_stacked_or_all_at_once_are_one_mixture():
         ensemble.members(classify, KERNELS),
         functools.partial(ensemble.apply, classify, KERNELS),
     )
-    found = [evaluated(each, images, labels, weights=[0.9, 0.1]) for each in forms]
+    budget = BUDGET._replace(lines=("apgd_members", "arc"))
+    found = [evaluated(each, images, labels, weights=[0.9, 0.1], budget=budget) for each in forms]
     for other in found[1:]:
         np.testing.assert_array_equal(found[0].correct, other.correct)
         np.testing.assert_allclose(found[0].images, other.images, atol=1e-5)
@@ -256,7 +260,7 @@ def test_a_folder_goes_on_where_it_stopped_and_refuses_what_is_another_evaluatio
         ((other, images, labels), {}, "logits_fn.constants"),
         ((members, images, labels, threats.linf(0.2)), {}, "threat.epsilon: 0.1 -> 0.2"),
         ((members, images[:5], labels[:5]), {}, "num_examples: 6 -> 5"),
-        ((members, images, labels), {"budget": BUDGET._replace(num_steps=7)}, "num_steps"),
+        ((members, images, labels), {"budget": BUDGET}, "attacks: "),
         ((members, images, labels), {"key": jax.random.key(1)}, "key"),
     )
     for arguments, settings, message in changes:
@@ -274,18 +278,77 @@ def test_a_bar_shows_who_is_attacked_on_standard_error(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_classifiers_of_one_architecture_share_what_is_compiled():
+def test_another_radius_another_classifier_and_another_type_compile_nothing_anew(caplog):
+    """What of them changes the program would be compiled under another name or shape."""
     images, labels = examples()
-    evaluated(functools.partial(classify, KERNELS[0]), images, labels)
-    with jax.log_compiles(True), pytest.MonkeyPatch.context() as patch:
-        compiled = []
-        patch.setattr(jax.stages.Lowered, "compile", lambda *_: compiled.append(1))
-        other = evaluated(
-            functools.partial(classify, KERNELS[1]), images, labels, threats.linf(0.05)
-        )
-    assert not compiled
-    clean = np.asarray(jnp.argmax(classify(KERNELS[1], images), 1)) == labels
-    assert other.clean_accuracy == clean.mean()
+    images = np.round(images * 128).astype(np.float32) / 128  # half precision holds them exactly
+    others = [(each, dtype) for each in KERNELS for dtype in (np.float16, ml_dtypes.bfloat16)]
+    others += [(KERNELS[0], np.uint8)]
+
+    def both(kernel, images, threat):
+        member = functools.partial(classify, kernel)
+        settings = {"attacks": (attacks.fgsm,), "budget": ONE}
+        report = evaluated(member, images, labels, threat, **settings)
+        moved = mixjax.attack(member, images, labels, threat, attacks.fgsm, progress=False)[0]
+        return report.images, moved
+
+    found = both(KERNELS[0], images, LINF)
+    with jax.log_compiles(True):
+        for kernel, dtype in others:
+            threat = LINF if kernel is KERNELS[0] else threats.linf(0.05)
+            pixels = images * 255 if dtype == np.uint8 else images
+            other = both(kernel, pixels.astype(dtype), threat)
+            if threat is LINF and dtype != np.uint8:
+                chex.assert_trees_all_equal(found, other)
+    compiled = [each for each in caplog.messages if each.startswith("Compiling")]
+    assert [each for each in compiled if "_points" in each or "_attacked" in each] == []
+
+
+class Black:
+    """Equal to another where their share is, and so without a hash."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def __eq__(self, other):
+        return self.share == other.share
+
+    def __call__(self, x, threat):
+        return x - self.share * threat.epsilon
+
+
+def test_an_attack_need_not_be_hashable():
+    images, labels = examples()
+    member = functools.partial(classify, KERNELS[0])
+    for share in (1.0, 0.5):  # equal in nothing
+        x_adv, _ = mixjax.attack(member, images, labels, LINF, Black(share), progress=False)
+        np.testing.assert_allclose(x_adv, images - 0.1 * share, atol=1e-6)
+    found = evaluation.evaluate(
+        *(jax.random.key(0), lambda x: member(x[None]), [1.0], images, labels),
+        (evaluation.Attack(("black",), 1, Black(1.0), LINF),),
+    )
+    right = np.asarray(jnp.argmax(member(images - 0.1), 1)) == labels
+    np.testing.assert_array_equal(found.correct[:, 1, 0], right)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_whoever_stops_an_evaluation_is_told_how_it_goes_on(kept, tmp_path):
+    images, labels = examples()
+    settings = {"budget": ONE, "folder": tmp_path if kept else None}
+    member = functools.partial(classify, KERNELS[0])
+
+    def stop(bars, name, num_done, num_all):
+        if num_done == len(images):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mixjax.front.progress.Bars.show", stop)
+        told = "the same call goes on" if kept else "give a folder to keep it"
+        with pytest.raises(KeyboardInterrupt, match=f"the evaluation was stopped: {told}"):
+            evaluated(member, images, labels, **settings)
+    if kept:
+        assert len(list(tmp_path.rglob("*.npz"))) == 1
+        assert evaluated(member, images, labels, **settings).runs == ("pgd_expected_loss",)
 
 
 def test_a_drawn_member_answers_as_often_as_its_weight_says():
@@ -410,6 +473,14 @@ def test_bounds_may_come_in_any_form_that_has_two_ends(bounds):
     found, _ = move(threats.linf(0.5), bounds=bounds, **settings)
     chex.assert_trees_all_equal(found, move(threats.linf(0.5), **settings)[0])
     assert found.min() == 0 and found.max() == 1
+
+
+def test_within_other_bounds_an_attack_goes_to_their_ends():
+    images, labels = examples()
+    member = functools.partial(classify, KERNELS[0])
+    settings = {"bounds": (-0.5, 2.0), "progress": False}
+    found, _ = mixjax.attack(member, images, labels, threats.linf(3.0), attacks.fgsm, **settings)
+    assert found.min() == -0.5 and found.max() == 2.0
 
 
 @pytest.mark.parametrize(
