@@ -130,8 +130,8 @@ class Evaluation(NamedTuple):
         """Who was attacked, by what and on how many examples, in a line."""
         number, weights = len(self.weights), " ".join(f"{each:.2f}" for each in self.weights)
         who = self.name if number == 1 else f"{self.name} of {number}, weights {weights}"
-        within = "" if self.threat is None else f" within {self.threat}"
-        return f"{who}: {len(self.runs)} attack runs{within} on {len(self.labels)} examples"
+        within = "" if self.threat is None else f", {self.threat}"
+        return f"{who}: {len(self.labels)} examples, {len(self.runs)} attack runs{within}"
 
     def report(self, *, with_costs: bool = True) -> dict[str, Any]:
         """All figures, ready for JSON.

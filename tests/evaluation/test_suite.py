@@ -74,6 +74,9 @@ def test_the_worst_is_as_if_nothing_had_been_left_out_and_each_attack_sees_compl
     complete = np.linspace(0, 11, 4).astype(int)
     np.testing.assert_array_equal(np.flatnonzero(found.is_complete), complete)
     assert report["robust_accuracy"]["worst"] == pytest.approx(accuracies.min(axis=1).mean())
+    first = accuracies.round(9).argmin(axis=1)  # of the points that leave least, the first is kept
+    codes = np.concatenate([np.ones((NUM_EXAMPLES, 1)), table], axis=1)
+    np.testing.assert_array_equal(found.images[:, 1], codes[np.arange(NUM_EXAMPLES), first])
     for name in ("one", "two", "three"):
         columns = [0] + [1 + r for r in range(NUM_RUNS) if NAMES[r] == name]
         lowest = accuracies[complete][:, columns].min(axis=1)

@@ -304,14 +304,11 @@ def test_another_radius_another_classifier_and_another_type_compile_nothing_anew
     assert [each for each in compiled if "_points" in each or "_attacked" in each] == []
 
 
+@dataclasses.dataclass
 class Black:
     """Equal to another where their share is, and so without a hash."""
 
-    def __init__(self, share):
-        self.share = share
-
-    def __eq__(self, other):
-        return self.share == other.share
+    share: float
 
     def __call__(self, x, threat):
         return x - self.share * threat.epsilon
