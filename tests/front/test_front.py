@@ -79,8 +79,7 @@ def test_members_as_a_list_stacked_or_all_at_once_are_one_mixture():
         ensemble.members(classify, KERNELS),
         functools.partial(ensemble.apply, classify, KERNELS),
     )
-    budget = BUDGET._replace(lines=("apgd_members", "arc"))
-    found = [evaluated(each, images, labels, weights=[0.9, 0.1], budget=budget) for each in forms]
+    found = [evaluated(each, images, labels, weights=[0.9, 0.1]) for each in forms]
     for other in found[1:]:
         np.testing.assert_array_equal(found[0].correct, other.correct)
         np.testing.assert_allclose(found[0].images, other.images, atol=1e-5)
@@ -535,7 +534,8 @@ images, labels = np.random.default_rng(0).uniform(size=(4, 6)), np.array([0, 1, 
 kernels = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 2)), jnp.float32)
 members = [lambda x, kernel=kernel: jnp.tanh(x @ kernel) for kernel in kernels]
 x_adv, info = mixjax.attack(members[0], images, labels, threats.l2(0.1), attacks.fgsm)
-budget = evaluation.Budget(1, 1, 2, 2, 1, 1, 1, 2)
+lines = "pgd_expected_loss", "square"
+budget = evaluation.Budget(1, 1, 2, 2, 1, 1, 1, 2, lines=lines)
 report = mixjax.evaluate(members[0], images, labels, threats.linf(0.1), budget=budget)
 saved = report.save(sys.argv[1])
 answers = mixjax.predict(jax.random.key(0), members, [0.5, 0.5], images)
