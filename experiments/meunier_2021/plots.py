@@ -39,7 +39,11 @@ def plot_synthetic(
     _discs(left, field["x"], field["radius"])
     drawing.points(left, field["x"], field["labels"])
     extent = float(np.max(np.abs(field["side"])))
-    left.set(title="optimal mixture", xlim=(-extent, extent), ylim=(-extent, extent))
+    left.set(
+        title=rf"optimal mixture, l2 radius {field['radius']:g}", xlabel="$x_1$", ylabel="$x_2$",
+        xlim=(-extent, extent), ylim=(-extent, extent),
+    )  # fmt: skip
+    left.legend(title="class", frameon=True, fontsize=7.5, title_fontsize=7.5, loc="upper right")
     left.set_aspect("equal")
 
     for number, (name, risk) in enumerate(curves["risks"].items()):
@@ -56,7 +60,8 @@ def plot_synthetic(
             )  # fmt: skip
     middle.axhline(value, color="black", linewidth=1, label="value (linear program)")
     middle.set(
-        xscale="log", xlabel="iterations", ylabel="adversarial risk", title="convergence",
+        xscale="log", xlabel="iterations", ylabel="adversarial risk",
+        title=f"weights found step by step, radius {field['radius']:g}",
     )  # fmt: skip
     middle.text(1.0, 1.01, "limits", transform=middle.transAxes, ha="center", fontsize=8)
     drawing.plain(middle)
@@ -72,7 +77,7 @@ def plot_synthetic(
             right.fill_between(radii, mean - deviation, mean + deviation, color=color, alpha=0.2)
     right.set(
         xlabel=r"radius $\epsilon$", ylabel="adversarial risk",
-        title=f"mean and deviation of {len(risks)} seeds",
+        title=f"worst point of the l2 ball, {len(risks)} seeds",
     )  # fmt: skip
     drawing.plain(right)
     drawing.write(figure, path, is_small=True)
@@ -144,6 +149,7 @@ def plot_bounds(
     right.axhline(tolerance, color="black", linewidth=0.8, linestyle=":", label="tolerance")
     right.set(xlabel="round", ylabel="upper - lower", yscale="log", title="certified gap")
     for axis in (left, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
         drawing.plain(axis)
     drawing.write(figure, path, is_small=True)
 
@@ -157,4 +163,6 @@ def _discs(axis, x, radius):
     from matplotlib.patches import Circle
 
     for center in np.asarray(x):
-        axis.add_patch(Circle(tuple(center), radius, color="black", alpha=0.03, linewidth=0))
+        axis.add_patch(
+            Circle(tuple(center), radius, fill=False, color="black", alpha=0.35, linewidth=0.5)
+        )

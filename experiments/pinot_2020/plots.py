@@ -60,7 +60,7 @@ def plot_penalized_plane(path: str | os.PathLike, panels: Sequence[Mapping[str, 
       panels: dicts of `title`, `x [N, 2]`, `labels [N]`, `target [N, 2]`, and
         `score_fn: [..., 2] -> [...]`, above 0 on the side of class 1.
     """
-    figure, axes = drawing.figure(3.4 * len(panels), 3.5, len(panels))
+    figure, axes = drawing.figure(3.4 * len(panels), 4.2, len(panels))
     for axis, panel in zip(axes, panels, strict=True):
         x, target = panel["x"], panel["target"]
         extent = float(np.abs(x).max()) + 0.2
@@ -71,11 +71,17 @@ def plot_penalized_plane(path: str | os.PathLike, panels: Sequence[Mapping[str, 
         moved = np.any(x != target, axis=1)
         step = (target - x)[moved]
         axis.quiver(
-            *x[moved].T, *step.T, angles="xy", scale_units="xy", scale=1, width=0.006, zorder=2
+            *x[moved].T, *step.T, angles="xy", scale_units="xy", scale=1, width=0.004, zorder=2
         )
         drawing.points(axis, x, panel["labels"], s=14)
         axis.set(title=panel["title"], xlim=(-extent, extent), ylim=(-extent, extent))
+        axis.set(xlabel="$x_1$", ylabel="$x_2$")
         axis.set_aspect("equal")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, [f"class {label}" for label in labels], loc="outside lower center", ncols=2,
+        frameon=False, title="arrows: the attacker's best response, at most epsilon long in l2",
+    )  # fmt: skip
     drawing.write(figure, path, is_small=True)
 
 
@@ -128,7 +134,7 @@ def plot_theorem_2(
     failing: Sequence[Mapping[str, Any]],
     grid: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Risk of the mixture against alpha, the theorem's interval shaded; the gain over a grid.
+    """Risk of the mixture against alpha, the theorem's interval a bar; the gain over a grid.
 
     Args:
       path: file to write, as PNG.
@@ -145,7 +151,8 @@ def plot_theorem_2(
     for axis, penalty in zip(axes, penalties, strict=False):
         own = [each for each in curves if each["penalty"] == penalty]
         _theorem_2_panel(axis, own)
-        axis.set_title(rf"{penalty} penalty, $\epsilon$ = {own[0]['epsilon']:g}")
+        title = rf"{penalty} penalty, radius $\epsilon$ = {own[0]['epsilon']:g}"
+        axis.set_title(f"{title}\nbars: the theorem's interval")
     _theorem_2_panel(axes[-2], failing, by="penalty")
     axes[-2].set_title("condition fails: a loss")
     for k, penalty in enumerate(penalties):
@@ -156,12 +163,14 @@ def plot_theorem_2(
                 [each["lam"] for each in row], [each["least_gain_per_share"] for each in row],
                 color=drawing.COLORS[number % 7], marker=drawing.MARKERS[number % 7], ms=4,
                 linestyle=drawing.STYLES[k],
-                label=rf"{penalty}, $\epsilon$ = {epsilon:g}",
+                label=rf"$\epsilon$ = {epsilon:g}" if k == 0 else None,
             )  # fmt: skip
     axes[-1].axhline(0, color="black", linewidth=0.8)
     axes[-1].set(
         xlabel=r"price $\lambda$", ylabel=r"least gain / $(1 - \alpha)$",
-        title="condition holds: gain in the interval",
+        title="condition holds: gain in the interval\n" + ", ".join(
+            f"{name} penalty {('solid', 'dashed')[k]}" for k, name in enumerate(penalties)
+        ),
     )  # fmt: skip
     drawing.plain(axes[-1])
     axes[-1].legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -176,7 +185,11 @@ def _theorem_2_panel(axis, curves, by="lam"):
             each["alphas"], each["risks"], color=color, label=name, linestyle=drawing.STYLES[number]
         )
         axis.axhline(each["risk_alone"], color=color, linewidth=0.8, linestyle=":")
-        axis.axvspan(*each["interval"], color=color, alpha=0.1)
+        height = 0.015 + 0.03 * number
+        axis.plot(
+            each["interval"], [height, height], color=color, linewidth=4, alpha=0.5,
+            transform=axis.get_xaxis_transform(), solid_capstyle="butt",
+        )  # fmt: skip
     axis.set(xlabel=r"weight $\alpha$ of $h_1$", ylabel="worst-case risk (dotted: $h_1$ alone)")
     drawing.plain(axis)
 

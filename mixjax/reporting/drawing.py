@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -56,16 +57,20 @@ def points(axis: Any, x: Any, labels: Any, **look: Any) -> None:
 
 
 def write(figure: Any, path: str | os.PathLike, *, is_small: bool = False) -> None:
-    """Writes a figure as PNG, whole or not at all.
+    """Writes a figure as PNG and, beside it, as PDF for a paper; each whole or not at all.
 
     Args:
       figure: as from `figure`.
-      path: the file.
+      path: the file of the first; the second has the ending `.pdf`.
       is_small: fewer dots and 256 colours, for figures that a repository keeps.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_SMALL_DOTS_PER_INCH if is_small else _DOTS_PER_INCH)
     files.write(path, _quantized(buffer) if is_small else buffer.getvalue())
+    buffer = io.BytesIO()
+    # Without the time, which would make another file of the same figure.
+    figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
+    files.write(pathlib.Path(path).with_suffix(".pdf"), buffer.getvalue())
 
 
 def _quantized(full):

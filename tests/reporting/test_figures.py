@@ -83,7 +83,8 @@ def test_curves_draw_percent_against_epochs_for_each_run(tmp_path, drawn):
         assert axis.get_xlabel() == "epochs per classifier"
         assert axis.get_ylabel() == "accuracy (%)"
     assert {text.get_text() for text in standard.get_legend().get_texts()} == {"single", "mixture"}
-    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "curves.pdf"}
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_weights_draw_one_panel_for_each_run_and_one_line_for_each_member(tmp_path, drawn):

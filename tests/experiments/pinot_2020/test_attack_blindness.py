@@ -100,6 +100,7 @@ def test_a_run_leaves_checked_results_a_figure_and_a_report(finished):
         "config.json",
         "result.json",
         "blindness.png",
+        "blindness.pdf",
         "report.md",
     }
     result = reporting.read_result(finished)
