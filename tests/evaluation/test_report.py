@@ -201,6 +201,7 @@ def test_a_table_for_the_terminal_a_notebook_and_a_folder(tmp_path):
         "evaluation.json",
         "report.md",
         "suite.png",
+        "suite.pdf",
     }
     stored = json.loads((page.parent / "evaluation.json").read_text())
     assert stored == json.loads(found.to_json())
