@@ -118,8 +118,7 @@ def write_page(budget: evaluation.Budget, settings: Settings) -> pathlib.Path:
 
 def explored(logits_fn, weights, images, labels, ball, epsilon, budget, settings: Settings) -> dict:
     """The security curves, and what there is to see on the first images, as plain values."""
-    curves = evaluation.security_curves(
-        jax.random.key(0),
+    curves = security_curves(
         logits_fn,
         weights,
         images,
@@ -151,6 +150,29 @@ def explored(logits_fn, weights, images, labels, ball, epsilon, budget, settings
         "curves": curves.report(),
         "images": pictures,
     }
+
+
+def security_curves(logits_fn, weights, images, labels, attacks, radii, **settings):
+    """As `evaluation.security_curves` of `ATTACKS`, one after the other, with a bar."""
+    listed = {name for attack in attacks for name in attack.names}
+    parts = [
+        evaluation.security_curves(
+            jax.random.key(0),
+            logits_fn,
+            weights,
+            images,
+            labels,
+            attacks,
+            radii,
+            names=(name,),
+            **settings,
+        )
+        for name in program.shown([name for name in ATTACKS if name in listed], "curves", "attack")
+    ]
+    accuracies = {name: left for part in parts for name, left in part.accuracies.items()}
+    accuracies["worst"] = np.min([part.accuracies["worst"] for part in parts], axis=0)
+    points = {name: found for part in parts for name, found in part.points.items()}
+    return parts[0]._replace(accuracies=accuracies, points=points)
 
 
 def line(threat, logits_fn, weights, x, label, x_adv, *, num_points: int):

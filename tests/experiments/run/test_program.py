@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import pathlib
 import signal
+import sys
 
 import pytest
 
@@ -47,6 +49,19 @@ def test_the_help_of_a_preset_shows_its_own_defaults(capsys):
         assert stop.value.code == 0
         expected = cifar10_mixture.PRESETS[flags[-1] if flags else "fast"].epsilon
         assert f"also as a fraction: 8/255 (preset {shown[8:12]}: {expected!r})" in text
+
+
+def test_the_help_does_not_wait_for_what_only_a_run_needs(children):
+    code = """if True:
+        import sys
+        from experiments import cifar10_mixture, evaluate
+        from experiments.hamm_2018 import minimax_defense
+        slow = {"flax.nnx", "matplotlib", "orbax.checkpoint", "scipy.optimize"}
+        assert not slow & {*sys.modules}, slow & {*sys.modules}
+    """
+    root = pathlib.Path(__file__).resolve().parents[3]
+    finished = children.run([sys.executable, "-c", code], cwd=root)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_resume_and_a_folder_alone_go_on_with_the_config_in_it(tmp_path, capsys):
