@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from experiments.hamm_2018 import cat_and_mouse, training
-from mixjax import checkpoint, data
+from mixjax import checkpoint, data, models
+from tests.perceptron import perceptron
 
 TINY = (
-    "--rounds 3 --width 4 --batch-size 64 --steps 120 --learning-rate 0.005 --network-steps 10 "
+    "--rounds 3 --width 32 --batch-size 64 --steps 120 --learning-rate 0.005 --network-steps 10 "
     "--network-width 16 --apgd-steps 2 --ifgsm-steps 2 --test-examples 200 --test-batch-size 200"
 ).split()
 
@@ -19,7 +20,9 @@ TINY = (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    cat_and_mouse.main([*TINY, "--run-dir", str(folder)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "mnist_cnn", perceptron)
+        cat_and_mouse.main([*TINY, "--run-dir", str(folder)])
     return folder, json.loads((folder / "result.json").read_text())
 
 
@@ -33,7 +36,8 @@ def test_each_classifier_withstands_its_own_attack_and_falls_to_the_next(finishe
     assert np.mean(own) < np.mean(following[1:]) - 0.1
 
 
-def test_every_round_is_kept_and_is_the_one_of_the_tables(finished):
+def test_every_round_is_kept_and_is_the_one_of_the_tables(finished, monkeypatch):
+    monkeypatch.setattr(models, "mnist_cnn", perceptron)
     folder, result = finished
     names = {field.name for field in dataclasses.fields(cat_and_mouse.Config)}
     config = {name: value for name, value in result["config"].items() if name in names}

@@ -13,9 +13,10 @@ from experiments.hamm_2018.minimax_defense import Config, mixture_section
 from experiments.hamm_2018.training import Setting
 from experiments.hamm_2018.variants import tutorial
 from mixjax import defenses, models
+from tests.perceptron import perceptron
 
 SHORT = (
-    "--width 6 --steps 220 --network-steps 150 --network-width 64 --batch-size 64 --apgd-steps 3 "
+    "--width 32 --steps 220 --network-steps 150 --network-width 64 --batch-size 64 --apgd-steps 3 "
     "--ifgsm-steps 2 --test-examples 200 --test-batch-size 200 --mixture-examples 20 "
     "--measurements 2 --etas 0.3"
 ).split() + ["--rows", "adv sens minimax"]
@@ -24,7 +25,9 @@ SHORT = (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    minimax_defense.main([*SHORT, "--run-dir", str(folder)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "mnist_cnn", perceptron)
+        minimax_defense.main([*SHORT, "--run-dir", str(folder)])
     return folder, json.loads((folder / "result.json").read_text())
 
 
@@ -77,8 +80,9 @@ def test_the_report_says_whether_the_attacker_is_strong_enough(finished):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_finished_run_resumed_has_the_same_numbers(finished):
+def test_a_finished_run_resumed_has_the_same_numbers(finished, monkeypatch):
     folder, result = finished
+    monkeypatch.setattr(models, "mnist_cnn", perceptron)
     minimax_defense.main([*SHORT, "--run-dir", str(folder), "--resume"])
     again = json.loads((folder / "result.json").read_text())
     for name in ("errors", "mixtures", "error_under_own_attack"):
@@ -91,8 +95,9 @@ def test_what_a_step_of_each_row_costs_is_recorded_and_can_be_made_equal(finishe
     costs = result["training_cost"]
     assert costs["No defense"]["cost_of_a_step"] == 1
     assert 2.7 < costs["Adv FGSM1"]["cost_of_a_step"] < 3.1
-    assert 2.7 < costs["Sens FGSM"]["cost_of_a_step"] < 3.3
-    assert 3 < costs["Minimax"]["cost_of_a_step"] < 6
+    assert 2.7 < costs["Sens FGSM"]["cost_of_a_step"] < 3.5
+    # Its network is larger than this classifier.
+    assert 10 < costs["Minimax"]["cost_of_a_step"] < 20
     assert {row["steps"] for row in costs.values()} == {220}
     assert "| Minimax | " in (folder / "report.md").read_text().split("## What training cost")[1]
     cost = {row: each["cost_of_a_step"] for row, each in costs.items() if row != "No defense"}

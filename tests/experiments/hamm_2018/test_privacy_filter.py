@@ -6,36 +6,22 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from experiments.hamm_2018 import privacy_filter
 from mixjax import models
+from tests.perceptron import perceptron
 
 TINY = (
-    "--steps 250 --network-width 32 --network-steps 150 --test-batch-size 360 --measurements 1"
+    "--width 32 --steps 250 --network-width 32 --network-steps 150 --test-batch-size 360 "
+    "--measurements 1"
 ).split()
-
-
-class Reader(nn.Module):
-    """In the place of a network of convolutions, which takes its time to compile."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(nn.Dense(32)(2 * x.reshape(x.shape[0], -1) - 1))
-        return nn.Dense(self.num_classes)(x)
-
-
-def reader(num_classes, width, *, input_shape):
-    return models.from_linen(Reader(num_classes), input_shape)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "mnist_cnn", reader)
+        patch.setattr(models, "mnist_cnn", perceptron)
         privacy_filter.main([*TINY, "--run-dir", str(folder)])
     return folder, json.loads((folder / "result.json").read_text())
 

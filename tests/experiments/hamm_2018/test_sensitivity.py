@@ -5,9 +5,11 @@ import json
 import pytest
 
 from experiments.hamm_2018 import sensitivity
+from mixjax import models
+from tests.perceptron import perceptron
 
 TINY = (
-    "--width 4 --steps 250 --learning-rate 0.005 --network-steps 40 --network-width 32 "
+    "--width 32 --steps 250 --learning-rate 0.005 --network-steps 40 --network-width 32 "
     "--apgd-steps 3 --ifgsm-steps 3 --test-examples 200 --test-batch-size 200 --measurements 2"
 ).split()
 
@@ -15,7 +17,9 @@ TINY = (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    sensitivity.main([*TINY, "--run-dir", str(folder)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "mnist_cnn", perceptron)
+        sensitivity.main([*TINY, "--run-dir", str(folder)])
     return folder, json.loads((folder / "result.json").read_text())
 
 
@@ -42,8 +46,9 @@ def test_the_report_holds_the_table_the_figures_and_what_judges(finished):
     assert result["provenance"]["seed"] == 0 and result["num_examples"] == 200
 
 
-def test_a_finished_run_is_read_and_not_made_again(finished, capsys):
+def test_a_finished_run_is_read_and_not_made_again(finished, capsys, monkeypatch):
     folder, result = finished
+    monkeypatch.setattr(models, "mnist_cnn", perceptron)
     sensitivity.main([*TINY, "--run-dir", str(folder), "--resume"])
     again = json.loads((folder / "result.json").read_text())
     assert again["errors"] == result["errors"]

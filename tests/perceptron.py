@@ -1,0 +1,20 @@
+"""A network without convolutions, which take their time to compile, where another is not needed."""
+
+from flax import linen as nn
+
+from mixjax import models
+
+
+class _Perceptron(nn.Module):
+    num_classes: int
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(self.width)(2 * x.reshape(x.shape[0], -1) - 1))
+        return nn.Dense(self.num_classes)(x)
+
+
+def perceptron(num_classes, width, *, input_shape):
+    """One hidden layer, in the place of `models.mnist_cnn` with He's initial weights."""
+    return models.from_linen(_Perceptron(num_classes, width), input_shape)
