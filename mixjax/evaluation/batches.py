@@ -22,6 +22,9 @@ from mixjax.evaluation.suite import Attack
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
+_HALVINGS = 3  # of a batch to which few examples are left
+_FEWEST = 64  # examples of a batch: for fewer a program of their own saves less than it takes
+
 # Up to how many floating-point operations in all which level of optimisation ends first. Level 0
 # compiles four times as fast and runs small ResNets two to five times slower; level 1 saves a third
 # and runs as fast. A core makes about 1e11 operations a second; a suite compiles for 10 to 40 s.
@@ -118,11 +121,29 @@ def _run_keys(key, number, run, indices):
     return jax.vmap(one)(example_keys(key, indices))
 
 
-def split(rows: np.ndarray, batch_size: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """`(part, filled)` of each batch; `filled [batch_size]` ends in copies of its last row."""
+def split(
+    rows: np.ndarray, batch_size: int, *, shrink: bool = False
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """`(part, filled)` of each batch; `filled` ends in copies of its last row.
+
+    All are of `batch_size`; with `shrink` the last is of the smallest of a few sizes that holds it:
+    a half, a quarter or an eighth. So what is left of a data set costs little more than itself,
+    and four programs serve all the numbers that may be left.
+    """
+    halves = [-(-batch_size // 2**times) for times in range(_HALVINGS + 1)] if shrink else []
+    sizes = [batch_size, *(size for size in halves if size >= _FEWEST)]
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size].astype(np.int32)
-        yield part, part[np.minimum(np.arange(batch_size), len(part) - 1)]
+        size = min(size for size in sizes if size >= len(part))
+        yield part, part[np.minimum(np.arange(size), len(part) - 1)]
+
+
+def may_shrink(transform: Callable) -> bool:
+    """Whether compiling once more for fewer examples can pay: not where `for_work` saw little work.
+
+    On 120 digits AutoPGD took longer to compile than all of its ten runs took.
+    """
+    return transform not in [_at_level(level) for _, level in _LEVELS]
 
 
 def equal_batches(num_examples: int, batch_size: int) -> int:

@@ -315,11 +315,12 @@ def attack_in_turn(
             return batches.Answers(found.averaged[:, None], found.averaged, is_nan)
         return found
 
+    shrink = batches.may_shrink(transform)
     for place, (attack, run) in enumerate(runs):
         file = f"{place:03d}-{_in_a_file_name(names[place])}"
         left = np.flatnonzero(~is_lost | is_complete)
         seen = key, subject.logits_fn, subject.seen_weights, attack, run
-        for number, (rows, filled) in enumerate(batches.split(left, batch_size)):
+        for number, (rows, filled) in enumerate(batches.split(left, batch_size, shrink=shrink)):
             path = folder and folder / f"{file}-{number:05d}.npz"
             found = _read(path, rows)
             if found is None:

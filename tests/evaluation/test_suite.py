@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from mixjax import evaluation, files, parallel, reporting, threats
+from mixjax.evaluation import batches
 
 NUM_EXAMPLES, NUM_RUNS = 12, 5
 WEIGHTS = np.array([0.2, 0.5, 0.3])
@@ -606,3 +607,53 @@ def test_an_attack_may_not_be_named_as_an_entry_of_the_report(key, name):
         evaluate(key, renamed, images, labels)
     with pytest.raises(ValueError, match="attacks must be a list of Attack, got 'quick'"):
         evaluate(key, ("quick",), images, labels)
+
+
+def test_the_last_batch_takes_the_smallest_of_four_sizes_that_holds_it():
+    """Of batches of 300 at most, every number left is served by sizes of 300, 150 and 75."""
+    sizes = {300: set(), 100: set()}
+    for batch_size, seen in sizes.items():
+        for number in range(1, 701, 3):
+            rows = np.arange(1000, 1000 + number)
+            parts = list(batches.split(rows, batch_size, shrink=True))
+            np.testing.assert_array_equal(np.concatenate([part for part, _ in parts]), rows)
+            for part, filled in parts:
+                np.testing.assert_array_equal(filled[: len(part)], part)
+                assert np.all(filled[len(part) :] == part[-1])
+                assert len(part) in (batch_size, len(rows) % batch_size)
+                seen.add(len(filled))
+    assert sizes == {300: {300, 150, 75}, 100: {100}}
+    plain = [len(filled) for _, filled in batches.split(np.arange(330), 300)]
+    assert plain == [300, 300]
+
+
+@pytest.mark.parametrize("is_cheap", [False, True])
+def test_examples_that_are_left_alone_are_not_attacked_along_with_the_others(is_cheap, key):
+    """The second run attacks what the first has left in half a batch, where it is worth it."""
+    seen = []
+
+    def counting(batch_fn):
+        compiled = jax.jit(batch_fn)
+
+        def counted(*arguments):
+            seen.append(len(arguments[-1]))
+            return compiled(*arguments)
+
+        return counted
+
+    images = np.linspace(0.0, 1.0, 160, dtype=np.float32)[:, None]
+    suite = [
+        evaluation.Attack(("first",), 1, lambda x: jnp.where(x < 0.63, x - 9.0, x)),
+        evaluation.Attack(("second",), 1, lambda x: x),
+    ]
+
+    def logits_fn(x):
+        return jnp.stack([x[0] + 1.0, 0.0])[None]
+
+    with pytest.MonkeyPatch.context() as patch:
+        if is_cheap:  # so few operations that compiling once more would take longer
+            patch.setattr(batches, "_at_level", lambda level: counting)
+        arguments = key, logits_fn, [1.0], images, np.zeros(160, np.int32), suite
+        found = evaluation.evaluate(*arguments, num_complete=0, transform=counting)
+    assert found.num_attacked.tolist() == [160, 59]
+    assert sorted(seen) == ([160] * 5 if is_cheap else [80, 80, 160, 160, 160])
