@@ -54,6 +54,12 @@ _GAMES_WITH_NETWORKS = """\
 - A row with a low error under FGSM-curr and a high one under AutoPGD hides its gradients.
 - *Worst of all* counts the attacks of this table, not all that are possible.
 """
+_GPU_PROGRAMS = """\
+- `benchmarks.gpu_program` compiles for an H100 and reads the optimised program: nothing has run.
+- *Training*: a step on a ResNet18 of width 64 with PGD-10, convolutions in bfloat16.
+- *At best*: 600 TFLOP/s, 3 TB/s and 2 microseconds a kernel, whichever takes longest.
+- A fault is a convolution in groups, in another type, or one that cuDNN does not compute.
+"""
 _SPEED = """\
 - Both sides run in one process on the same weights, batch and threads, first shown to agree.
 - The median over the repeats stands with the lowest and the highest; above 1 mixjax is faster.
@@ -182,6 +188,24 @@ def solvers() -> str:
     return "\n".join(parts)
 
 
+def gpu_programs() -> str:
+    """What the programs compiled for a GPU do, as Markdown."""
+    rows = {}
+    for path in sorted(RESULTS.glob("gpu_program*.json")):
+        for case in json.loads(path.read_text())["cases"]:
+            link = f"[{case['program']}, L = {case['members']}](results/{path.name})"
+            rows[f"{link}, batch {case['batch_size']}"] = [
+                f"{case['kernels']}",
+                f"{case['operations'] / 1e12:.2f}",
+                f"{case['bytes'] / 1e9:.1f}",
+                f"{1e3 * case['seconds_at_best']:.1f}",
+                f"{case['memory']['temporaries'] / 2**30:.2f}",
+                f"{len(case['faults'])}",
+            ]
+    head = ["kernels", "TFLOP", "GB moved", "ms at best", "GiB of temporaries", "faults"]
+    return reporting.rate_table("", head, rows)
+
+
 def _spread(ratio):
     return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
@@ -194,6 +218,7 @@ SECTIONS = (
     ("Machine vs machine", _GAMES_WITH_NETWORKS, hamm.table),
     ("Speed beside other libraries", _SPEED, speed),
     ("Speed of the solvers of a game", _SOLVERS, solvers),
+    ("Programs for a GPU that is not there", _GPU_PROGRAMS, gpu_programs),
 )
 
 
