@@ -69,7 +69,12 @@ def main(
         attacker = attacker_of(config)
         setting = Setting(config, dataset, model, network, call.folder, call.command, attacker)
         title = f"{call.name.replace('_', ' ')}: {call.choice or config.dataset}"
-        program.complete(call, lambda: experiment(setting), recorded=recorded(config), title=title)
+
+        def named():
+            outcome = experiment(setting)
+            return outcome._replace(result={"dataset": config.dataset, **outcome.result})
+
+        program.complete(call, named, recorded=recorded(config), title=title)
 
     hint = "; --preset demo needs no data"
     program.main(name, description, presets, run, argv, folder="runs/{name}-{choice}", hint=hint)

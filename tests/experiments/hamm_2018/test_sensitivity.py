@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.hamm_2018 import sensitivity
+from experiments.hamm_2018 import sensitivity, tables
 from mixjax import models
 from tests.perceptron import perceptron
 
@@ -44,6 +44,12 @@ def test_the_report_holds_the_table_the_figures_and_what_judges(finished):
     for name in ("errors.png", "attacks.png"):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
     assert result["provenance"]["seed"] == 0 and result["num_examples"] == 200
+
+
+def test_a_result_can_be_committed_and_makes_a_table(finished):
+    _, result = finished
+    errors, costs = tables.defences(result)
+    assert "| Sens FGSM |" in errors and "| Sens FGSM |" in costs
 
 
 def test_a_finished_run_is_read_and_not_made_again(finished, capsys, monkeypatch):
