@@ -6,7 +6,8 @@
 Attacks the run's most robust mixture, each of its members alone and their average, all with the
 same number of runs, and the single classifier of the same run if there is one; looks for signs
 that the attacks were weak; draws what they leave at other radii (`security.png`); writes
-`evaluation_<budget>.json` and a section of `report.md`. A process that was stopped, or killed,
+`evaluation_<budget>.json` and a section of `report.md`. Another threat than the run's (`--norm l2
+--epsilon 0.5`) has files and a section of its own. A process that was stopped, or killed,
 continues with `--resume` to the same numbers.
 """
 
@@ -17,12 +18,13 @@ import time
 import jax
 import numpy as np
 
-from experiments.meunier_2021.algorithm import build, members
+from experiments.meunier_2021.algorithm import Config, build, members
 from experiments.meunier_2021.training import restore
+from experiments.pinot_2020.boosted_attacks import rejected_scores
 from experiments.run import program
 from experiments.run.command_line import flag
 from experiments.run.reading import Run, read_run
-from mixjax import checks, data, ensemble, evaluation, parallel, reporting
+from mixjax import checks, data, ensemble, evaluation, parallel, reporting, threats
 from mixjax.front.progress import Bars
 from mixjax.interrupt import Stopped, interruptible
 
@@ -39,6 +41,13 @@ class Settings:
     """Every field is a flag."""
 
     run_dir: str = flag("", "folder of the finished run")
+    norm: str = flag(
+        "", "norm of the perturbations; empty: the run's", options=("", *threats.BY_NAME)
+    )
+    epsilon: float = flag(0.0, "radius of the perturbations, also as a fraction; 0: the run's")
+    carlini_wagner: bool = flag(
+        False, "Carlini and Wagner's attack as Pinot et al. reject it, beyond three l2 norms, too"
+    )
     num_examples: int = flag(0, "test examples attacked; 0: as many as the run itself tested")
     num_complete: int = flag(
         1000, "examples that meet every attack, lost or not, so that each can be judged alone"
@@ -67,11 +76,12 @@ def run(call: program.Call):
     check(settings)
     folder = pathlib.Path(settings.run_dir)
     mixture = read_run(folder)
+    label = label_of(budget, settings, mixture.config)
     runs = {f"mixture of {mixture.config.members}": mixture}
     if (folder / "single").exists():
         runs = {"single": read_run(folder / "single")} | runs
     for each in runs.values():
-        refuse_what_is_there(each.folder, budget, settings.resume)
+        refuse_what_is_there(each.folder, label, settings.resume)
     dataset = data.load(
         mixture.config.dataset, settings.data_dir or None, manual_dir=settings.manual_dir or None
     )
@@ -100,8 +110,21 @@ def check(settings: Settings):
     checks.at_least(0, **{name: getattr(settings, name) for name in names})
     number = jax.device_count()
     checks.within(1, number, devices=settings.devices or number)
+    checks.non_negative(epsilon=settings.epsilon)
     if not settings.run_dir:
         raise ValueError("run_dir must be the folder of a finished run: --run-dir DIR")
+
+
+def threat_of(settings: Settings, config: Config) -> threats.Threat:
+    """The run's own, or another."""
+    return threats.BY_NAME[settings.norm or config.norm](settings.epsilon or config.epsilon)
+
+
+def label_of(budget: str, settings: Settings, config: Config) -> str:
+    """What the files of an evaluation are called: by the budget, and the threat if another one."""
+    threat = threat_of(settings, config)
+    own = (threat.name, float(threat.epsilon)) == (config.norm, config.epsilon)
+    return budget if own else f"{budget}_{threat.name}_{float(threat.epsilon):g}"
 
 
 def refuse_what_is_there(folder: pathlib.Path, budget: str, resume: bool):
@@ -144,7 +167,8 @@ def evaluate(
     num_examples = settings.num_examples or each.config.test_examples
     images, labels = (part[:num_examples] for part in dataset.test)
     limit = BUDGETS[budget]
-    suite = evaluation.attack_suite(game.threat, limit)
+    threat, label = threat_of(settings, each.config), label_of(budget, settings, each.config)
+    suite = evaluation.attack_suite(threat, limit)
     mixture = (members(game.model, state), state.weights, images, labels)
     key = jax.random.fold_in(jax.random.key(each.config.seed), 4)
     batch = batch_size(settings.batch_size, len(labels), num_devices)
@@ -164,7 +188,7 @@ def evaluate(
             num_complete=settings.num_complete,
             num_diagnosed=settings.num_diagnosed,
             batch_size=batch,
-            folder=each.folder / f"evaluation_{budget}",
+            folder=each.folder / f"evaluation_{label}",
             progress=progress,
             transform=transform,
         )
@@ -183,11 +207,13 @@ def evaluate(
             images[: settings.num_diagnosed],
             labels[: settings.num_diagnosed],
             suite,
-            each.config.epsilon * np.linspace(0, 2, settings.num_radii + 1)[1:],
+            float(threat.epsilon) * np.linspace(0, 2, settings.num_radii + 1)[1:],
             batch_size=batch,
             transform=transform,
         )
         figures["security"] = curves.report()
+    if settings.carlini_wagner:
+        figures["carlini_wagner"] = rejected_scores(*mixture, batch_size=batch)
     seconds = max(time.monotonic() - start, figures["cost"]["all"]["seconds"] * len(labels))
     result = {
         "dataset": each.config.dataset,
@@ -196,7 +222,7 @@ def evaluate(
         "config": each.recorded,
         "provenance": reporting.provenance(command, each.config.seed, seconds),
     }
-    return reporting.write_result(each.folder, result, f"evaluation_{budget}.json"), worst
+    return reporting.write_result(each.folder, result, f"evaluation_{label}.json"), worst
 
 
 def batch_size(wanted: int, num_examples: int, num_devices: int) -> int:

@@ -81,6 +81,7 @@ def train_in_sequence(
     num_members: int,
     folder: pathlib.Path,
     config: dict[str, Any],
+    begin: Sequence | None = None,
     select: str = "robust_accuracy",
     num_settling: int = 1000,
     show: bool = True,
@@ -102,6 +103,7 @@ def train_in_sequence(
       num_members: `n`, at least 1.
       folder: where the members are kept; the same call goes on from there.
       config: what the folder belongs to.
+      begin: members that are there already, trained anywhere; None: none.
       select: by which accuracy of the validations the *first* member is chosen: the paper's
         `bestAUA` is "robust_accuracy". The others are by that in any case.
       num_settling: training examples, the first ones, that `method.settle` sees attacked.
@@ -123,8 +125,8 @@ def train_in_sequence(
     _check_plan(plan, len(train.labels))
     model, method = following
     score = _scoring(key, validation, threat, plan)
-    sequence = Sequence((), ())
-    for index in range(num_members):
+    sequence = Sequence((), ()) if begin is None else begin
+    for index in range(len(sequence.members), num_members):
         init_key, train_key, attack_key, settle_key = jax.random.split(
             jax.random.fold_in(key, index), 4
         )

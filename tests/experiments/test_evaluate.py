@@ -248,3 +248,20 @@ def test_an_evaluation_that_was_interrupted_ends_with_the_numbers_of_one_that_wa
     run(folder, "--resume")
     assert numbers(folder) == numbers(evaluated)
     assert numbers(folder / "single") == numbers(evaluated / "single")
+
+
+def test_another_threat_has_files_of_its_own_and_its_thresholds_are_those_of_the_image_size(
+    finished, tmp_path
+):
+    folder = tmp_path / "finished"
+    shutil.copytree(finished, folder)
+    run(folder, "--norm", "l2", "--epsilon", "1/2", "--num-examples", "8", "--carlini-wagner")
+    result = json.loads((folder / "evaluation_quick_l2_0.5.json").read_text())
+    assert "evaluation_quick.json" not in [path.name for path in folder.iterdir()]
+    scores = result["carlini_wagner"]
+    assert [round(each["norm"], 4) for each in scores] == [0.0577, 0.0866, 0.1155]
+    accuracies = [each["accuracy"] for each in scores]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert "quick_l2_0.5" in (folder / "report.md").read_text()
+    with pytest.raises(SystemExit):
+        run(folder, "--norm", "l2", "--epsilon", "-1")
