@@ -1,0 +1,201 @@
+"""Long runs, one after another, at low priority: what is done is kept, the rest goes on next time.
+
+    python -m experiments.queue                      # starts or goes on, until all is done
+    python -m experiments.queue --state              # one line: done, running, next, how long
+    python -m experiments.queue --only digits        # those whose name begins so
+
+Each entry is one of the project's own commands. A process that was stopped or killed goes on where
+it was: a run whose JSON is there is done, any other is started again and continues from its own
+checkpoints. When a run is done its JSON is written to `--results` under its name, and what was
+done and in how many hours to `queue.json` in `--run-dir`; a run that fails is told there, and the
+queue goes on to the next one. The hours are those of two CPU cores, roughly.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+from experiments.run import program
+from experiments.run.command_line import flag
+from mixjax import files
+
+PROGRAM = "experiments.queue"
+STATE = "queue.json"
+_NICE = 19
+_HAMM = (
+    "experiments.hamm_2018.minimax_defense --preset mnist --cpu --width 8 --batch-size 64 "
+    "--steps 50000 --learning-rate 5e-4 --network-steps 1000 --rows 'sens alt minimax' "
+    "--test-examples 1000 --mixture-examples 200 --measurements 20 --apgd-steps 20"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every field is a flag."""
+
+    run_dir: str = flag("", "folder of the queue and of its runs; empty: runs/queue")
+    results: str = flag("results", "folder that the JSON of a finished run is copied into")
+    data_dir: str = flag("", "folder of prepared data sets; empty: the user's cache")
+    only: str = flag("", "the runs whose name begins so; empty: all")
+    most: int = flag(0, "runs started at most; 0: all")
+    state: bool = flag(False, "say what is done, and start nothing")
+    debug: bool = flag(False, "show the traceback of an error")
+
+
+class Entry(NamedTuple):
+    """One command of the queue.
+
+    Attributes:
+      name: of its folder, and of its JSON in the results.
+      words: module and flags.
+      hours: how long it takes, roughly.
+    """
+
+    name: str
+    words: str
+    hours: float
+
+
+def entries() -> tuple[Entry, ...]:
+    """The whole list, in the order in which it runs: what is short and asked for first."""
+    table = "experiments.pinot_2020.boosted_table"
+    digits = [
+        Entry(f"members_table_digits_seed_{seed}", f"{table} --preset digits --seed {seed}", 0.7)
+        for seed in range(5)
+    ]
+    standard = Entry(
+        "members_table_digits_standard", f"{table} --preset digits --budget standard", 3.0
+    )
+    boosted = [
+        Entry(
+            f"boosted_digits_seed_{seed}",
+            f"experiments.pinot_2020.boosted --suite-members all --seed {seed}",
+            0.4,
+        )
+        for seed in range(5)
+    ]
+    mnist = [
+        Entry(f"members_table_mnist_seed_{seed}", f"{table} --preset mnist --seed {seed}", 12.0)
+        for seed in range(5)
+    ]
+    cifar = [Entry("members_table_cifar10_width_16", f"{table} --preset cifar10", 60.0)]
+    hamm = [
+        Entry(
+            f"hamm_further_mnist_width_8_eta_{eta}_50000_steps_{order}_seed_{seed}",
+            f"{_HAMM} --etas {eta} --order {order} --seed {seed}",
+            20.0,
+        )
+        for order in ("simultaneous", "alternating")  # as printed, and the variant
+        for eta in ("0.3", "0.4")
+        for seed in (0, 1)
+    ]
+    return (*boosted[:1], *digits, *boosted[1:], standard, *mnist, *hamm, *cifar)
+
+
+def main(argv=None):
+    """Runs the queue; bad input ends in one line and exit code 2."""
+    program.main(PROGRAM, __doc__ or "", {"all": Settings()}, run, argv)
+
+
+def run(call: program.Call):
+    """Starts what is not done, one after another."""
+    settings, folder = call.config, call.folder
+    wanted = [each for each in entries() if each.name.startswith(settings.only)]
+    if not wanted:
+        raise ValueError(f"only must be the beginning of a run's name, got {settings.only}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.state:
+        print(line(wanted, read(folder), None))
+        return
+    with files.hold(folder, argument="run_dir"):
+        started = 0
+        for each in wanted:
+            if is_done(each, settings):
+                continue
+            if settings.most and started == settings.most:
+                break
+            started += 1
+            print(line(wanted, read(folder), each), flush=True)
+            note(folder, each, "running", 0.0)
+            start = time.monotonic()
+            code = start_and_wait(each, settings, folder)
+            hours = (time.monotonic() - start) / 3600
+            note(folder, each, "done" if code == 0 else f"failed with exit code {code}", hours)
+            if code < 0 or code > 128:  # stopped by a signal: so is the queue
+                raise SystemExit(code if code > 0 else 128 - code)
+            if code == 0:
+                keep(each, settings, folder)
+        print(line(wanted, read(folder), None))
+
+
+def is_done(each: Entry, settings: Settings) -> bool:
+    """Whether its JSON is among the results."""
+    return (pathlib.Path(settings.results) / f"{each.name}.json").exists()
+
+
+def start_and_wait(each: Entry, settings: Settings, folder: pathlib.Path) -> int:
+    """The exit code of its command, at the lowest priority; what it prints goes into a file."""
+    words = command(each, settings, folder)
+    with (folder / f"{each.name}.log").open("a") as log:
+        print(shlex.join(words), file=log, flush=True)
+        return subprocess.run(
+            words, stdout=log, stderr=log, preexec_fn=lambda: os.nice(_NICE), check=False
+        ).returncode
+
+
+def command(each: Entry, settings: Settings, folder: pathlib.Path) -> list[str]:
+    """The words of a run, which goes on from its own folder if there is one."""
+    place = folder / each.name
+    words = [sys.executable, "-m", *shlex.split(each.words), "--run-dir", str(place)]
+    if settings.data_dir:
+        words += ["--data-dir", settings.data_dir]
+    return words + (["--resume"] if (place / files.CONFIG).exists() else [])
+
+
+def keep(each: Entry, settings: Settings, folder: pathlib.Path):
+    """Copies the JSON of a finished run to the results."""
+    text = (folder / each.name / "result.json").read_text()
+    place = pathlib.Path(settings.results)
+    place.mkdir(parents=True, exist_ok=True)
+    files.write(place / f"{each.name}.json", text)
+
+
+def read(folder: pathlib.Path) -> dict[str, dict]:
+    """`name -> {state, hours}` of what was started so far."""
+    path = folder / STATE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def note(folder: pathlib.Path, each: Entry, state: str, hours: float):
+    """Writes down how a run stands; the hours of several starts add up."""
+    known = read(folder)
+    before = known.get(each.name, {"hours": 0.0})["hours"]
+    known[each.name] = {"state": state, "hours": before + hours}
+    files.write_json(folder / STATE, known, "state")
+
+
+def line(wanted: list[Entry], known: dict[str, dict], running: Entry | None) -> str:
+    """What is done, what runs, what comes next and how long all that is left will take."""
+    states = {each.name: known.get(each.name, {}).get("state", "") for each in wanted}
+    left = [each for each in wanted if states[each.name] != "done"]
+    others = [each for each in left if running is None or each.name != running.name]
+    waiting = [each for each in others if not states[each.name].startswith("failed")]
+    failed = [each.name for each in others if states[each.name].startswith("failed")]
+    parts = [f"{len(wanted) - len(left)} of {len(wanted)} done"]
+    if running is not None:
+        parts.append(f"running {running.name} ({running.hours:g} h)")
+    if failed:
+        parts.append(f"failed {', '.join(failed)}")
+    parts.append(f"next {waiting[0].name}" if waiting else "nothing waits")
+    parts.append(f"about {sum(each.hours for each in left):.0f} h left")
+    return "; ".join(parts)
+
+
+if __name__ == "__main__":
+    main()
