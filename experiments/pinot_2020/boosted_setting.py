@@ -2,20 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.pinot_2020.boosted_attacks import pgd
 from experiments.run.command_line import flag
-from mixjax import attacks, checks, data, defenses, models, threats
+from mixjax import checks, data, defenses, models, threats
 from mixjax.front.sequence import Plan
 from mixjax.models import Model
 from mixjax.threats import Threat
 
-STEP = 0.25  # of a radius: .008 at .031 in the paper, in training and in evaluation
 _DROPS = (0.3, 0.6, 0.8)  # epochs 60, 120 and 160 of 200
 _DROP = 0.2
 
@@ -167,18 +166,6 @@ def growing(setting: Setting, num_steps: int) -> Threat | Callable[[Any], Threat
         return threats.linf(setting.epsilon * part)
 
     return at
-
-
-def pgd(num_steps: int) -> Callable[..., Any]:
-    """PGD on the expected loss as the paper's, its step a quarter of the radius."""
-    return partial(_pgd, num_steps=num_steps)
-
-
-def _pgd(key, loss_fn, x, threat, *, num_steps, bounds=(0.0, 1.0)):
-    step_size = STEP * threat.epsilon
-    return attacks.pgd(
-        key, loss_fn, x, threat, num_steps=num_steps, step_size=step_size, bounds=bounds
-    )
 
 
 def adversarial(setting: Setting, dataset: data.Dataset) -> tuple[Model, defenses.Defense]:

@@ -34,6 +34,7 @@ import numpy as np
 
 from experiments.pinot_2020 import boosted_setting as setting
 from experiments.pinot_2020.boosted import BUDGETS, cell, markdown
+from experiments.pinot_2020.boosted_attacks import pgd
 from experiments.run import program
 from experiments.run.command_line import flag
 from mixjax import checks, data, defenses, ensemble, evaluation, files
@@ -234,7 +235,7 @@ def parts(config: Config, dataset: data.Dataset) -> tuple[Any, ...]:
     return (
         setting.optimizer(config, num_steps),
         setting.growing(config, num_steps),
-        setting.pgd(config.attack_steps),
+        pgd(config.attack_steps),
     )
 
 
@@ -311,7 +312,7 @@ def algorithm_2(place: Place) -> Trained:
     own_steps = max(1, plan.num_steps // config.members)
 
     def attack(key, loss_fn, x, threat):
-        return setting.pgd(config.attack_steps)(key, loss_fn, x, threat)
+        return pgd(config.attack_steps)(key, loss_fn, x, threat)
 
     training = defenses.mixture(
         model,
