@@ -12,6 +12,7 @@ import optax
 from mixjax import ensemble
 from mixjax.batch import example_indices, example_keys, mean_over
 from mixjax.defenses.adversarial import Objective
+from mixjax.defenses.weighing import Weighing
 from mixjax.models import Model
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, PyTree
@@ -28,11 +29,11 @@ class Game(NamedTuple):
     data_axis: str | None
     member_axis: str | None
 
-    def threat_at(self, step):
+    def threat_at(self, step: Array) -> Threat:
         """The attacker's ball at a step."""
         return self.threat if isinstance(self.threat, Threat) else self.threat(step)
 
-    def keys(self, key, images, batch=0):
+    def keys(self, key: Key, images: Array, batch: int | Array = 0) -> Key:
         """One key for each example `[B, ...]` of a batch, whatever device it lies on."""
         here = example_indices(images.shape[0], self.data_axis)
         num_devices = 1 if self.data_axis is None else jax.lax.axis_size(self.data_axis)
@@ -46,7 +47,16 @@ class Learner(NamedTuple):
     average_decay: float
 
 
-def attack_mixture(game, key, state, variables, weights, images, labels, batch=0):
+def attack_mixture(
+    game: Game,
+    key: Key,
+    state: Any,
+    variables: PyTree,
+    weights: Array,
+    images: Array,
+    labels: Array,
+    batch: int | Array = 0,
+) -> Array:
     """A batch attacked against the mixture of these variables and weights: `[B, ...]`."""
     keys, threat = game.keys(key, images, batch), game.threat_at(state.step)
 
@@ -71,7 +81,16 @@ def _expected_loss(game, variables, weights, clean, label):
     )
 
 
-def learn(game, learner, key, state, drawn, images, attacked, labels):
+def learn(
+    game: Game,
+    learner: Learner,
+    key: Key,
+    state: Any,
+    drawn: Array | None,
+    images: Array,
+    attacked: Array,
+    labels: Array,
+) -> tuple[Any, Array]:
     """The state after one gradient step of the member drawn, or of all of them, and their loss."""
     device = 0 if game.data_axis is None else jax.lax.axis_index(game.data_axis)
     dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), device)
@@ -119,7 +138,16 @@ def _train_loss(game, params, variables, key, images, attacked, labels):
     return jnp.mean(jax.vmap(game.objective.train_loss)(clean_logits, logits, labels)), variables
 
 
-def weigh_members(game, weighing, loss, key, state, numbers, images, labels):
+def weigh_members(
+    game: Game,
+    weighing: Weighing,
+    loss: Callable[[Array, Array], Array],
+    key: Key,
+    state: Any,
+    numbers: Array,
+    images: Array,
+    labels: Array,
+) -> tuple[Array, Array]:
     """Weights `[L]` of the averaged members on batches `[K, B, ...]`, and the mixture's risk."""
 
     def losses_of(points, labels):
@@ -163,7 +191,9 @@ def apply_in_training(
     return model.apply(variables, x, train=True, **({"key": key} if takes_key else {}))
 
 
-def with_others(images, labels, batches, num_batches):
+def with_others(
+    images: Array, labels: Array, batches: Callable | None, num_batches: int
+) -> tuple[Array, Array, Array]:
     """Numbers `[K]`, images `[K, B, ...]` and labels `[K, B]` of the batches of a weight step."""
     if num_batches > 1 and batches is None:
         raise ValueError(

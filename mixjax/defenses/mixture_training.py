@@ -193,7 +193,7 @@ def mixture(
         state, loss = learn(game, learner, key, state, drawn, images, attacked, labels)
         return state, _info(state, loss=loss)
 
-    def weight_step(batches, key, state, images, labels):
+    def weight_step(weighing, batches, key, state, images, labels):
         examples = with_others(images, labels, batches, num_weight_batches)
         weights, risk = weigh_members(game, weighing, weighing_loss, key, state, *examples)
         state = state._replace(weights=weights.astype(state.weights.dtype))
@@ -205,7 +205,7 @@ def mixture(
             state, info = model_step(*operands)
         else:
             is_weight_step = (state.step + 1) % period == 0
-            weigh = functools.partial(weight_step, batches)
+            weigh = functools.partial(weight_step, weighing, batches)
             state, info = jax.lax.cond(is_weight_step, weigh, model_step, *operands)
         return state._replace(step=state.step + 1), info
 
