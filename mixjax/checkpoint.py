@@ -11,6 +11,7 @@ restore silently otherwise. Everything is arrays and JSON, nothing is pickled.
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from mixjax.interrupt import Interrupt, interruptible
 from mixjax.typing import PyTree
 
 with _extras.needed("train"):
-    pass  # only that it is there: what is in it takes a third as long as JAX to import
+    importlib.import_module("orbax")  # what is in it takes a third as long as JAX to import
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
