@@ -144,9 +144,12 @@ def start_and_wait(each: Entry, settings: Settings, folder: pathlib.Path) -> int
     words = command(each, settings, folder)
     with (folder / f"{each.name}.log").open("a") as log:
         print(shlex.join(words), file=log, flush=True)
-        return subprocess.run(
-            words, stdout=log, stderr=log, preexec_fn=lambda: os.nice(_NICE), check=False
-        ).returncode
+        with subprocess.Popen(words, stdout=log, stderr=log) as process:
+            os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # The run has received it, too: it saves and ends.
+                return process.wait()
 
 
 def command(each: Entry, settings: Settings, folder: pathlib.Path) -> list[str]:

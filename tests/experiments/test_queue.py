@@ -3,6 +3,7 @@
 import json
 import shlex
 
+import jax
 import pytest
 
 from experiments import queue
@@ -26,6 +27,7 @@ if len((place / 'starts').read_text().splitlines()) < int(sys.argv[1]):
 @pytest.fixture
 def started(tmp_path, monkeypatch):
     """Three runs of a program of our own, the second of which fails the first time."""
+    jax.devices()  # whose threads forbid a fork of this process
     (tmp_path / "own_program.py").write_text(OK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
