@@ -66,7 +66,8 @@ def experiment(setting: Setting) -> Outcome:
     """All networks against both classifiers at all radii."""
     panels, result, sections = {}, {}, []
     for start in words(setting.config.initialization):
-        one = setting._replace(model=training.started(setting.model, start))
+        model = training.classifier(setting.config, setting.dataset, start)
+        one = setting._replace(model=model)
         clean = train(one, start, training.undefended(one), num_steps=setting.config.steps)
         for eta in settings.etas(setting.config):
             title = f"{start}, eta = {eta:g}"

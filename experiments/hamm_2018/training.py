@@ -88,10 +88,15 @@ def standardize(images: np.ndarray) -> np.ndarray:
 
 def build(config: RunConfig, dataset: data.Dataset) -> tuple[models.Model, models.Model]:
     """The classifier and the attack network."""
-    shape, num_classes = dataset.image_shape, dataset.num_classes
-    model = getattr(models, config.model)(num_classes, config.width, input_shape=shape)
-    model = started(model, getattr(config, "initialization", "he"))
+    model = classifier(config, dataset, getattr(config, "initialization", "he"))
     return model, attack_network_of(config, dataset, attacker_of(config))
+
+
+def classifier(config: RunConfig, dataset: data.Dataset, initialization: str) -> models.Model:
+    """The classifier; `models.mnist_cnn` from the tutorial's initial weights if it is told so."""
+    shape = dataset.image_shape
+    model = getattr(models, config.model)(dataset.num_classes, config.width, input_shape=shape)
+    return tutorial(model) if initialization == "tutorial" else model
 
 
 def attacker_of(config: RunConfig) -> Attacker:
@@ -108,11 +113,6 @@ def attack_network_of(config: RunConfig, dataset: data.Dataset, attacker: Attack
         dropout=attacker.dropout,
         label_scale=attacker.label_scale,
     )
-
-
-def started(model: models.Model, initialization: str) -> models.Model:
-    """`models.mnist_cnn` from the tutorial's initial weights or, as any model is, from its own."""
-    return tutorial(model) if initialization == "tutorial" else model
 
 
 def stay(key, loss_fn, x, threat):

@@ -2,9 +2,11 @@
 
 import json
 
+import chex
 import pytest
 
-from experiments.hamm_2018 import attack_network
+from experiments.hamm_2018 import attack_network, variants
+from mixjax import models
 
 SHORT = (
     "--width 4 --steps 200 --learning-rate 0.005 --network-steps 120 --network-width 48 "
@@ -41,6 +43,24 @@ def test_the_report_says_whether_the_best_network_breaks_the_classifier(finished
     words = "breaks" if best > 0.9 else "does not break"
     assert f"{words} the classifier: {best:.3f}" in (folder / "report.md").read_text()
     assert (folder / "errors.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("words", ["tutorial", "tutorial he"])
+def test_initial_weights_are_the_tutorial_s_whatever_comes_after(words, tmp_path, monkeypatch, key):
+    class Begun(Exception):
+        pass
+
+    def train(setting, name, make, *, num_steps):
+        raise Begun(setting.model)
+
+    monkeypatch.setattr(attack_network, "train", train)
+    with pytest.raises(Begun) as begun:
+        attack_network.main(
+            ["--initialization", words, "--width", "2", "--run-dir", str(tmp_path / "run")]
+        )
+    (model,) = begun.value.args
+    right = variants.tutorial(models.mnist_cnn(10, 2, input_shape=(8, 8, 1)))
+    chex.assert_trees_all_equal(model.init(key), right.init(key))
 
 
 @pytest.mark.parametrize(
