@@ -1,33 +1,68 @@
 """Which attacks the suite is made of: each climbs what its name says, and together they suffice."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixjax import attacks, evaluation, losses, mixture, threats
+from mixjax import attacks, evaluation, mixture, threats
+from mixjax.evaluation import batches
 from tests import linear_game
 
-SIZE = 16
+SIZE, NUM_EXAMPLES = 12, 40
 BUDGET = evaluation.Budget(
     num_restarts=1,
     num_targets=2,
     num_member_runs=3,
-    num_steps=12,
+    num_steps=100,
     num_member_aware_runs=1,
     num_member_aware_steps=10,
     num_orders=2,
     num_queries=30,
 )
-WEIGHTS = jnp.array([0.3, 0.7])
+WEIGHTS = np.float32([0.3, 0.7])
+UNIT = np.zeros(SIZE, np.float32), np.ones(SIZE, np.float32)  # bounds per feature
+INDICES = np.arange(NUM_EXAMPLES, dtype=np.int32)
 
 
-def linear_logits(vectors, x):
-    """Member k scores class 0 by `vectors[k] . (x - 1/2)` and class 1 by 0."""
-    values = vectors @ (x - 0.5)
-    return jnp.stack([values, jnp.zeros_like(values)], axis=-1)
+def linear_logits(variables, x):
+    """Two members of two classes: `slopes[k] @ x + offsets[k]`."""
+    slopes, offsets = variables
+    return slopes @ x + offsets
+
+
+def linear(slopes, offsets):
+    """Compiled once for all slopes `[2, 2, SIZE]` and offsets."""
+    return jax.tree_util.Partial(linear_logits, (np.float32(slopes), np.float32(offsets)))
+
+
+def scoring(vectors, offset=0.0):
+    """Member k scores class 0 by `vectors[k] @ (x - 1/2) + offset` and class 1 by 0."""
+    slopes, offsets = np.zeros((2, 2, SIZE)), np.zeros((2, 2))
+    slopes[:, 0], offsets[:, 0] = vectors, offset - vectors.sum(axis=1) / 2
+    return linear(slopes, offsets)
+
+
+def suite(epsilon, bounds=UNIT):
+    """One attack of each kind: AutoPGD, which takes any loss, on two of its losses."""
+    lines = "pgd_expected_loss", "apgd_expected_loss", "apgd_members", "arc", "lattice_climber"
+    lines += "carlini_wagner", "carlini_wagner_members", "square"
+    return evaluation.attack_suite(threats.l2(epsilon), BUDGET._replace(lines=lines), bounds=bounds)
+
+
+def attacked(key, attack, logits_fn, weights, images, labels):
+    """The points `[R, N, D]` that its runs find; compiled once for all bounds, radii, members."""
+    runs = range(len(attack.names))
+    batch = np.float32(images), np.int32(labels), INDICES
+    found = (batches.attack_batch(key, logits_fn, weights, attack, run, *batch) for run in runs)
+    return np.stack([np.asarray(each) for each in found])
+
+
+def right(logits_fn, points, labels):
+    """`[..., N, L]` which members are right."""
+    slopes, offsets = logits_fn.args[0]
+    logits = np.einsum("kcd,...d->...kc", np.float64(slopes), points) + offsets
+    return (logits[..., 0] > logits[..., 1]) == (labels == 0)[:, None]
 
 
 def network_logits(variables, x):
@@ -38,111 +73,143 @@ def network_logits(variables, x):
 
 @pytest.fixture(scope="module")
 def network():
-    keys = jax.random.split(jax.random.key(3))
-    variables = jax.random.normal(keys[0], (2, SIZE, 5)), jax.random.normal(keys[1], (2, 5, 5))
-    return jax.tree_util.Partial(network_logits, variables)
+    random = np.random.default_rng(3)
+    variables = random.normal(size=(2, SIZE, 5)), random.normal(size=(2, 5, 5))
+    return jax.tree_util.Partial(network_logits, tuple(map(np.float32, variables)))
 
 
-def nan_outside(attack, threat):
-    """The same attack, whose points outside of the ball or of the bounds are NaN."""
-
-    def function(key, run, logits_fn, weights, x, label):
-        point = attack.run(key, run, logits_fn, weights, x, label)
-        inside = threat.norm(point - x) <= threat.epsilon * (1 + 1e-4)
-        return jnp.where(inside & jnp.all((point >= 0) & (point <= 1)), point, jnp.nan)
-
-    return attack._replace(function=function, threat=None)
+@pytest.fixture(scope="module")
+def points():
+    """Of the network."""
+    return np.random.default_rng(4).uniform(size=(3, SIZE)).astype(np.float32)
 
 
-@pytest.mark.parametrize("threat", [threats.linf(0.06), threats.l2(0.18)], ids=["linf", "l2"])
-def test_on_members_with_pixels_of_their_own_the_suite_reaches_the_optimum(key, threat):
-    """One point fools everybody who can be fooled: the optimum is `sum_k weights_k rob_k`."""
-    vectors = np.zeros((2, SIZE), np.float32)
-    vectors[0, :6], vectors[1, 6:12] = np.random.default_rng(0).normal(size=(2, 6))
-    images = np.random.default_rng(1).uniform(0.2, 0.8, (12, SIZE)).astype(np.float32)
-    images[:, 12:14], images[:, 14:] = 0.0, 1.0  # on their bounds, and no member's
-    labels = ((images - 0.5) @ vectors.sum(axis=0) < 0).astype(np.int32)
+def asked_of(name, look, attack, network, label, points):
+    """`[R, N, ...]` what `look(key, *arguments, **settings)` makes of the calls of `attacks.name`.
+
+    No attack is made: each run would climb from the points what it hands over at them.
+    """
+
+    def one(run, x):
+        seen = []
+
+        def instead(*arguments, **settings):
+            seen.append(look(*arguments, **settings))
+            return x, None
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attacks, name, instead)
+            attack.run(jax.random.key(0), run, network, WEIGHTS, x, label)
+        return seen[0]
+
+    runs = np.arange(len(attack.names), dtype=np.int32)
+    of_all = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
+    return jax.tree.map(np.asarray, jax.jit(of_all)(runs, points))
+
+
+def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+
+def accuracies(logits, label):
+    """Exact expected accuracies `[N]` of logits `[N, L, C]`."""
+    return (logits.argmax(-1) == label) @ WEIGHTS
+
+
+def test_on_members_with_pixels_of_their_own_the_suite_reaches_the_optimum(key):
+    """Each falls at its own distance, both together at the hypotenuse of the two."""
+    vectors = np.zeros((2, SIZE))
+    vectors[0, :5], vectors[1, 5:10] = np.random.default_rng(0).normal(size=(2, 5))
+    images = np.random.default_rng(2).uniform(0.2, 0.8, (NUM_EXAMPLES, SIZE)).astype(np.float32)
+    images[:, 10], images[:, 11] = 0.0, 1.0  # on their bounds, and no member's
+    logits_fn, labels = scoring(vectors), ((images - 0.5) @ vectors.sum(axis=0) < 0).astype(int)
     margins = ((images - 0.5) @ vectors.T) * np.where(labels == 0, 1, -1)[:, None]
-    dual = [float(threat.dual_norm(vector)) for vector in vectors]
-    optimum = (margins > threat.epsilon * np.array(dual)) @ np.asarray(WEIGHTS)
-    assert 0 < optimum.mean() < ((margins > 0) @ np.asarray(WEIGHTS)).mean() - 0.2
-    suite = [nan_outside(attack, threat) for attack in evaluation.attack_suite(threat, BUDGET)]
-    logits_fn = functools.partial(linear_logits, vectors)
-    settings = dict(alone=False, num_complete=None)
-    found = evaluation.evaluate(key, logits_fn, WEIGHTS, images, labels, suite, **settings)
-    assert not np.any(found.is_nan)  # nobody leaves the ball or the bounds
-    np.testing.assert_allclose(found.worst, optimum, atol=1e-6)
-    report = found.report()
-    assert ("carlini_wagner" in report["attacks"]) == (threat.dual_norm(jnp.ones(4)) == 2)
+    distances = np.maximum(margins, 0) / np.linalg.norm(vectors, axis=1)
+    optimum = np.where(distances < 0.1, 1 - WEIGHTS, 1.0).min(axis=1)
+    optimum = np.where(np.hypot(*distances.T) < 0.1, 0.0, optimum)
+    assert len({*optimum.round(3)}) == 4  # none, either one or both fall
+    found = {}
+    for attack in suite(0.1):
+        points = attacked(key, attack, logits_fn, WEIGHTS, images, labels)
+        assert np.linalg.norm(points - images, axis=-1).max() <= 0.1 * (1 + 1e-4)
+        assert points.min() >= 0 and points.max() <= 1
+        found[attack.names[0]] = (right(logits_fn, points, labels) @ WEIGHTS).min(axis=0)
+    np.testing.assert_allclose(np.min([*found.values()], axis=0), optimum, atol=1e-6)
     for name in ("arc", "lattice_climber"):
-        assert report["robust_accuracy"][name] == pytest.approx(optimum.mean(), abs=0.03)
+        assert found[name].mean() == pytest.approx(optimum.mean(), abs=0.03)
 
 
-def test_the_baseline_is_pgd_20_on_the_expected_cross_entropy(key, network):
-    threat, label = threats.l2(0.3), jnp.int32(2)
-    x = jax.random.uniform(key, (SIZE,))
+def test_within_a_radius_of_0_every_attack_of_the_suite_stays_where_it_is(key):
+    """No step size was set, so none may be refused."""
+    logits_fn = scoring(np.random.default_rng(2).normal(size=(2, SIZE)))
+    images = np.random.default_rng(1).uniform(size=(NUM_EXAMPLES, SIZE)).astype(np.float32)
+    labels = np.arange(NUM_EXAMPLES) % 2
+    for attack in suite(0.0):
+        found = attacked(key, attack, logits_fn, WEIGHTS, images, labels)
+        np.testing.assert_allclose(found, np.broadcast_to(images, found.shape), atol=1e-6)
 
-    def loss_fn(x):
-        members = network(x)
-        return sum(WEIGHTS[k] * losses.cross_entropy(members[k], label) for k in range(2))
 
+def test_the_baseline_is_pgd_20_on_the_expected_cross_entropy(network, points):
+    threat, label = threats.l2(0.3), 2
     attack, *_ = evaluation.attack_suite(threat, BUDGET)
-    found = jax.jit(attack.run)(key, 0, network, WEIGHTS, x, label)
-    settings = dict(num_steps=20, step_size=0.125 * 0.3)
-    settings["accuracy_fn"] = lambda x: mixture.accuracy(network(x), label, WEIGHTS)
-    plain, _ = jax.jit(lambda x: attacks.pgd(key, loss_fn, x, threat, **settings))(x)
-    np.testing.assert_allclose(found, plain, atol=1e-5)
+    told = []
+
+    def look(key, loss_fn, x, threat, *, accuracy_fn, **settings):
+        told.append(settings)
+        return loss_fn(x), accuracy_fn(x), settings.pop("step_size"), threat.epsilon
+
+    loss, accuracy, step_size, epsilon = asked_of("pgd", look, attack, network, label, points)
+    logits = np.asarray(jax.vmap(network)(points))
+    want = -np.log(softmax(logits)[..., label]) @ WEIGHTS
+    np.testing.assert_allclose(loss[0], want, rtol=1e-5)
+    np.testing.assert_allclose(accuracy[0], accuracies(logits, label), atol=1e-6)
+    np.testing.assert_allclose(step_size, 0.125 * 0.3, rtol=1e-6)
+    np.testing.assert_allclose(epsilon, 0.3, rtol=1e-6)
+    assert told == [{"num_steps": 20, "bounds": (0.0, 1.0)}]
     assert attack.names == ("pgd_expected_loss",) and attack.num_steps == 20
 
 
-def test_every_run_of_auto_pgd_climbs_the_loss_that_its_name_says(key, network):
-    """Against AutoPGD on a directly written loss, from the same key."""
-    threat, label = threats.linf(0.1), jnp.int32(1)
-    x = jax.random.uniform(key, (SIZE,))
+def test_every_run_of_auto_pgd_climbs_the_loss_that_its_name_says(network, points):
+    """Against each loss directly written, and the exact accuracy that chooses among points."""
+    threat, label = threats.linf(0.1), 1
     (_, attack, *_) = evaluation.attack_suite(threat, BUDGET)
-    attacked = jax.jit(attack.run)
-    probs = WEIGHTS @ jax.nn.softmax(network(x))
-    likeliest = [int(k) for k in jnp.argsort(-probs) if k != label]
+    told = []
 
-    def of_member(loss, k, x):
-        return loss(network(x)[k], label)
+    def look(key, loss_fn, x, threat, *, accuracy_fn, **settings):
+        told.append(settings)
+        return loss_fn(x), accuracy_fn(x), threat.epsilon
 
-    def expected(loss, x):
-        return sum(WEIGHTS[k] * of_member(loss, k, x) for k in range(2))
+    loss, accuracy, epsilon = asked_of("apgd", look, attack, network, label, points)
+    logits = np.asarray(jax.vmap(network)(points))
+    mean = np.einsum("l,nlc->nc", WEIGHTS, softmax(logits))
+    likeliest = [[k for k in np.argsort(-each) if k != label] for each in mean]
+    cross_entropy = -np.log(softmax(logits)[..., label])
+    ordered, own = np.sort(logits, axis=-1)[..., ::-1], logits[..., label]
+    best_other = np.delete(logits, label, axis=-1).max(-1)
 
-    def targeted(target):
-        return functools.partial(
-            expected, lambda logits, label: losses.targeted_dlr(logits, label, target)
-        )
+    def targeted(place):
+        targets = np.array([each[place] for each in likeliest])
+        other = np.take_along_axis(logits, targets[:, None, None], axis=-1)[..., 0]
+        spread = ordered[..., 0] - (ordered[..., 2] + ordered[..., 3]) / 2
+        return (other - own) / spread @ WEIGHTS
 
-    loss_fns = [
-        ("apgd_expected_loss", functools.partial(expected, losses.cross_entropy)),
-        ("apgd_mean_probability", lambda x: -mixture.log_probs(network(x), WEIGHTS)[label]),
-        ("apgd_expected_dlr", functools.partial(expected, losses.dlr)),
-        ("apgd_expected_margin", functools.partial(expected, lambda *a: -losses.margin(*a))),
-        ("apgd_targeted_dlr", targeted(likeliest[0])),
-        ("apgd_targeted_dlr", targeted(likeliest[1])),
-        ("apgd_members", functools.partial(of_member, losses.cross_entropy, 0)),
-        ("apgd_members", functools.partial(of_member, losses.cross_entropy, 1)),
-        ("apgd_members", functools.partial(of_member, losses.cross_entropy, 0)),
+    want = [
+        ("apgd_expected_loss", cross_entropy @ WEIGHTS),
+        ("apgd_mean_probability", -np.log(mean[:, label])),
+        ("apgd_expected_dlr", (best_other - own) / (ordered[..., 0] - ordered[..., 2]) @ WEIGHTS),
+        ("apgd_expected_margin", (best_other - own) @ WEIGHTS),
+        ("apgd_targeted_dlr", targeted(0)),
+        ("apgd_targeted_dlr", targeted(1)),
+        ("apgd_members", cross_entropy[:, 0]),
+        ("apgd_members", cross_entropy[:, 1]),
+        ("apgd_members", cross_entropy[:, 0]),
     ]
-    assert attack.names == tuple(name for name, _ in loss_fns)
-    settings = dict(num_steps=12)
-    settings["accuracy_fn"] = lambda x: mixture.accuracy(network(x), label, WEIGHTS)
-
-    @jax.jit
-    def plain(key, number, x):
-        def loss_fn(x):
-            return jnp.stack([each(x) for _, each in loss_fns])[number]
-
-        return attacks.apgd(key, loss_fn, x, threat, **settings)[0]
-
-    points = []
-    for run in range(len(loss_fns)):
-        found = attacked(key, jnp.int32(run), network, WEIGHTS, x, label)
-        np.testing.assert_allclose(found, plain(key, run, x), atol=1e-5)
-        points.append(np.asarray(found))
-    assert len({point.tobytes() for point in points}) >= 5  # they are not one loss
+    assert attack.names == tuple(name for name, _ in want)
+    np.testing.assert_allclose(loss, np.stack([each for _, each in want]), rtol=1e-4)
+    assert len({each.tobytes() for each in loss}) == 8  # members take turns, else no two are one
+    np.testing.assert_allclose(accuracy, np.tile(accuracies(logits, label), (9, 1)), atol=1e-6)
+    np.testing.assert_allclose(epsilon, 0.1, rtol=1e-6)
+    assert told == [{"num_steps": 100, "bounds": (0.0, 1.0)}]
 
 
 def test_the_number_of_runs_is_that_of_the_budget():
@@ -156,6 +223,8 @@ def test_the_number_of_runs_is_that_of_the_budget():
         "square",
     ]
     assert sum(len(attack.names) for attack in suite) == 1 + 4 + 2 + 3 + 1 + 1 + 4 + 1
+    other = [attack.names[0] for attack in evaluation.attack_suite(threats.linf(0.1), BUDGET)]
+    assert other == [attack.names[0] for attack in suite if "carlini" not in attack.names[0]]
 
 
 @pytest.mark.parametrize("threat", [threats.linf(0.1), threats.l2(0.3)], ids=["linf", "l2"])
@@ -175,26 +244,26 @@ def test_the_budget_autoattack_is_the_published_composition(threat):
 
 
 def test_a_run_of_fab_goes_towards_its_class_and_from_a_random_point_once_all_had_their_turn(
-    key, network
+    network, points
 ):
-    """Four wrong classes and six runs: from two keys the first four are the same."""
-    threat, x = threats.l2(1.5), jax.random.uniform(key, (SIZE,))
-    label = jnp.argmax(network(x)[1])
+    """Four wrong classes and six runs."""
     budget = BUDGET._replace(num_boundary_targets=6, lines=("fab_targeted",))
-    (attack,) = evaluation.attack_suite(threat, budget)
+    (attack,) = evaluation.attack_suite(threats.l2(1.5), budget)
     assert attack.names == ("fab_targeted",) * 6
-    run = jax.jit(lambda key, number: attack.run(key, number, network, WEIGHTS, x, label))
-    found = [[run(jax.random.key(seed), number) for number in range(6)] for seed in (0, 1)]
-    same = [bool(jnp.all(a == b)) for a, b in zip(*found, strict=True)]
-    assert same == [True] * 4 + [False] * 2
-    targets = attacks.likeliest_wrong(mixture.log_probs(network(x), WEIGHTS), label, 4)
-    alone = jax.jit(
-        lambda target: attacks.fab_targeted(
-            key, network, WEIGHTS, x, label, target[None], threat, num_steps=12
-        )[0]
-    )
-    for number in range(4):
-        np.testing.assert_allclose(found[0][number], alone(targets[number]), atol=1e-6)
+    told, label = [], 2
+
+    def look(key, logits_fn, weights, x, label, targets, threat, *, random_start, **settings):
+        told.append(settings)
+        return targets, random_start, logits_fn(x), weights
+
+    found = asked_of("fab_targeted", look, attack, network, label, points)
+    targets, random_start, logits, weights = found
+    assert random_start.tolist() == [[False] * 3] * 4 + [[True] * 3] * 2
+    mean = np.einsum("l,nlc->nc", WEIGHTS, softmax(np.asarray(jax.vmap(network)(points))))
+    likeliest = np.array([[k for k in np.argsort(-each) if k != label] for each in mean])
+    np.testing.assert_array_equal(targets[..., 0], likeliest.T[[0, 1, 2, 3, 0, 1]])
+    assert logits.shape == (6, 3, 2, 5) and np.allclose(weights, WEIGHTS)
+    assert told == [{"num_steps": 100, "bounds": (0.0, 1.0)}]
 
 
 def test_lines_choose_among_the_runs_and_leave_their_random_numbers_as_they_are():
@@ -216,8 +285,8 @@ def test_lines_choose_among_the_runs_and_leave_their_random_numbers_as_they_are(
 
 def test_a_trained_attack_network_joins_the_suite_with_a_line_of_its_own(key):
     """Its direction fools the second member, whom the rest of this short suite cannot reach."""
-    vectors = jnp.zeros((2, SIZE)).at[0, 0].set(1.0).at[1, 1].set(1.0)
-    logits_fn = functools.partial(linear_logits, vectors)
+    vectors = np.eye(2, SIZE, dtype=np.float32)
+    logits_fn = scoring(vectors)
     images = np.full((4, SIZE), 0.5, np.float32)
     images[:, 0], images[:, 1] = 0.9, 0.55
     threat, labels = threats.linf(0.1), np.zeros(4, np.int32)
@@ -238,84 +307,52 @@ def test_a_trained_attack_network_joins_the_suite_with_a_line_of_its_own(key):
 
 
 def test_the_nearest_fooling_point_counts_only_inside_the_radius(key):
-    """The boundary of one linear classifier is .2 away."""
-    vectors = np.zeros((1, SIZE), np.float32)
-    vectors[0, 3] = 1.0
-    logits_fn = jax.tree_util.Partial(linear_logits, jnp.asarray(vectors))
-    x = jnp.full(SIZE, 0.5).at[3].set(0.7)
-    budget = BUDGET._replace(num_steps=60)
-    (attack,) = (
-        each
-        for each in evaluation.attack_suite(threats.l2(1.0), budget)
-        if "carlini_wagner" in each.names
-    )
-
-    @jax.jit
-    def within(threat):
-        return attack._replace(threat=threat).run(key, 0, logits_fn, jnp.ones(1), x, jnp.int32(0))
-
+    """The boundary of one linear classifier, of two that are alike, is .2 away."""
+    logits_fn, labels = scoring(np.eye(SIZE)[[3, 3]]), np.zeros(NUM_EXAMPLES)
+    images = np.full((NUM_EXAMPLES, SIZE), 0.5)
+    images[:, 3] = 0.7
     for epsilon, moves in ((0.19, False), (0.22, True)):
-        assert bool(jnp.any(within(threats.l2(epsilon)) != x)) == moves
+        attack = nearest(epsilon)
+        found = attacked(key, attack, logits_fn, WEIGHTS, images, labels)[0]
+        assert np.any(found != np.float32(images), axis=1).tolist() == [moves] * NUM_EXAMPLES
+
+
+def nearest(epsilon):
+    """Carlini and Wagner's attack of the suite."""
+    (attack,) = (each for each in suite(epsilon) if "carlini_wagner" in each.names)
+    return attack
 
 
 def test_nearest_points_are_those_of_the_mean_probability_and_of_shares_of_the_members(
-    key, network
+    network, points
 ):
     """The same number of runs for every `L`; the second lowers the expected loss."""
-    seen = []
 
-    def carlini_wagner(margin_fn, x, *, fooled_fn, **settings):
-        seen.append((float(margin_fn(x)), bool(fooled_fn(x))))
-        return x, attacks.CarliniWagnerInfo(jnp.bool_(True), jnp.zeros(()), jnp.zeros(()))
+    def look(margin_fn, x, *, fooled_fn, **settings):
+        return margin_fn(x), fooled_fn(x)
 
-    x = jax.random.uniform(key, (SIZE,))
-    logits = np.asarray(network(x))
+    x = points[:1]
+    logits = np.asarray(network(x[0]))
     labels = logits.argmax(-1)
     assert labels[0] != labels[1] and WEIGHTS[1] > 0.5
     label = int(labels[1])  # the first member is wrong, the second right
-    attack = evaluation.attack_suite(threats.l2(0.1), BUDGET)[4]
+    attack = nearest(0.1)
     assert attack.names == ("carlini_wagner",) * 2 + ("carlini_wagner_members",) * 2
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attacks, "carlini_wagner", carlini_wagner)
-        for run in range(4):
-            attack.run(key, jnp.int32(run), network, WEIGHTS, x, jnp.int32(label))
-    mean = np.log(np.asarray(WEIGHTS @ jax.nn.softmax(network(x))))
+    margin, fooled = asked_of("carlini_wagner", look, attack, network, label, x)
+    mean = np.log(WEIGHTS @ softmax(logits))
     lead = mean[label] - np.delete(mean, label).max()
     second = logits[1, label] - np.delete(logits[1], label).max()
-    want = [
-        (lead, lead <= 0),
-        (float(WEIGHTS[1]) * second, lead <= 0),
-        (second, False),
-        (second, False),
-    ]
-    for (margin, fooled), (margin_wanted, fooled_wanted) in zip(seen, want, strict=True):
-        assert margin == pytest.approx(float(margin_wanted), rel=1e-4)
-        assert fooled == fooled_wanted
-
-
-@functools.cache
-def nearest_points(epsilon):
-    """Compiled `(key, *game) -> [4, N, D]`, those of every run."""
-    attack = evaluation.attack_suite(threats.l2(epsilon), evaluation.STANDARD)[4]
-
-    @jax.jit
-    def attacked(key, *game):
-        game = linear_game.LinearGame(*game, bounds=(0.0, 1.0))
-
-        def one(run, x, label):
-            return attack.run(key, run, game.logits, game.weights, x, label)
-
-        each = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0)), in_axes=(0, None, None))
-        return each(jnp.arange(4), game.x, game.labels)
-
-    return attacked
+    np.testing.assert_allclose(margin[:, 0], [lead, WEIGHTS[1] * second, second, second], rtol=1e-4)
+    assert fooled[:, 0].tolist() == [lead <= 0, lead <= 0, False, False]
 
 
 @pytest.mark.parametrize("kind", ["steeper", "opposed"])
 def test_nearest_points_of_the_members_reach_the_optimum_of_a_linear_mixture(kind, key):
     """Those of the mean probability alone leave more than twice as much."""
-    game, epsilon = linear_game.two(1, kind, num_examples=40), 0.4
-    risks = np.stack([game.risk(points) for points in nearest_points(epsilon)(key, *game[:5])])
+    game, epsilon = linear_game.two(1, kind, num_examples=NUM_EXAMPLES, dimension=SIZE), 0.4
+    logits_fn = linear(game.slopes, game.offsets)
+    points = attacked(key, nearest(epsilon), logits_fn, game.weights, game.x, game.labels)
+    risks = np.stack([game.risk(each) for each in points])
     best = 1 - game.optimal_risk(2, epsilon).mean()
     assert best - 1e-6 <= 1 - risks.max(axis=0).mean() <= best + 0.03
     assert 1 - risks[:2].max(axis=0).mean() > 2 * best
@@ -400,38 +437,36 @@ def test_the_black_box_takes_an_answer_of_nan_for_an_error(key):
     assert mixture.accuracy(logits_fn(point), 0, WEIGHTS) == pytest.approx(0.3)
 
 
-def test_within_bounds_per_feature_the_quick_suite_finds_the_optimum_of_a_linear_table(key):
+def test_within_bounds_per_feature_the_suite_finds_the_optimum_of_a_linear_table(key):
     """Years and shares; of one member the optimum is the step that a ball and a box leave."""
-    low, high = np.float32([18.0, 0.0, -1.0]), np.float32([90.0, 1.0, 1.0])
-    slopes, offset = np.float32([[0.2, -3.0, 1.0]]), np.float32([-9.0])
-    bounds = (low, high)
+    low, high = UNIT[0].copy(), UNIT[1].copy()
+    low[:3], high[:3] = [18.0, 0.0, -1.0], [90.0, 1.0, 1.0]
+    slopes, offset, epsilon = np.zeros(SIZE), -9.0, 4.0
+    slopes[:3] = 0.2, -3.0, 1.0
     generator = np.random.default_rng(5)
-    images = generator.uniform(low, high, (24, 3)).astype(np.float32)
-    images[:6, 1], images[6:12, 0] = 1.0, 18.0  # on their bounds
-
-    def logits_fn(x):
-        score = jnp.asarray(slopes) @ x + offset
-        return jnp.stack([score, 0.0 * score], axis=1)
-
-    scores = images @ slopes[0] + offset
+    images = generator.uniform(low, high, (NUM_EXAMPLES, SIZE)).astype(np.float32)
+    images[:10, 1], images[10:20, 0] = 1.0, 18.0  # on their bounds
+    logits_fn = scoring(np.stack([slopes, slopes]), offset + slopes.sum() / 2)
+    scores = images @ slopes + offset
     labels = (scores < 0).astype(np.int32)
     sign = np.where(labels == 0, -1.0, 1.0)[:, None]
-    epsilon = 4.0
     change = np.stack(
         [
-            steepest_in_a_box(s * slopes[0], low - x, high - x, epsilon)
+            steepest_in_a_box(s * slopes, low - x, high - x, epsilon)
             for s, x in zip(sign, images, strict=True)
         ]
     )
-    lowest = sign[:, 0] * (scores + change @ slopes[0])
+    lowest = sign[:, 0] * (scores + change @ slopes)
     clear = np.abs(lowest) > 0.02
     robust = lowest < 0
-    assert clear.sum() > 18 and 4 < robust.sum() < 20
-    lines = "pgd_expected_loss", "apgd_expected_loss", "carlini_wagner"
-    budget = evaluation.QUICK._replace(lines=lines)
-    suite = evaluation.attack_suite(threats.l2(epsilon), budget, bounds=bounds)
-    found = evaluation.evaluate(key, logits_fn, [1.0], images, labels, suite, alone=False)
-    np.testing.assert_array_equal(found.worst[clear], robust[clear])
+    assert clear.sum() > 30 and 7 < robust.sum() < 33
+    stands = np.ones(NUM_EXAMPLES, bool)
+    for attack in suite(epsilon, (low, high)):
+        if attack.names[0] in ("pgd_expected_loss", "apgd_expected_loss", "carlini_wagner"):
+            found = attacked(key, attack, logits_fn, WEIGHTS, images, labels)
+            assert np.all((found >= low) & (found <= high))
+            stands &= right(logits_fn, found, labels).any(axis=-1).all(axis=0)
+    np.testing.assert_array_equal(stands[clear], robust[clear])
 
 
 def steepest_in_a_box(slope, low, high, epsilon):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixjax import attacks, evaluation, mixture, parallel, threats
+from mixjax import attacks, evaluation, mixture, threats
 
 SIZE = 16
 EPSILON = 0.1
@@ -21,7 +21,7 @@ def linear_logits(vectors, x):
 
 def linear(vectors):
     """Compiled once for all vectors."""
-    return jax.tree_util.Partial(linear_logits, jnp.asarray(vectors, jnp.float32))
+    return jax.tree_util.Partial(linear_logits, np.asarray(vectors, np.float32))
 
 
 def network_logits(variables, x):
@@ -30,27 +30,38 @@ def network_logits(variables, x):
     return jnp.einsum("lhc,lh->lc", variables["out"], hidden)
 
 
-def network(key, num_members):
-    hidden_key, out_key = jax.random.split(key)
-    variables = {
-        "hidden": jax.random.normal(hidden_key, (num_members, SIZE, 5)),
-        "out": jax.random.normal(out_key, (num_members, 5, 3)),
-    }
+def network(num_members):
+    random = np.random.default_rng(0)
+    shapes = {"hidden": (num_members, SIZE, 5), "out": (num_members, 5, 3)}
+    variables = {name: np.float32(random.normal(size=shape)) for name, shape in shapes.items()}
     return jax.tree_util.Partial(network_logits, variables)
 
 
-def on_different_pixels(key):
+def on_different_pixels():
     """Two linear members, each with six pixels of its own."""
     vectors = np.zeros((2, SIZE), np.float32)
-    vectors[0, :6], vectors[1, 6:12] = jax.random.normal(key, (2, 6))
+    vectors[0, :6], vectors[1, 6:12] = np.random.default_rng(0).normal(size=(2, 6))
     return vectors
 
 
-def examples(key, num_examples, num_classes=2):
+def examples(num_examples, num_classes=2):
     """Inputs so far inside [0, 1] that an attack never meets the bounds, and labels."""
-    images_key, labels_key = jax.random.split(key)
-    images = jax.random.uniform(images_key, (num_examples, 4, 4, 1), minval=0.3, maxval=0.7)
-    return images, jax.random.randint(labels_key, (num_examples,), 0, num_classes)
+    random = np.random.default_rng(1)
+    images = random.uniform(0.3, 0.7, (num_examples, 4, 4, 1)).astype(np.float32)
+    return images, random.integers(0, num_classes, num_examples).astype(np.int32)
+
+
+def one_step(num_runs):
+    """Quick to compile: from a random start against the member whose turn it is."""
+
+    def function(key, run, logits_fn, weights, x, label):
+        def loss_fn(x):
+            return -jax.nn.log_softmax(logits_fn(x)[run % len(weights)])[label]
+
+        start = x + jax.random.uniform(key, x.shape, minval=-EPSILON, maxval=EPSILON)
+        return start + EPSILON * jnp.sign(jax.grad(loss_fn)(start))
+
+    return (evaluation.Attack(("step",) * num_runs, 1, function),)
 
 
 def evaluate(key, logits_fn, weights, images, labels, runs=None, **settings):
@@ -70,8 +81,8 @@ def signed_margins(vectors, images, labels):
 
 
 def test_a_linear_member_is_robust_iff_its_margin_exceeds_epsilon_times_the_dual_norm(key):
-    vectors = np.asarray(jax.random.normal(key, (2, SIZE))) * 0.5 ** np.arange(SIZE)
-    images, labels = examples(key, 40)
+    vectors = np.random.default_rng(2).normal(size=(2, SIZE)) * 0.5 ** np.arange(SIZE)
+    images, labels = examples(40)
     margins = signed_margins(vectors, images, labels)
     robust = margins > EPSILON * np.abs(vectors).sum(axis=1)
     assert 0.05 < robust.mean() < (margins > 0).mean() - 0.2  # both sides of the claim occur
@@ -84,9 +95,9 @@ def test_a_linear_member_is_robust_iff_its_margin_exceeds_epsilon_times_the_dual
 
 def test_members_that_look_at_different_pixels_make_the_sandwich_tight(key):
     """One attack fools everybody who can be fooled: the optimum is `sum_k weights_k rob_k`."""
-    vectors = on_different_pixels(key)
+    vectors = on_different_pixels()
     weights = np.array([0.3, 0.7])
-    images, labels = examples(key, 40)
+    images, labels = examples(40)
     robust = signed_margins(vectors, images, labels) > EPSILON * np.abs(vectors).sum(axis=1)
     optimum = robust @ weights
     logits_fn = linear(vectors)
@@ -110,8 +121,7 @@ def test_only_the_members_own_attacks_see_through_a_symmetric_mixture(key):
 
     The expected loss and the mean probability draw the attacker away from both sides.
     """
-    images = jnp.full((20, 4, 4, 1), 0.5)
-    labels = jnp.zeros(20, jnp.int32)
+    images, labels = np.full((20, 4, 4, 1), 0.5, np.float32), np.zeros(20, np.int32)
     _, found = evaluate(key, blind_logits, [0.5, 0.5], images, labels)
     assert found["clean_accuracy"] == 1.0
     assert found["robust_accuracy"] == {
@@ -131,9 +141,11 @@ def test_the_averaged_ensemble_answers_by_mean_probability_and_not_by_mean_logit
     The mean probability `.4 p + .12` exceeds 1/2 iff p > .95; the mean logit exceeds 0 iff p > .89.
     """
     probs = np.array([prob, 0.2, 0.2])
-    logits = jnp.asarray(np.log(np.stack([probs, 1 - probs], axis=-1)), jnp.float32)
-    images, labels = jnp.full((1, 4, 4, 1), 0.5), jnp.zeros(1, jnp.int32)
-    _, found = evaluate(key, lambda x: logits, [0.4, 0.3, 0.3], images, labels, runs=())
+    logits = jax.tree_util.Partial(
+        lambda logits, x: logits, np.float32(np.log(np.stack([probs, 1 - probs], axis=-1)))
+    )
+    images, labels = np.full((1, 4, 4, 1), 0.5, np.float32), np.zeros(1, np.int32)
+    _, found = evaluate(key, logits, [0.4, 0.3, 0.3], images, labels, runs=())
     assert found["averaged"]["clean_accuracy"] == right
     assert found["clean_accuracy"] == pytest.approx(0.4)
 
@@ -142,7 +154,7 @@ def test_a_run_returns_the_point_on_its_path_that_fools_most_and_not_that_of_hig
     """Member 1 is just wrong where pixels differ, as at a random start, and flat elsewhere.
 
     Member 2 is far wrong at the corner where all pixels end: there the loss is highest, and four
-    fifths of the accuracy are back. So it is under PGD, AutoPGD and in a validation.
+    fifths of the accuracy are back. So it is under PGD and in a validation.
     """
 
     def logits_fn(x):
@@ -150,20 +162,19 @@ def test_a_run_returns_the_point_on_its_path_that_fools_most_and_not_that_of_hig
         margins = jnp.stack([just_wrong, 300 * (0.58 - jnp.mean(x))])
         return jnp.stack([margins, -margins], axis=-1) / 2
 
-    weights, label = jnp.array([0.8, 0.2]), jnp.int32(0)
-    x = jnp.full((4, 4, 1), 0.5)
-    budget = evaluation.Budget(1, 1, 2, 30, 1, 2, 1, 5)
-    baseline, auto_pgd, *_ = evaluation.attack_suite(LINF, budget)
-    (few,) = evaluation.pgd_attacks(LINF, num_runs=6, num_steps=20, step_size=0.05)
-    for attack, run in ((baseline, 0), (few, 0), (few, 2), (auto_pgd, 0), (auto_pgd, 1)):
-        point = jax.jit(attack.run)(
-            key, jnp.int32(run), jax.tree_util.Partial(logits_fn), weights, x, label
-        )
-        assert float(mixture.accuracy(logits_fn(point), label, weights)) < 0.2 + 1e-6
-    validate = jax.jit(functools.partial(evaluation.validate, threat=LINF, step_size=0.05))
-    arguments = (jax.tree_util.Partial(logits_fn), weights, x[None], label[None], jnp.arange(1))
-    found = validate(key, *arguments)
-    assert float(found.robust[0]) < 0.2 + 1e-6
+    weights, x = np.float32([0.8, 0.2]), np.full((1, 4, 4, 1), 0.5, np.float32)
+    settings = {"num_steps": 20, "step_size": 0.05}
+    (attack,) = evaluation.pgd_attacks(LINF, num_runs=6, **settings)
+    validate = functools.partial(evaluation.validate, threat=LINF, **settings)
+
+    @jax.jit
+    def both(key):
+        example = jax.tree_util.Partial(logits_fn), weights
+        point = attack.run(key, 0, *example, x[0], 0)
+        found = validate(key, *example, x, np.zeros(1, np.int32), np.arange(1))
+        return mixture.accuracy(logits_fn(point), 0, weights), found.robust[0]
+
+    assert max(both(key)) < 0.2 + 1e-6
 
 
 # Two routes to one table.
@@ -171,10 +182,12 @@ def test_a_run_returns_the_point_on_its_path_that_fools_most_and_not_that_of_hig
 
 def test_outcomes_equal_a_loop_over_examples_runs_and_members(key):
     weights = jnp.array([0.2, 0.3, 0.5])
-    logits_fn = network(key, 3)
-    images, labels = examples(key, 7, num_classes=3)
+    logits_fn = network(3)
+    compiled_logits_fn = jax.jit(logits_fn)
+    images, _ = examples(7)
+    labels = np.array([np.argmax(compiled_logits_fn(x)[0]) for x in images])
     nothing = evaluation.Attack(("nothing",) * 2, 0, lambda x: x)
-    runs = (nothing, *evaluation.pgd_attacks(LINF, num_runs=9, num_steps=3, step_size=0.04))
+    runs = (nothing, *one_step(num_runs=9))
     outcomes, _ = evaluate(key, logits_fn, weights, images, labels, runs)
 
     compiled = [(attack.names, jax.jit(attack.run)) for attack in runs]
@@ -182,7 +195,7 @@ def test_outcomes_equal_a_loop_over_examples_runs_and_members(key):
     averaged = np.zeros((7, 12), bool)
     for n in range(7):
         points = [images[n]]
-        for number, (names, attack) in zip((1, 0), compiled, strict=True):
+        for number, (names, attack) in enumerate(compiled, 1):
             attack_key = jax.random.fold_in(jax.random.fold_in(key, n), number)
             for run in range(len(names)):
                 run_key = jax.random.fold_in(attack_key, run)
@@ -190,7 +203,7 @@ def test_outcomes_equal_a_loop_over_examples_runs_and_members(key):
                     attack(run_key, jnp.int32(run), logits_fn, weights, images[n], labels[n])
                 )
         for r, point in enumerate(points):
-            logits = np.asarray(logits_fn(point), np.float64)
+            logits = np.asarray(compiled_logits_fn(point), np.float64)
             probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
             members[n, r] = logits.argmax(axis=1) == labels[n]
             averaged[n, r] = (np.asarray(weights) @ probs).argmax() == labels[n]
@@ -201,57 +214,53 @@ def test_outcomes_equal_a_loop_over_examples_runs_and_members(key):
 
 @pytest.mark.parametrize("num_members", [1, 3])
 def test_the_runs_climb_the_losses_that_their_names_say(key, num_members):
-    """Against plain PGD on a directly written loss, from the same key."""
-    weights = jnp.array([0.6, 0.3, 0.1])[:num_members] / sum([0.6, 0.3, 0.1][:num_members])
-    logits_fn = network(key, num_members)
-    (x,), _ = examples(key, 1)
-    label = jnp.int32(1)
-    settings = {"num_steps": 5, "step_size": 0.05}
-    told = {"accuracy_fn": lambda x: mixture.accuracy(logits_fn(x), label, weights)}
+    """Against each loss directly written: what PGD is handed over, which has tests of its own."""
+    weights = np.float32([0.6, 0.3, 0.1][:num_members]) / sum([0.6, 0.3, 0.1][:num_members])
+    logits_fn = network(num_members)
+    (x,), _ = examples(1)
+    label, settings = 1, {"num_steps": 5, "step_size": 0.05}
     (attack,) = evaluation.pgd_attacks(LINF, num_runs=10, **settings)
-    attacked = jax.jit(attack.run)
     assert attack.names == (
         *("pgd_expected_loss",) * 3,
         *("pgd_mean_probability",) * 3,
         *("pgd_members",) * 4,
     )
+    told = []
 
-    def expected_loss(x):
-        return -jnp.dot(weights, jax.nn.log_softmax(logits_fn(x))[:, label])
+    def one(run):
+        seen = []
 
-    def minus_log_mean_probability(x):
-        return -jnp.log(jnp.dot(weights, jax.nn.softmax(logits_fn(x))[:, label]))
+        def pgd(key, loss_fn, x, threat, *, accuracy_fn, **settings):
+            told.append(settings)
+            seen.append((loss_fn(x), accuracy_fn(x), jax.random.key_data(key), threat.epsilon))
+            return x, None
 
-    def loss_of_member(member, x):
-        return -jax.nn.log_softmax(logits_fn(x)[member])[label]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attacks, "pgd", pgd)
+            attack.run(key, run, logits_fn, weights, x, label)
+        return seen[0]
 
-    members = [functools.partial(loss_of_member, member) for member in range(num_members)]
-    runs_of = {expected_loss: (0, 2), minus_log_mean_probability: (3, 5)}
-    runs_of |= {
-        loss_fn: [run for run in range(6, 10) if (run - 6) % num_members == member]
-        for member, loss_fn in enumerate(members)
-    }
-    for loss_fn, runs in runs_of.items():
-        plain = jax.jit(
-            lambda key, x, f=loss_fn: attacks.pgd(key, f, x, LINF, **settings, **told)[0]
-        )
-        for run in runs:
-            run_key = jax.random.fold_in(key, run)
-            x_adv = attacked(run_key, jnp.int32(run), logits_fn, weights, x, label)
-            np.testing.assert_allclose(x_adv, plain(run_key, x), atol=1e-5)
+    losses, accuracies, keys, epsilons = jax.jit(jax.vmap(one))(np.arange(10, dtype=np.int32))
+    assert told == [{**settings, "bounds": (0.0, 1.0)}]
+    logits = np.asarray(logits_fn(x))
+    probs = np.exp(logits[:, label]) / np.exp(logits).sum(axis=1)
+    wanted = [-np.log(probs) @ weights] * 3 + [-np.log(probs @ weights)] * 3
+    wanted += [-np.log(probs[run % num_members]) for run in range(4)]
+    np.testing.assert_allclose(losses, wanted, rtol=1e-4)
+    right = (logits.argmax(axis=1) == label) @ weights
+    np.testing.assert_allclose(accuracies, right, atol=1e-6)
     # One member: the losses agree, so from one key they lead to one point.
-    same_key = [attacked(key, jnp.int32(run), logits_fn, weights, x, label) for run in (0, 3, 6, 7)]
-    distances = [float(jnp.max(jnp.abs(x_adv - same_key[0]))) for x_adv in same_key[1:]]
-    assert (max(distances) < 1e-5) == (num_members == 1)
+    assert (np.ptp(losses) < 1e-5) == (num_members == 1)
+    np.testing.assert_array_equal(keys, [jax.random.key_data(key)] * 10)
+    np.testing.assert_array_equal(epsilons, np.float32(EPSILON))
 
 
 def test_members_of_weight_zero_are_attacked_but_do_not_count(key):
-    vectors = jax.random.normal(key, (2, SIZE))
-    images, labels = examples(key, 40)
-    logits_fn = linear(vectors)
-    _, both = evaluate(key, logits_fn, [1.0, 0.0], images, labels)
-    alone_fn = linear(vectors[:1])
-    _, alone = evaluate(key, alone_fn, [1.0], images, labels)
+    """As if in their place stood the first one once more."""
+    vectors = np.random.default_rng(2).normal(size=(2, SIZE))
+    images, labels = examples(40)
+    _, both = evaluate(key, linear(vectors), [1.0, 0.0], images, labels)
+    _, alone = evaluate(key, linear(vectors[[0, 0]]), [0.5, 0.5], images, labels)
     assert both["robust_accuracy"] == {
         **alone["robust_accuracy"],
         "pgd_members": both["robust_accuracy"]["pgd_members"],
@@ -267,39 +276,11 @@ def test_members_of_weight_zero_are_attacked_but_do_not_count(key):
 
 @pytest.mark.parametrize("num_members", [1, 2, 4])
 def test_every_number_of_members_meets_the_same_number_of_runs(key, num_members):
-    images, labels = examples(key, 3, num_classes=3)
-    weights = np.full(num_members, 1 / num_members)
-    runs = evaluation.pgd_attacks(LINF, num_runs=12, num_steps=2, step_size=0.05)
-    outcomes, found = evaluate(key, network(key, num_members), weights, images, labels, runs)
-    assert outcomes.correct.shape == (3, 13, num_members)
-    assert found["num_attack_runs"] == 12
-    assert found["attacks"] == {
-        name: found["attacks"][name]
-        | {"num_runs": 4, "num_steps": 2, "num_gradients": 2 * num_members}
-        for name in ("pgd_expected_loss", "pgd_mean_probability", "pgd_members")
-    }
-
-
-def test_results_depend_neither_on_the_batch_size_nor_on_the_devices(key):
-    weights = jnp.array([0.2, 0.3, 0.5])
-    logits_fn = network(key, 3)
-    images, labels = examples(key, 11, num_classes=3)
-    runs = evaluation.pgd_attacks(LINF, num_runs=9, num_steps=2, step_size=0.05)
-
-    found = [
-        evaluate(key, logits_fn, weights, images, labels, runs, **settings)[0]
-        for settings in (
-            {"batch_size": 11},
-            {"batch_size": 4},
-            {"batch_size": 7, "transform": parallel.over_examples()},
-        )
-    ]
-    assert 0.1 < found[0].correct.mean() < 0.9
-    assert len({outcome.tobytes() for outcome in found[0].correct}) > 3
-    for outcomes in found[1:]:
-        np.testing.assert_array_equal(outcomes.correct, found[0].correct)
-        np.testing.assert_array_equal(outcomes.averaged_correct, found[0].averaged_correct)
-        np.testing.assert_allclose(outcomes.images, found[0].images, atol=1e-6)
+    (attack,) = evaluation.pgd_attacks(LINF, num_runs=12, num_steps=2, step_size=0.05)
+    weights = np.full(num_members, 1 / num_members, np.float32)
+    x = jax.ShapeDtypeStruct((4, 4, 1), jnp.float32)
+    passes = evaluation.count_passes(attack, network(num_members), weights, x)
+    assert len(attack.names) == 12 and passes.backward == 2 * num_members
 
 
 def test_padding_is_neither_counted_nor_returned():
@@ -323,9 +304,8 @@ def test_padding_is_neither_counted_nor_returned():
 
 
 def test_variables_of_a_partial_are_arguments_of_the_compiled_function(key):
-    logits_fn = network(key, 2)
-    images, labels = examples(key, 2, num_classes=3)
-    runs = evaluation.pgd_attacks(LINF, num_runs=6, num_steps=1, step_size=0.05)
+    logits_fn = network(2)
+    images, labels = examples(2, num_classes=3)
     programs = []
 
     def transform(batch_fn):
@@ -335,7 +315,7 @@ def test_variables_of_a_partial_are_arguments_of_the_compiled_function(key):
 
         return spy
 
-    evaluate(key, logits_fn, [0.5, 0.5], images, labels, runs, transform=transform)
+    evaluate(key, logits_fn, [0.5, 0.5], images, labels, one_step(6), transform=transform)
     assert len(programs) == 13  # six runs, and the answers there and at the clean examples
     for program in programs:
         shapes = [variable.aval.shape for variable in program.invars]
@@ -358,9 +338,9 @@ def test_the_uint8_image_255_is_the_input_1(key):
 
 
 def test_nan_logits_are_errors(key):
-    vectors = jnp.stack([jnp.full(SIZE, jnp.nan), jnp.full(SIZE, 1.0)])
-    images = jnp.full((3, 4, 4, 1), 0.9)
-    _, found = evaluate(key, linear(vectors), [0.4, 0.6], images, jnp.zeros(3, jnp.int32))
+    vectors = np.stack([np.full(SIZE, np.nan), np.full(SIZE, 1.0)])
+    images = np.full((40, 4, 4, 1), 0.9, np.float32)
+    _, found = evaluate(key, linear(vectors), [0.4, 0.6], images, np.zeros(40, np.int32))
     for each in (found["members"][0], found["averaged"]):
         assert each["clean_accuracy"] == each["robust_accuracy"] == 0.0
     assert found["clean_accuracy"] == pytest.approx(0.6)
@@ -369,32 +349,38 @@ def test_nan_logits_are_errors(key):
 # Validation.
 
 
+@functools.partial(jax.jit, static_argnames="num_steps")
+def validate(key, logits_fn, weights, images, labels, indices, num_steps, step_size):
+    """The same compiled code for all members and lengths of a step."""
+    examples = logits_fn, weights, images, labels, indices
+    numbers = {"num_steps": num_steps, "step_size": step_size}
+    return evaluation.validate(key, *examples, threat=LINF, **numbers)
+
+
 def test_validation_is_exact_clean_and_under_attack(key):
     """Members on different pixels: the expected loss alone finds the optimum."""
-    vectors = on_different_pixels(key)
-    weights = jnp.array([0.3, 0.7])
-    images, labels = examples(key, 30)
+    vectors = on_different_pixels()
+    weights = np.float32([0.3, 0.7])
+    images, labels = examples(30)
     margins = signed_margins(vectors, images, labels)
     robust = margins > EPSILON * np.abs(vectors).sum(axis=1)
-    validate = jax.jit(functools.partial(evaluation.validate, threat=LINF, **PGD))
-    logits_fn = linear(vectors)
     found = evaluation.over_batches(
-        functools.partial(validate, key, logits_fn, weights), images, labels, batch_size=16
+        lambda *batch: validate(key, linear(vectors), weights, *batch, **PGD),
+        *(images, labels),
+        batch_size=16,
     )
-    np.testing.assert_allclose(found.clean, (margins > 0) @ np.asarray(weights), atol=1e-6)
-    np.testing.assert_allclose(found.robust, robust @ np.asarray(weights), atol=1e-6)
+    np.testing.assert_allclose(found.clean, (margins > 0) @ weights, atol=1e-6)
+    np.testing.assert_allclose(found.robust, robust @ weights, atol=1e-6)
 
 
 def test_validation_takes_the_steps_that_it_is_asked_for(key):
     """A short step from a random start does little harm, a long one or many short ones do."""
-    vectors = jnp.ones((1, SIZE))
-    images = jnp.full((50, 4, 4, 1), 0.5 + EPSILON / 2)
-    labels = jnp.zeros(50, jnp.int32)
+    images = np.full((15, 4, 4, 1), 0.5 + EPSILON / 2, np.float32)
+    batch = images, np.zeros(15, np.int32), np.arange(15)
+    logits_fn, weights = linear(np.ones((2, SIZE))), np.float32([0.5, 0.5])
 
     def robust(**settings):
-        validate = jax.jit(functools.partial(evaluation.validate, threat=LINF, **settings))
-        logits_fn = linear(vectors)
-        return validate(key, logits_fn, jnp.ones(1), images, labels, jnp.arange(50)).robust.mean()
+        return np.mean(validate(key, logits_fn, weights, *batch, **settings).robust)
 
     assert robust(num_steps=1, step_size=EPSILON / 8) > 0.9
     assert robust(num_steps=1, step_size=2 * EPSILON) == 0.0
@@ -424,7 +410,7 @@ def test_validation_takes_the_steps_that_it_is_asked_for(key):
 )
 def test_bad_input_is_named_with_its_value(key, change, message):
     settings = {
-        "logits_fn": network(key, 2),
+        "logits_fn": network(2),
         "weights": np.array([0.5, 0.5]),
         "images": np.full((4, 4, 4, 1), 0.5),
         "labels": np.array([0, 1, 2, 0]),
@@ -458,7 +444,7 @@ def test_too_few_runs_for_the_members_are_refused(key, num_runs, num_members):
     """Nine runs leave three for the members; of eleven, five are left."""
     (attack,) = evaluation.pgd_attacks(LINF, num_runs=num_runs, num_steps=1, step_size=0.1)
     weights = jnp.full(num_members, 1 / num_members)
-    arguments = (key, jnp.int32(0), network(key, num_members), weights, jnp.ones((4, 4, 1)), 0)
+    arguments = (key, jnp.int32(0), network(num_members), weights, jnp.ones((4, 4, 1)), 0)
     if (num_runs, num_members) != (9, 4):
         assert jax.eval_shape(attack.run, *arguments).shape == (4, 4, 1)
     else:

@@ -161,11 +161,16 @@ def test_a_batch_is_checked_as_far_as_its_values_are_known(change, message, comp
 def test_validation_takes_inputs_of_any_range(key):
     images, labels = np.full((2, 2), -0.45, np.float32), np.zeros(2, np.int32)
     settings = {"threat": threats.linf(0.1), "num_steps": 2, "step_size": 0.1}
-    arguments = (key, logits_fn, jnp.array(WEIGHTS), images, labels, np.arange(2))
-    found = evaluation.validate(*arguments, **settings, bounds=(-1.0, 1.0))
-    np.testing.assert_allclose([found.clean, found.robust], [[0.25] * 2, [0.0] * 2], atol=1e-6)
-    found = evaluation.validate(*arguments, **settings, bounds=(-0.46, 1.0))
-    np.testing.assert_allclose(found.robust, 0.25)
+    arguments = (logits_fn, np.float32(WEIGHTS), images, labels, np.arange(2))
+
+    @jax.jit
+    def validate(key):
+        bounds = (-1.0, 1.0), (-0.46, 1.0)
+        return [evaluation.validate(key, *arguments, **settings, bounds=each) for each in bounds]
+
+    whole, narrow = validate(key)
+    np.testing.assert_allclose([whole.clean, whole.robust], [[0.25] * 2, [0.0] * 2], atol=1e-6)
+    np.testing.assert_allclose(narrow.robust, 0.25)
 
 
 def test_diagnosis_takes_inputs_of_any_range_and_the_whole_box_is_that_of_its_bounds():
@@ -179,21 +184,16 @@ def test_diagnosis_takes_inputs_of_any_range_and_the_whole_box_is_that_of_its_bo
     ].text.replace("6.0", "6")
 
 
-@pytest.mark.parametrize("impl", ["rbg", "threefry2x32"])
 @EVALUATIONS
-def test_keys_of_any_generator_give_answers_that_the_batch_does_not_change(evaluate, impl):
+def test_a_key_of_another_generator_gives_answers_that_the_batch_does_not_change(evaluate):
     def run(key, run, logits_fn, weights, x, label):
         logits_fn(x)
         return x - 2 * jax.random.bernoulli(key, 0.5, x.shape).astype(x.dtype)
 
     attacks = (evaluation.Attack(("down",) * 3, 1, run, bounds=(-3.0, 3.0)),)
     images = np.linspace(-0.4, 3.0, 10, dtype=np.float32).repeat(2).reshape(10, 2)
-    found = []
-    for size in (2, 5):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax.random, "key", functools.partial(jax.random.key, impl=impl))
-            key = jax.random.key(0)
-        found.append(_with_key(evaluate, key, images, attacks, size))
+    key = jax.random.key(0, impl="rbg")
+    found = [_with_key(evaluate, key, images, attacks, size) for size in (2, 5)]
     assert len(np.unique(found[0])) > 1
     np.testing.assert_array_equal(*found)
 
@@ -204,7 +204,8 @@ def _with_key(evaluate, key, images, attacks, batch_size):
         settings = {"names": ("down",), "batch_size": batch_size}
         found = evaluation.security_curves(*arguments, attacks, [0.1], **settings)
         return found.points["down"]
-    return evaluation.evaluate(*arguments, attacks, batch_size=batch_size).correct
+    settings = {"alone": False, "batch_size": batch_size}
+    return evaluation.evaluate(*arguments, attacks, **settings).correct
 
 
 def test_several_keys_are_refused_and_a_raw_one_is_what_it_stands_for():
@@ -232,17 +233,6 @@ def test_the_name_of_an_attack_need_not_be_that_of_a_file(tmp_path):
     assert len(written) == 4
 
 
-@pytest.mark.parametrize(("norm", "number"), [(threats.linf, 2), (threats.l2, 6)])
-def test_within_a_radius_of_0_the_suite_finds_the_clean_accuracy(key, norm, number):
-    """No step size was set, so none may be refused: of all attacks in l2, of PGD's in linf."""
-    images = np.array([[0.5, 2.5], [0.5, 1.5]], np.float32)
-    attacks = evaluation.attack_suite(norm(0.0), BUDGET, bounds=(0.0, 3.0))[:number]
-    arguments = (key, logits_fn, WEIGHTS, images, np.zeros(2, int), attacks)
-    found = evaluation.evaluate(*arguments, alone=False, num_complete=None)
-    expected = np.array([1.0, 0.25])[:, None].repeat(len(found.runs) + 1, axis=1)
-    np.testing.assert_allclose(found.accuracies, expected)
-
-
 def test_from_a_black_pixel_an_image_of_bytes_is_attacked_upwards_alone(key):
     """Pixels below 0 are no images: the logit x0 + .05 at x0 = 0 stays positive within .1."""
 
@@ -252,6 +242,6 @@ def test_from_a_black_pixel_an_image_of_bytes_is_attacked_upwards_alone(key):
     images = np.zeros((2, 2, 2, 1), np.uint8)
     images[1] = 20  # 20 / 255 - .1 + .05 > 0 as well
     labels = np.array([0, 1])
-    attacks = evaluation.attack_suite(threats.linf(0.1), BUDGET)[:2]  # PGD and AutoPGD
+    attacks = evaluation.attack_suite(threats.linf(0.1), BUDGET)[:1]
     found = evaluation.evaluate(key, above, [1.0], images, labels, attacks)
     assert found.worst.tolist() == [1.0, 0.0]

@@ -9,12 +9,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mixjax import evaluation, threats
+from mixjax import attacks, evaluation, threats
 
 SLOPES = np.float32([[2.0, -1.0, 0.5, 0.0], [0.0, 1.0, 1.0, -2.0]])
 WEIGHTS = [0.25, 0.75]
-BUDGET = evaluation.Budget(1, 1, 2, 8, 1, 4, 1, 20)
 THREAT = threats.l2(0.125)
+LINES = "apgd_expected_loss", "arc"
+BUDGET = evaluation.Budget(1, 1, 2, 8, 1, 4, 1, 20, lines=LINES)
+AUTO_PGD, ARC = evaluation.attack_suite(THREAT, BUDGET)
 
 
 def logits_fn(x):
@@ -34,16 +36,15 @@ def examples():
 
 
 def of_mixture(images, labels):
-    auto_pgd = evaluation.attack_suite(THREAT, BUDGET)[1]
     found = evaluation.evaluate(
-        jax.random.key(0), logits_fn, WEIGHTS, images, labels, (auto_pgd,), alone=False
+        jax.random.key(0), logits_fn, WEIGHTS, images, labels, (AUTO_PGD,), alone=False
     )
     return found.worst
 
 
 def of_suite(images, labels):
-    pgd = evaluation.pgd_attacks(THREAT, num_runs=6, num_steps=8, step_size=0.05)
-    found = evaluation.evaluate(jax.random.key(0), logits_fn, WEIGHTS, images, labels, pgd)
+    one_step = (evaluation.Attack(("fgsm",), 1, attacks.fgsm, THREAT),)
+    found = evaluation.evaluate(jax.random.key(0), logits_fn, WEIGHTS, images, labels, one_step)
     return [found.worst, found.lower, *found.averaged.correct.T]
 
 
@@ -59,7 +60,7 @@ def of_curves(images, labels):
         WEIGHTS,
         images,
         labels,
-        evaluation.attack_suite(THREAT, BUDGET),
+        (ARC,),
         [THREAT.epsilon],
         names=("arc",),
     )

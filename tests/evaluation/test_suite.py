@@ -6,6 +6,7 @@ The attacks here are tables: run `r` on example `n` fools exactly the members th
 import functools
 import json
 import os
+import shutil
 import signal
 import sys
 import textwrap
@@ -256,7 +257,7 @@ def test_results_depend_neither_on_the_batch_size_nor_on_the_devices(key):
     attacks = (evaluation.Attack(("random",) * 4, 1, run),)
 
     found = [
-        evaluate(key, attacks, images, labels, **settings)
+        evaluate(key, attacks, images, labels, alone=False, **settings)
         for settings in (
             {"batch_size": 12},
             {"batch_size": 5},
@@ -317,15 +318,25 @@ def test_what_is_written_down_is_not_done_again(key, tmp_path):
     assert total == len(calls)
 
 
-def test_a_damaged_note_is_made_again(key, tmp_path):
+def test_a_damaged_note_is_made_again(key, done, tmp_path):
     _, images, labels, attacks = game()
-    first = evaluate(key, attacks, images, labels, folder=tmp_path)
+    first = evaluate(key, attacks, images, labels, folder=done)
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     for number, path in enumerate(sorted(tmp_path.rglob("*.npz"))):
         if number % 3 == 0:
             path.write_bytes(path.read_bytes()[: 50 * (number % 2)])
     again = evaluate(key, attacks, images, labels, folder=tmp_path)
     report, other = (each.report() for each in (first, again))
     assert without_seconds(report) == without_seconds(other)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder of a whole evaluation."""
+    folder = tmp_path_factory.mktemp("suite") / "done"
+    _, images, labels, attacks = game()
+    evaluate(jax.random.key(0), attacks, images, labels, folder=folder)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -340,12 +351,11 @@ def test_a_damaged_note_is_made_again(key, tmp_path):
         ({"attacks": game()[3][:1]}, "attacks: "),
     ],
 )
-def test_another_evaluation_is_refused_naming_what_differs(key, tmp_path, change, message):
+def test_another_evaluation_is_refused_naming_what_differs(key, done, change, message):
     _, images, labels, attacks = game()
     settings = {"key": key, "attacks": attacks, "images": images, "labels": labels}
-    evaluate(**settings, folder=tmp_path)
     with pytest.raises(ValueError, match="folder .* holds a run with another config.*" + message):
-        evaluate(**{**settings, **change}, folder=tmp_path)
+        evaluate(**{**settings, **change}, folder=done)
 
 
 def one_line(z):
@@ -367,15 +377,21 @@ def attack_one_line(folder, *, threat, logits_fn=one_line, step_size=0.05, **set
     return found.correct[0, :, 0].min()
 
 
-def test_the_same_folder_with_another_radius_does_not_give_the_old_answers(tmp_path):
-    """Within .1 of .8 the line holds, within .4 it does not."""
-    settings = {"step_size": 0.2}
-    assert attack_one_line(tmp_path / "a", threat=threats.linf(0.1), **settings)
-    assert attack_one_line(tmp_path / "a", threat=threats.linf(0.1), **settings)
+@pytest.fixture(scope="module")
+def one_line_done(tmp_path_factory):
+    """Within .1 of .8 the line holds."""
+    folder = tmp_path_factory.mktemp("one_line") / "done"
+    assert attack_one_line(folder, threat=threats.linf(0.1))
+    return folder
+
+
+def test_the_same_folder_with_another_radius_does_not_give_the_old_answers(one_line_done, tmp_path):
+    """Within .4 the line does not hold."""
+    assert attack_one_line(one_line_done, threat=threats.linf(0.1))
     with pytest.raises(ValueError, match=r"threat.epsilon: 0.1 -> 0.4") as caught:
-        attack_one_line(tmp_path / "a", threat=threats.linf(0.4), **settings)
+        attack_one_line(one_line_done, threat=threats.linf(0.4))
     assert "\n" not in str(caught.value)
-    assert not attack_one_line(tmp_path / "b", threat=threats.linf(0.4), **settings)
+    assert not attack_one_line(tmp_path, threat=threats.linf(0.4))
 
 
 def steeper(z):
@@ -398,22 +414,25 @@ def without_gradient(z):
         ({"logits_fn": without_gradient}, r"logits_fn.program: \w+ -> \w+"),
     ],
 )
-def test_whatever_decides_the_answers_makes_it_another_evaluation(tmp_path, change, message):
-    settings = {"threat": threats.linf(0.1)}
-    attack_one_line(tmp_path, **settings)
+def test_whatever_decides_the_answers_makes_it_another_evaluation(one_line_done, change, message):
     with pytest.raises(ValueError, match="holds a run with another config.*" + message):
-        attack_one_line(tmp_path, **settings | change)
+        attack_one_line(one_line_done, **{"threat": threats.linf(0.1)} | change)
 
 
 def test_other_arrays_of_a_closure_are_another_evaluation(tmp_path):
     def closed_over(slope):
         return jax.jit(lambda z: jnp.stack([slope @ (z - 0.5), 0.0])[None])
 
-    first, again, other = (closed_over(jnp.float32([slope])) for slope in (2.0, 2.0, 2.1))
-    for logits_fn in (first, again):
-        attack_one_line(tmp_path, threat=threats.linf(0.1), logits_fn=logits_fn)
+    def attacked(slope):
+        images, labels = np.full((1, 1), 0.8, np.float32), np.zeros(1, np.int32)
+        idle, logits_fn = evaluation.Attack(("idle",), 0, lambda x: x), closed_over(slope)
+        arguments = jax.random.key(0), logits_fn, [1.0], images, labels, (idle,)
+        evaluation.evaluate(*arguments, folder=tmp_path)
+
+    for _ in range(2):
+        attacked(np.float32([2.0]))
     with pytest.raises(ValueError, match="logits_fn.constants: "):
-        attack_one_line(tmp_path, threat=threats.linf(0.1), logits_fn=other)
+        attacked(np.float32([2.1]))
 
 
 def test_another_code_of_an_attack_is_another_evaluation(key, tmp_path):
@@ -485,15 +504,15 @@ def test_who_holds_a_folder_works_in_it_alone(key, tmp_path):
 
 
 def test_a_killed_process_is_continued_to_the_same_numbers(children, tmp_path):
-    """SIGKILL after thirty batches, and a process that comes through."""
+    """SIGKILL after thirty batches, and another process that comes through: this one."""
     program = textwrap.dedent(
         """
-        import json, os, signal, sys
+        import os, signal, sys
         import jax
         from tests.evaluation import test_suite as suite
 
         _, images, labels, attacks = suite.game()
-        left = int(sys.argv[2])
+        left = 30
 
         def progress(*_):
             global left
@@ -501,23 +520,24 @@ def test_a_killed_process_is_continued_to_the_same_numbers(children, tmp_path):
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        found = suite.evaluate(
+        suite.evaluate(
             jax.random.key(0), attacks, images, labels, folder=sys.argv[1], progress=progress
         )
-        print(json.dumps(found.report()))
         """
     )
-
-    def run(folder, num_batches):
-        command = [sys.executable, "-c", program, str(folder), str(num_batches)]
-        return children.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-
-    assert run(tmp_path, 30).returncode == -signal.SIGKILL
-    resumed = run(tmp_path, -1)
-    assert resumed.returncode == 0, resumed.stderr
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    killed = children.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     _, images, labels, attacks = game()
+    calls = []
+    resumed = evaluate(
+        *(jax.random.key(0), attacks, images, labels),
+        folder=tmp_path,
+        progress=lambda *done: calls.append(len([*tmp_path.rglob("*.npz")])),
+    )
+    assert 10 < calls[0] < calls[-1]  # what the other has done is not done again
     straight = evaluate(jax.random.key(0), attacks, images, labels).report()
-    assert without_seconds(json.loads(resumed.stdout)) == without_seconds(straight)
+    assert without_seconds(resumed.report()) == without_seconds(straight)
 
 
 # Cost and progress.
