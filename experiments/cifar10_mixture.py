@@ -14,7 +14,6 @@ Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, se
 import contextlib
 import dataclasses
 import pathlib
-import shlex
 import tempfile
 import time
 
@@ -26,6 +25,7 @@ from experiments.meunier_2021.algorithm import Game, build, members, step_size
 from experiments.meunier_2021.settings import PRESETS, Config, check, oracle_steps, recorded
 from experiments.meunier_2021.training import train
 from experiments.run import program
+from experiments.run.reading import head
 from mixjax import (
     attacks,
     checkpoint,
@@ -75,15 +75,13 @@ def run(call: program.Call):
     if not parallel.is_main():  # Checkpoints are saved together, all else by one process.
         folder = pathlib.Path(tempfile.mkdtemp())
     with program.held(folder, recorded(config), resume=config.resume):
-        results = compare(config, configs, dataset, folder, call.folder, call.command)
+        results, first = compare(config, configs, dataset, folder, call.folder, call.command)
     if not parallel.is_main():
         return
     print(reporting.results_table(list(results.values()), list(results)))
     print("".join(reporting.difference_line(*item) for item in results.items()))
-    print(
-        "This is PGD, which finds too little of a mixture's weakness: for the whole attack suite\n"
-        f"python -m experiments.evaluate --run-dir {shlex.quote(str(folder))}"
-    )
+    print(first.found)
+    print(first.worth)
     print(f"{folder / 'report.md'} holds the report.")
 
 
@@ -94,8 +92,8 @@ def compare(
     folder: pathlib.Path,
     checkpoints: pathlib.Path,
     command: str,
-) -> dict[str, dict]:
-    """`name -> result`, one after the other, each with the difference to the one before."""
+) -> tuple[dict[str, dict], reporting.Head]:
+    """`name -> result`, each with the difference to the one before, and the head of the page."""
     folders = {name: folder / subfolder for name, (_, subfolder) in configs.items()}
     results, metrics, worst = {}, {}, None
     for name, (each, subfolder) in configs.items():
@@ -110,8 +108,9 @@ def compare(
     reporting.plot_curves(folder / "curves.png", metrics)
     reporting.plot_weights(folder / "weights.png", metrics)
     evaluations = reporting.read_evaluations(folders)
-    reporting.write_report(folder, results, f"{config.dataset}, {config.loss}", evaluations)
-    return results
+    first = head(folder, results, evaluations)
+    reporting.write_report(folder, results, f"{config.dataset}, {config.loss}", evaluations, first)
+    return results, first
 
 
 def at_equal_cost(config: Config) -> Config:

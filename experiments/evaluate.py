@@ -23,7 +23,7 @@ from experiments.meunier_2021.training import restore
 from experiments.pinot_2020.boosted_attacks import rejected_scores
 from experiments.run import program
 from experiments.run.command_line import flag
-from experiments.run.reading import Run, read_run
+from experiments.run.reading import Run, head, read_run
 from mixjax import checks, data, ensemble, evaluation, parallel, reporting, threats
 from mixjax.front.progress import Bars
 from mixjax.interrupt import Stopped, interruptible
@@ -96,10 +96,12 @@ def run(call: program.Call):
     if settings.num_radii:
         curves = {name: each["security"] for name, each in evaluations.items()}
         reporting.plot_security(folder / "security.png", curves)
-    reporting.write_report(folder, results, title, on_disk)
+    first = head(folder, results, on_disk)
+    reporting.write_report(folder, results, title, on_disk, first)
     print(reporting.reported_table(evaluations))
     print(reporting.results_table(list(evaluations.values()), list(evaluations)))
     print("".join(reporting.difference_line(*item) for item in evaluations.items()))
+    print(first.found)
     print(f"{folder / 'report.md'} holds the report.")
 
 

@@ -96,9 +96,33 @@ def experiment(setting: Setting) -> Outcome:
     return Outcome(
         {"attack_network_is_strong": strong, "attacked": result},
         "\n".join(sections),
+        reports.head(
+            setting,
+            finding(result),
+            model=f"{setting.config.model} of width {setting.config.width} without defence, from "
+            f"initial weights {setting.config.initialization}",
+            attack=f"attack networks {setting.config.networks}; FGSM, "
+            f"AutoPGD-{setting.config.apgd_steps}",
+        ),
         sections,
         {"errors.png": caption},
     )
+
+
+def finding(result: dict) -> str:
+    """Which network goes furthest against each classifier, and whether that breaks it."""
+    parts = []
+    for title, each in result.items():
+        networks = each["attack_networks"]
+        best = max(networks, key=lambda name: networks[name][1][-1])
+        verb = "breaks" if is_broken(each) else "does not break"
+        parts.append(
+            f"the best attack network, {best}, {verb} the classifier without defence ({title}): "
+            f"error {strongest(each):.3f}, without an attack {each['clean']:.3f}, under AutoPGD "
+            f"{each['auto_pgd']:.3f}"
+        )
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def strongest(found: dict) -> float:

@@ -43,6 +43,7 @@ GAMES = {"Alt": games.alternating, "Minimax": games.minimax, "Maximin": games.ma
 GRADIENT = {"LWA FGSM": defenses.learning_with_adversary, "Sens FGSM": defenses.sensitivity}
 ROWS = ("Adv FGSM1", *GRADIENT, *GAMES)
 MIXED = ("Minimax", "Sens FGSM", "Adv FGSM1")
+VERBS = {1: "gains", -1: "loses", 0: "neither gains nor loses"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +135,10 @@ def experiment(setting: Setting) -> Outcome:
     outcome = reports.outcome(
         setting, rows, figures, costs=costs, mixtures=mixtures_at, error_under_own_attack=curves
     )
+    told = [mixing(eta, mixed) for eta, mixed in mixtures_at.items()]
+    found = "; ".join([outcome.head.found.removesuffix("."), *told])
     return outcome._replace(
+        head=outcome.head._replace(found=f"{found}."),
         sections=[*outcome.sections, *sections],
         summary="\n".join([outcome.summary, *sections]),
     )
@@ -220,7 +224,7 @@ def own(setting: Setting, eta: float):
 def mixture_section(eta: float, mixed: dict) -> str:
     """The table of the mixture, and whether mixing pays."""
     gain, (low, high) = (mixed["gain_over_best_member"][name] for name in ("mean", "interval"))
-    verb = "gains" if low > 0 else "loses" if high < 0 else "neither gains nor loses"
+    verb = VERBS[reporting.order((low, high), (0, 0))]
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in mixed["weights"].items())
     head = [reports.ATTACKS.get(name, name.upper()) for name in mixtures.HEAD]
     table = reporting.rate_table("classifier", head, mixtures.cells(mixed))
@@ -229,6 +233,17 @@ def mixture_section(eta: float, mixed: dict) -> str:
         f"{mixed['num_examples']} test examples. The game's weights, from validation data: "
         f"{weights}. Beside the best member alone, {mixed['best_member']}, the mixture {verb}: "
         f"its worst error is less by {gain:.3f} (95 % interval {low:.3f} to {high:.3f}).\n"
+    )
+
+
+def mixing(eta: str, mixed: dict) -> str:
+    """Whether the game's mixture is better than its best member, as a part of a sentence."""
+    gain = mixed["gain_over_best_member"]
+    sign = reporting.order(gain["interval"], (0, 0))
+    told = "" if sign else f", {reporting.NO_DIFFERENCE}"
+    return (
+        f"at eta = {eta} mixing {VERBS[sign]} beside the best member alone, {mixed['best_member']}"
+        f" ({gain['mean']:+.3f}{told})"
     )
 
 

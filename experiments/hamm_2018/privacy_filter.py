@@ -204,6 +204,23 @@ def blind_error(digits) -> float:
     return float(1 - counts.max(axis=1).sum() / counts.sum())
 
 
+def finding(rows: dict, blind: float) -> str:
+    """Whether the better filter hides more than noise alone does, and whether it keeps the rest."""
+    best = max(("alternating", "minimax"), key=lambda name: rows[name]["hidden"]["error"])
+    one, other = (rows[name]["hidden"] for name in (best, "noise alone"))
+    sign = reporting.order(one["interval"], other["interval"])
+    verdict = (
+        f"between the filter of {best} and noise alone there is {reporting.NO_DIFFERENCE}"
+        if sign == 0
+        else f"the filter of {best} hides {'more' if sign > 0 else 'less'} than noise alone"
+    )
+    return (
+        f"{verdict[0].upper()}{verdict[1:]}: fresh readers err on {one['error']:.3f} of the hidden "
+        f"labels against {other['error']:.3f}, at best on {blind:.3f}, and on "
+        f"{rows[best]['kept']['error']:.3f} of the kept ones."
+    )
+
+
 def report(setting: Setting, rows: dict) -> Outcome:
     """The table: a good filter has a low error on the left and a high one on the right."""
     blind = blind_error(setting.dataset.test.labels)
@@ -227,6 +244,14 @@ def report(setting: Setting, rows: dict) -> Outcome:
     return Outcome(
         {"filters": rows, "error_knowing_the_kept_label": blind, "num_examples": number},
         f"{table}\n{sentence}",
+        reports.head(
+            setting,
+            finding(rows, blind),
+            norm="none: a filter is free to change every pixel",
+            radius="none",
+            model=f"fresh readers: {setting.config.model} of width {setting.config.width}",
+            attack="two filters against a reader of what is to be hidden, noise alone, and none",
+        ),
         [head, table, sentence],
         {"filtered.png": "Test examples as the filters leave them; below, what is read of them."},
     )

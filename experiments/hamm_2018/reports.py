@@ -80,6 +80,49 @@ def main(
     program.main(name, description, presets, run, argv, folder="runs/{name}-{choice}", hint=hint)
 
 
+def head(setting: Setting, found: str, **other: str) -> reporting.Head:
+    """What a page begins with; `other` replaces what an experiment has otherwise."""
+    config = setting.config
+    lines = {
+        "norm": "l-inf",
+        "radius": f"eta = {getattr(config, 'etas', '')}, of pixels in [-1, 1]",
+        "model": f"{config.model} of width {config.width}, trained in several ways",
+        "attack": f"FGSM, IFGSM-{getattr(config, 'ifgsm_steps', 0)}, an attack network trained "
+        f"afresh, AutoPGD-{getattr(config, 'apgd_steps', 0)} with two losses",
+        "examples": f"{len(setting.dataset.test.labels)} test examples of {config.dataset}",
+    }
+    return reporting.Head(**{**lines, "found": found, **other})
+
+
+def least(errors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Which classifier errs least under the worst of all attacks, and what FGSM alone says of it.
+
+    Args:
+      errors: `eta -> classifier -> attack -> error and interval`, "No defense" among them.
+    """
+    parts = []
+    for eta, rows in errors.items():
+        best = min(rows, key=lambda name: rows[name]["worst"]["error"])
+        one, none = rows[best]["worst"], rows["No defense"]["worst"]
+        where = f"at eta = {eta}"
+        if best == "No defense" or reporting.order(one["interval"], none["interval"]) == 0:
+            told = f"{where} between {best} and no defence there is {reporting.NO_DIFFERENCE}"
+            if best == "No defense":
+                told = f"{where} no defence is better than none"
+        else:
+            told = f"{where} {best} errs least under the worst of all attacks"
+        fgsm = rows[best]["fgsm_curr"]["error"]
+        numbers = f"{_error(one)}, under FGSM alone {fgsm:.3f}; without defence {_error(none)}"
+        parts.append(f"{told}: {numbers}")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _error(entry):
+    low, high = entry["interval"]
+    return f"{entry['error']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+
+
 def tables(setting: Setting, rows: dict[tuple[str, float], dict[str, Any]]) -> list[str]:
     """A table for each radius: `(classifier, eta) -> result`, beside the paper's numbers."""
     number = next(iter(rows.values()))["num_examples"]
@@ -125,14 +168,14 @@ def outcome(
     """
     gates = [scores.gate(result) for (name, _), result in rows.items() if name == "No defense"]
     sentences = [sentence for _, sentence in gates]
-    result = errors_of(rows) | {
-        "attack_network_is_strong": all(is_strong for is_strong, _ in gates)
-    }
+    found = errors_of(rows)
+    result = found | {"attack_network_is_strong": all(is_strong for is_strong, _ in gates)}
     sections = [*tables(setting, rows), *(f"{sentence}\n" for sentence in sentences)]
     if costs:
         result["training_cost"] = costs
         sections.append(f"## What training cost\n\n{cost_table(costs)}")
-    return Outcome({**result, **more}, "\n".join(sections[1:]), sections, figures)
+    first = head(setting, least(found["errors"]))
+    return Outcome({**result, **more}, "\n".join(sections[1:]), first, sections, figures)
 
 
 def cost_table(found: dict[str, Any]) -> str:

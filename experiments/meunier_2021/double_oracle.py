@@ -32,6 +32,7 @@ from experiments.run.program import Outcome
 from mixjax import checks, games
 from mixjax.data import toy
 from mixjax.games import Equilibrium, Growth
+from mixjax.reporting import Head
 
 PROGRAM = "experiments.meunier_2021.double_oracle"
 
@@ -123,7 +124,31 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
         "rounds": len(grown[1].rounds),
         "each_kind_alone": each_kind_alone(finite, config, shares),
     }
-    return Outcome(result, summary_lines(result))
+    drawn = {"figure.png": "Bounds on the value by round, double oracle beside boosting."}
+    return Outcome(result, summary_lines(result), head(config, result), figures=drawn)
+
+
+def head(config: Config, result: dict) -> Head:
+    """What the page begins with: whether the bounds meet, and who is better."""
+    own = result["double_oracle"]
+    closed = "meet" if own["gap"] <= config.tolerance else "do not meet"
+    others = {
+        "the best mixture by boosting": own["upper"] + result["advantage_over_boosting"],
+        "the best single member": result["best_single_member"],
+    }
+    told = [
+        f"{'better' if own['upper'] < risk else 'no better'} than {name} ({risk:.3f})"
+        for name, risk in others.items()
+    ]
+    return Head(
+        norm="l2",
+        radius=f"{config.epsilon:g}",
+        model=f"mixtures of {config.half_planes} half-planes and {config.networks} networks",
+        attack=f"the worst of {config.candidates} points of each disc",
+        examples=f"{config.examples}",
+        found=f"The bounds of double oracle {closed} within {config.tolerance:g} after "
+        f"{own['rounds']} rounds, at a risk of {own['upper']:.3f}: {' and '.join(told)}.",
+    )
 
 
 def compare(finite: Finite, config: Config, shares):

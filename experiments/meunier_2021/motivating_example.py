@@ -22,6 +22,7 @@ from experiments.run import program
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
 from mixjax import checks, games
+from mixjax.reporting import Head
 
 PROGRAM = "experiments.meunier_2021.motivating_example"
 HALF = Fraction(1, 2)
@@ -88,7 +89,23 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
         },
     }
     lines = [f"{name.replace('_', ' '):62}{value}" for name, value in found.items()]
-    return Outcome(result, "\n".join(lines))
+    drawn = {"figure.png": "Risk of each mixture, not attacked and under three attacks."}
+    return Outcome(result, "\n".join(lines), head(found), figures=drawn)
+
+
+def head(found: dict[str, Fraction]) -> Head:
+    """What the page begins with: whether the mixture beats both classifiers."""
+    alone = min(found["adversarial_risk_of_f1"], found["adversarial_risk_of_f2"])
+    verdict = "is better than" if found["value"] < alone else "is no better than"
+    return Head(
+        norm="length of a move on the line",
+        radius="1",
+        model="two thresholds and their mixtures",
+        attack="the best one, exact",
+        examples="3 points, of probability 1/2, 1/4 and 1/4",
+        found=f"The mixture (1/2, 1/2) {verdict} each classifier alone: its adversarial risk is "
+        f"{found['value']} against {alone}, exactly.",
+    )
 
 
 def errors(classifier, example, move) -> bool:

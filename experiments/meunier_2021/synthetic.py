@@ -37,6 +37,7 @@ from experiments.run.command_line import flag
 from experiments.run.program import Outcome
 from mixjax import checks, games
 from mixjax.data import toy
+from mixjax.reporting import Head
 
 PROGRAM = "experiments.meunier_2021.synthetic"
 _ROUNDING = 1e-9  # of the risks, all of them multiples of a weight over the number of examples
@@ -145,7 +146,28 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
         },
         "responses": responses(train, found),
     }
-    return Outcome(result, summary_lines(result))
+    drawn = {
+        "figure.png": "Examples and discs over the best mixture; risk by step; risk by radius."
+    }
+    return Outcome(result, summary_lines(result), head(config, result), figures=drawn)
+
+
+def head(config: Config, result: dict) -> Head:
+    """What the page begins with: at which radii the mixture wins in every seed."""
+    since = result["better_in_every_seed_from"]
+    row = next(row for row in result["radii"] if row["epsilon"] == config.radius)
+    where = "at no radius" if since is None else f"from radius {since:g} on"
+    return Head(
+        norm="l2",
+        radius=config.radii,
+        model=f"half-planes, {config.members} in each game, and their best mixture",
+        attack=f"the worst of {config.candidates} points of each disc",
+        examples=f"{config.examples} in each of {config.seeds} seeds",
+        found=f"The best mixture is strictly better than the best single classifier in every seed "
+        f"{where}; at radius {config.radius:g} it gains in {row['seeds_with_gain']} of "
+        f"{row['seeds']} seeds, on average {row['gain']['mean']:.3f} of the examples, and on fresh "
+        f"ones {row['gain_on_test']['mean']:.3f}.",
+    )
 
 
 def check(config: Config):

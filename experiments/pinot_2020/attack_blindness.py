@@ -66,6 +66,7 @@ def run(call: program.Call):
     with program.held(call.folder, {"budget": budget, **recorded}, resume=None) as folder:
         results = score(budget, config, recorded, dataset, folder, call.command)
     print(reporting.attack_table(results))
+    print(head(budget, config, results).found)
     print(f"{folder / 'report.md'} holds the report.")
 
 
@@ -96,8 +97,31 @@ def score(
     result = {**results[trained], "linear": {name: results[name] for name in linear}}
     reporting.write_result(folder, result)
     plots.plot_blindness(folder / "blindness.png", results, SHOWN, blind=BLIND)
-    reporting.write_report(folder, results, "What attacks report that do not see the members")
+    title = "What attacks report that do not see the members"
+    reporting.write_report(folder, results, title, head=head(budget, config, results))
     return results
+
+
+def head(budget: str, config: Config, results: dict) -> reporting.Head:
+    """What the page begins with: by how much the last mixture flatters those who cannot see it."""
+    name = [*results][-1]
+    result = results[name]
+    blind, left = (reporting.score_of(result, each) for each in ("pgd_expected_loss", "worst"))
+    verdict = (
+        "attacks that know the members find more than PGD on the expected loss"
+        if reporting.order(blind["interval"], left["interval"])
+        else f"between PGD on the expected loss and all attacks there is {reporting.NO_DIFFERENCE}"
+    )
+    return reporting.Head(
+        norm="l-inf",
+        radius=f"{config.epsilon:g} of pixels in [0, 1]; linear mixtures {config.linear_epsilon:g}",
+        model=f"mixtures of two: {', '.join(results)}",
+        attack=f"PGD on averaged logits and on the expected loss, {config.pgd_runs} runs each, and "
+        f"the suite, budget {budget}",
+        examples=f"{result['num_examples']} of {name}; {config.num_examples} of each other",
+        found=f"On the {name} {verdict}: PGD leaves {reporting.percent(blind)}, all together leave "
+        f"{reporting.percent(left)}.",
+    )
 
 
 def check(config: Config):

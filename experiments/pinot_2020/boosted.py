@@ -32,7 +32,7 @@ from experiments.pinot_2020 import boosted_setting as setting
 from experiments.pinot_2020.boosted_attacks import pgd_scores, rejected_scores, score
 from experiments.run import program
 from experiments.run.command_line import flag
-from mixjax import checks, data, evaluation
+from mixjax import checks, data, evaluation, reporting
 from mixjax.front.progress import Bars
 from mixjax.front.sequence import Sequence, train_in_sequence
 
@@ -227,13 +227,36 @@ def experiment(config: Config, dataset: data.Dataset, folder: pathlib.Path) -> p
         "members.png": "Accuracy against the number of members",
         "grid.png": "Accuracy under PGD on the expected loss over alpha and the number of members",
     }
-    return program.Outcome(result, "\n".join(sections), sections, drawn)
+    first = head(config, dataset, result)
+    return program.Outcome(result, "\n".join(sections), first, sections, drawn)
+
+
+def head(config: Config, dataset: data.Dataset, result: dict[str, Any]) -> reporting.Head:
+    """What the page begins with: whether the mixture beats its first member, by two attackers."""
+    alone, mixed = result["table_1"]["adversarial"], result["table_1"]["boosted"]
+    count = result["num_members"]
+    names = f"the boosted mixture of {count}", "its first member alone"
+
+    def sentence(first, second, attack):
+        what = f"of the examples withstand {attack}"
+        return reporting.compared(names[0], first, names[1], second, what=what).removesuffix(".")
+
+    by_pgd = sentence(mixed["pgd"], alone["pgd"], "PGD on the expected loss")
+    by_suite = sentence(mixed["suite"]["worst"], alone["suite"]["worst"], "the attack suite")
+    return reporting.Head(
+        norm=reporting.NORMS[setting.ball(config).name],
+        radius=f"{config.epsilon:.4g}, of pixels in [0, 1]",
+        model=f"mixture of {count}, {config.model} of width {config.width}, alpha {config.alpha:g}",
+        attack=f"PGD-{config.pgd_steps}, C&W, the attack suite, budget {config.budget}",
+        examples=f"{result['num_examples']} test examples of {dataset.name}",
+        found=f"{by_pgd}; under the whole suite {by_suite[0].lower()}{by_suite[1:]}.",
+    )
 
 
 def train_all(config: Config, dataset: data.Dataset, folder: pathlib.Path) -> dict[Any, Sequence]:
     """The natural network, the mixture of each alpha, and that of the other first member.
 
-    The second member does not hang on alpha: it answers the first one alone.
+    The second member does not depend on alpha: it answers the first one alone.
     """
     recorded = program.recorded_of(config)
     common = {

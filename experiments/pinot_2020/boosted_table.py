@@ -37,7 +37,7 @@ from experiments.pinot_2020.boosted import BUDGETS, cell, markdown
 from experiments.pinot_2020.boosted_attacks import pgd
 from experiments.run import program
 from experiments.run.command_line import flag
-from mixjax import checks, data, defenses, ensemble, evaluation, files
+from mixjax import checks, data, defenses, ensemble, evaluation, files, reporting
 from mixjax.batch import to_float
 from mixjax.front import loop
 from mixjax.front.progress import Bars
@@ -147,7 +147,34 @@ def experiment(config: Config, dataset: data.Dataset, folder: pathlib.Path) -> p
         rows[name] = files.read_json(path)
     result = {"dataset": dataset.name, "num_members": config.members, "rows": rows}
     table = page(rows)
-    return program.Outcome(result, table, [f"## The table\n\n{table}"])
+    sections = [f"## The table\n\n{table}"]
+    return program.Outcome(result, table, head(config, dataset, rows), sections)
+
+
+def head(config: Config, dataset: data.Dataset, rows: dict[str, Any]) -> reporting.Head:
+    """What the page begins with: whether the best mixture beats one network."""
+    scores = {
+        name.replace("_", " "): reporting.score_of(row, "worst")
+        for name, row in rows.items()
+        if row
+    }
+    one = scores.pop("one network", None)
+    best = max(scores, key=lambda name: scores[name]["accuracy"], default="")
+    if one and best:
+        first = f"the best mixture, {best},"
+        found = reporting.compared(first, scores[best], "one network at equal cost", one)
+    else:
+        told = [f"{name} {reporting.percent(score)}" for name, score in scores.items()]
+        found = f"Nothing to compare yet: {', '.join(told) or 'no mixture has been trained'}."
+    return reporting.Head(
+        norm=reporting.NORMS[setting.ball(config).name],
+        radius=f"{config.epsilon:.4g}, of pixels in [0, 1]",
+        model=f"mixtures of {config.members} and one network, {config.model} of width "
+        f"{config.width}, at equal training cost",
+        attack=f"the attack suite, budget {config.budget}",
+        examples=f"{len(dataset.test.labels)} test examples of {dataset.name}",
+        found=found,
+    )
 
 
 def affordable(cost: Callable[[Config, int], float], config: Config) -> int:

@@ -28,6 +28,7 @@ from experiments.run import program
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
 from mixjax import checks
+from mixjax.reporting import Head
 
 PROGRAM = "experiments.pinot_2020.penalized_attackers"
 
@@ -102,7 +103,30 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
         "grid": [without_curves(each) for each in grid],
         "failing": [without_curves(each) for each in failing],
     }
-    return Outcome(result, summary_lines(result))
+    drawn = {
+        "figure_1.png": "Densities before and after the best attack of either penalty.",
+        "best_responses.png": "Best attacks in the plane.",
+        "cycle.png": "Best responses to best responses.",
+        "theorem_2.png": "Risk of the mixture against the weight of the first classifier.",
+    }
+    return Outcome(result, summary_lines(result), head(config, result), figures=drawn)
+
+
+def head(config: Config, result: dict) -> Head:
+    """What the page begins with: where randomisation gains, and where it does not."""
+    holds, fails = result["theorem_2"], result["condition_fails"]
+    gains = "gains" if holds["least_gain"] > 0 else "does not always gain"
+    loses = "loses" if fails["least_gain"] < 0 else "does not lose"
+    return Head(
+        norm="length of a move on the line, or whether there is one (mass penalty)",
+        radius=f"{config.epsilon:g} for figure 1 and the cycle; theorem 2: {config.epsilons}",
+        model="thresholds between two Gaussians, and mixtures of two of them",
+        attack=f"the best one, exact, at prices {config.lams}",
+        examples="none: risks are integrals over the Gaussians",
+        found=f"Where theorem 2's condition holds a mixture {gains} in all {holds['cases']} cases "
+        f"(by {holds['least_gain']:.2g} to {holds['largest_gain']:.3f} within the intervals), and "
+        f"where it fails a mixture {loses} (by up to {abs(min(fails['least_gain'], 0)):.3f}).",
+    )
 
 
 def check(config: Config):

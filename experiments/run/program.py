@@ -48,12 +48,14 @@ class Outcome(NamedTuple):
     Attributes:
       result: entries of `result.json`.
       summary: lines to print.
-      sections: parts of `report.md`, Markdown; none: there is no page.
+      head: what `report.md` begins with, and the sentence that is printed last.
+      sections: parts of `report.md`, Markdown; none: the summary.
       figures: `file -> caption` of what was drawn into the folder, for the page.
     """
 
     result: dict[str, Any]
     summary: str
+    head: reporting.Head
     sections: list[str] = []
     figures: dict[str, str] = {}
 
@@ -185,7 +187,7 @@ def complete(
     recorded: dict[str, Any] | None = None,
     title: str = "",
 ):
-    """An experiment in its folder: `result.json`, a page if it has one, a summary.
+    """An experiment in its folder: `result.json`, a page, a summary.
 
     The same command again does the same again, or goes on; another config needs another folder.
     With a flag `resume` a run that is there is gone on with only if it is given.
@@ -194,7 +196,7 @@ def complete(
       call: what was asked for.
       experiment: the experiment; it may draw into the folder.
       recorded: what identifies the run; None: all fields of the config that are no places.
-      title: of the page.
+      title: of the page; empty: the program's name.
     """
     start = time.monotonic()
     recorded = recorded_of(call.config) if recorded is None else recorded
@@ -204,11 +206,11 @@ def complete(
         origin = reporting.provenance(call.command, call.config.seed, seconds)
         result = {**outcome.result, "config": recorded, "provenance": origin}
         files.write_json(folder / "result.json", result, "result")
-        if outcome.sections:
-            files.write(folder / "report.md", page(outcome, title, origin))
+        title = title or call.name.replace("_", " ").capitalize()
+        files.write(folder / "report.md", page(outcome, title, origin))
     print(outcome.summary)
-    told = "report.md holds the report." if outcome.sections else "holds the figures and numbers."
-    print(f"{folder}{'/' if outcome.sections else ' '}{told}")
+    print(outcome.head.found)
+    print(f"{folder / 'report.md'} holds the report.")
 
 
 def recorded_of(config: Any) -> dict[str, Any]:
@@ -219,7 +221,8 @@ def recorded_of(config: Any) -> dict[str, Any]:
 
 def page(outcome: Outcome, title: str, origin: dict[str, Any]) -> str:
     """`report.md`."""
-    parts = [f"# {title}\n", *outcome.sections]
+    sections = outcome.sections or [f"```text\n{outcome.summary}\n```\n"]
+    parts = [f"# {title}\n", str(outcome.head), *sections]
     parts += [f"![{text}]({file})\n\n{text}\n" for file, text in outcome.figures.items()]
     parts += ["## Provenance\n"]
     parts += [f"- {name}: {value}" for name, value in origin.items()]

@@ -13,7 +13,7 @@ import numpy as np
 
 from mixjax import checks, files, reporting
 from mixjax.evaluation.suite import BASELINE, EXPECTED_DLR, EXPECTED_LOSS
-from mixjax.intervals import mean_and_error_bar, wilson_interval
+from mixjax.intervals import mean_and_error_bar, paired_interval, wilson_interval
 from mixjax.threats import Threat
 
 
@@ -132,6 +132,42 @@ class Evaluation(NamedTuple):
         who = self.name if number == 1 else f"{self.name} of {number}, weights {weights}"
         within = "" if self.threat is None else f", {self.threat}"
         return f"{who}: {len(self.labels)} examples, {len(self.runs)} attack runs{within}"
+
+    @property
+    def head(self) -> reporting.Head:
+        """What a page begins with: beside its best member a mixture is better, worse or level."""
+        who, number = self.name, len(self.weights)
+        robust = score(self.worst)
+        if self.alone and number > 1:
+            best = max(range(number), key=lambda k: self.alone[k].worst.mean())
+            found = reporting.compared(
+                f"the {who}",
+                robust,
+                f"its best member alone, member {best + 1}",
+                score(self.alone[best].worst),
+                paired_interval(self.worst, self.alone[best].worst),
+            )
+        else:
+            clean = reporting.percent(score(self.accuracies[:, 0]))
+            found = (
+                f"The {who} withstands the attacks on {reporting.percent(robust)} of the "
+                f"examples; without an attack it is right on {clean}."
+            )
+        weights = " ".join(f"{each:.2f}" for each in self.weights)
+        threat = self.threat
+        return reporting.Head(
+            norm=reporting.NORMS.get(threat.name, threat.name) if threat else "the attacks' own",
+            radius=f"{float(threat.epsilon):.4g}" if threat else "the attacks' own",
+            model=who if number == 1 else f"{who} of {number}, weights {weights}",
+            attack=f"{', '.join(dict.fromkeys(self.runs))}; {len(self.runs)} runs",
+            examples=str(len(self.labels)),
+            found=found,
+            worth=(
+                f"The attacks may be weak, and the figures too high: {', '.join(signs)}."
+                if (signs := [f.name.replace("_", " ") for f in self.findings if f.is_suspicious])
+                else ""
+            ),
+        )
 
     def report(self, *, with_costs: bool = True) -> dict[str, Any]:
         """All figures, ready for JSON.
@@ -276,7 +312,7 @@ class Evaluation(NamedTuple):
                 figure = "![What each attack leaves.](suite.png)\n"
             except ModuleNotFoundError:
                 figure = "No figure without matplotlib: `pip install 'mixjax[report]'`.\n"
-            parts = [f"# {self.identity}\n", self._repr_markdown_(), f"\n{figure}"]
+            parts = [f"# {self.identity}\n", str(self.head), self._repr_markdown_(), f"\n{figure}"]
             parts += ["## Attacks\n", reporting.suite_table(report)]
             parts += ["## Signs of weak attacks\n", reporting.findings_table(report["diagnostics"])]
             files.write(folder / "report.md", "\n".join(parts))

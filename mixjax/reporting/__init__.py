@@ -14,6 +14,7 @@ from mixjax.reporting.figures import (
     plot_suite,
     plot_weights,
 )
+from mixjax.reporting.head import NO_DIFFERENCE, NORMS, Head, compared, order, percent
 from mixjax.reporting.origin import provenance
 from mixjax.reporting.page import difference_line, write_report
 from mixjax.reporting.result import check_result, read_evaluations, read_result, write_result
@@ -32,14 +33,19 @@ from mixjax.reporting.tables import (
     members_table,
     reported_table,
     results_table,
+    score_of,
     suite_table,
     training_table,
 )
 
 __all__ = [
+    "NORMS",
+    "NO_DIFFERENCE",
+    "Head",
     "append_metrics",
     "attack_table",
     "check_result",
+    "compared",
     "difference_line",
     "error_cell",
     "error_table",
@@ -48,6 +54,8 @@ __all__ = [
     "members_table",
     "open_run",
     "open_scalars",
+    "order",
+    "percent",
     "plot_attacks",
     "plot_curves",
     "plot_security",
@@ -61,6 +69,7 @@ __all__ = [
     "read_result",
     "reported_table",
     "results_table",
+    "score_of",
     "suite_table",
     "training_table",
     "truncate_metrics",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mixjax import files
+from mixjax.reporting.head import Head
 from mixjax.reporting.tables import (
     attack_table,
     findings_table,
@@ -54,6 +55,7 @@ def write_report(
     results: Mapping[str, Mapping[str, Any]],
     title: str = "Report",
     evaluations: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    head: Head | None = None,
 ) -> pathlib.Path:
     """Writes `report.md` into the folder of a run, with the figures that are there.
 
@@ -63,6 +65,7 @@ def write_report(
       title: heading of the page.
       evaluations: `budget -> name -> evaluation` by the attack suite, if there are any: results
         with the entries of `Evaluation.report`.
+      head: what the page begins with.
 
     Returns:
       The path of the page.
@@ -73,7 +76,8 @@ def write_report(
     if not results:
         raise ValueError("results must hold at least one result, got none")
     run_dir = pathlib.Path(run_dir)
-    parts = [f"# {title}\n", results_table(list(results.values()), list(results))]
+    parts = [f"# {title}\n", *([str(head)] if head else [])]
+    parts += [results_table(list(results.values()), list(results))]
     parts += [difference_line(name, result) for name, result in results.items()]
     parts += [nan_line(name, result) for name, result in results.items()]
     parts += [_MEANING]

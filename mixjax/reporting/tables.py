@@ -213,6 +213,12 @@ def interval_of(result: Mapping[str, Any], name: str) -> Sequence[float]:
     return wilson_interval(accuracies[name], met)
 
 
+def score_of(result: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The `accuracy` called `name`, `clean` or an attack's, with its `interval`."""
+    accuracies = {"clean": result["clean_accuracy"], **result["robust_accuracy"]}
+    return {"accuracy": accuracies[name], "interval": interval_of(result, name)}
+
+
 def _with_interval(accuracy, interval):
     low, high = interval
     return f"{_percent(accuracy)} ({_percent(low)} to {_percent(high)})"

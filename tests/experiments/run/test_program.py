@@ -12,6 +12,7 @@ from experiments.run import program
 from experiments.run.command_line import flag
 from experiments.run.program import Outcome
 from mixjax.interrupt import Stopped
+from mixjax.reporting import Head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Config:
     debug: bool = flag(False, "show the traceback of an error")
 
 
+HEAD = Head("l2", "0.5", "one", "none", "3", "Size matters.")
 PRESETS = {"small": Config(size=0.5), "large": Config(size=7.5)}
 
 
@@ -32,7 +34,7 @@ def call(argv, seen, experiment=lambda: None):
 
         def found():
             experiment()
-            return Outcome({"size": call.config.size}, "done")
+            return Outcome({"size": call.config.size}, "done", HEAD)
 
         program.complete(call, found)
 
