@@ -26,12 +26,12 @@ def path(tmp_path_factory):
     return folder / explore.PAGE
 
 
-def drawn(children, path, address=""):
+def drawn(children, path, address="", *flags):
     """The document after its script has run, and what the browser's console said."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     assert browser, "needs Chromium: apt-get install chromium"
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    command += ["--virtual-time-budget=5000", "--dump-dom", f"{path.as_uri()}{address}"]
+    command += [*flags, "--virtual-time-budget=5000", "--dump-dom", f"{path.as_uri()}{address}"]
     finished = children.run(command)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout, [line for line in finished.stderr.splitlines() if "CONSOLE" in line]
@@ -45,6 +45,57 @@ def test_the_page_draws_without_an_error_and_everything_has_a_name(children, pat
     for tag in re.findall(r"<(?:svg role|canvas|img)[^>]*>", body):
         assert re.search(r'(?:aria-label|alt)="[^"]{5,}"', tag), tag
     assert body.count('type="radio"') == 3 and body.count("<option") == 5
+
+
+# A window is never narrower than 500 pixels, a frame in it is.
+FRAME = """<body><iframe width="400" height="800" style="border: 0" srcdoc="{}"></iframe><script>
+const frame = document.querySelector("iframe");
+frame.addEventListener("load", () => {{
+  const page = frame.contentDocument, style = frame.contentWindow.getComputedStyle(page.body);
+  page.querySelector("details").open = true;
+  document.body.dataset.seen = [frame.contentWindow.innerWidth, page.documentElement.scrollWidth,
+    style.backgroundColor, style.color].join(";");
+}});
+</script></body>"""
+
+
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_a_screen_of_400_pixels_is_wide_enough_and_dark_where_the_reader_wants_it(
+    children, path, tmp_path, is_dark
+):
+    measured = tmp_path / "page.html"
+    text = html.escape(path.read_text(encoding="utf-8"))
+    measured.write_text(FRAME.format(text), encoding="utf-8")
+    scheme = f"--blink-settings=preferredColorScheme={0 if is_dark else 1}"
+    page, complaints = drawn(children, measured, "", scheme)
+    found = re.search(r'data-seen="([^"]*)"', page)
+    assert found and complaints == []
+    width, scrolled, paper, ink = found[1].split(";")
+    assert int(scrolled) <= int(width) == 400
+    brightness = [sum(map(int, re.findall(r"[0-9]+", color)[:3])) / 3 for color in (paper, ink)]
+    assert (brightness[0] < 60 and brightness[1] > 200) is is_dark
+    assert (brightness[0] > 200 and brightness[1] < 60) is not is_dark
+
+
+def test_the_page_opens_on_the_attack_that_takes_most_and_names_it(children, path):
+    text = path.read_text(encoding="utf-8")
+    content = json.loads(re.search(r'id="content">(.*?)</script>', text, re.DOTALL)[1])
+    drops = {
+        (n, name): walk["accuracy"][0] - min(walk["accuracy"][0], walk["accuracy"][-1])
+        for n, image in enumerate(content["images"])
+        for name, walk in image["walks"].items()
+    }
+    page, _ = drawn(children, path)
+    said = re.search(r'<p class="soft" id="explanation">([^<]*)<', page)
+    assert said and max(drops.values()) > 0
+    named = {
+        explore.ASCENT: "PGD on the expected loss",
+        **{name: name.replace("_", " ").capitalize() for name in explore.ATTACKS},
+    }
+    best = {name for (_, name), drop in drops.items() if drop == max(drops.values())}
+    assert any(
+        said[1].startswith((f"{named[name]} breaks", f"{named[name]} lowers")) for name in best
+    )
 
 
 @pytest.mark.parametrize("attack", [explore.ASCENT, *explore.ATTACKS])
