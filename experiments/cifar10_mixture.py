@@ -105,10 +105,11 @@ def compare(
             game = build(each, dataset)
             results[name], worst = complete(name, each, game, dataset, *places, command, worst)
         metrics[name] = reporting.read_metrics(folders[name])
-    reporting.plot_curves(folder / "curves.png", metrics)
-    reporting.plot_weights(folder / "weights.png", metrics)
     evaluations = reporting.read_evaluations(folders)
     first = head(folder, results, evaluations)
+    attack = f"PGD-{config.validation_steps}, {first.within}"
+    reporting.plot_curves(folder / "curves.png", metrics, attack=attack)
+    reporting.plot_weights(folder / "weights.png", metrics)
     reporting.write_report(folder, results, f"{config.dataset}, {config.loss}", evaluations, first)
     return results, first
 

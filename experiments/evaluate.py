@@ -95,7 +95,8 @@ def run(call: program.Call):
     on_disk = reporting.read_evaluations({name: each.folder for name, each in runs.items()})
     if settings.num_radii:
         curves = {name: each["security"] for name, each in evaluations.items()}
-        reporting.plot_security(folder / "security.png", curves)
+        norm = reporting.NORMS[threat_of(settings, mixture.config).name]
+        reporting.plot_security(folder / "security.png", curves, norm=norm)
     first = head(folder, results, on_disk)
     reporting.write_report(folder, results, title, on_disk, first)
     print(reporting.reported_table(evaluations))

@@ -39,6 +39,9 @@ VARIANTS = {
 }
 
 
+SHOWN = {"FGSM": "fgsm", "AutoPGD": "auto_pgd"}  # beside the networks
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(settings.AttackConfig):
     """Every field is a flag; radii are for pixels in [-1, 1]."""
@@ -87,10 +90,17 @@ def experiment(setting: Setting) -> Outcome:
                 "error_bar": scored["error_bar"],
             }
             ends = [0, setting.config.network_steps]
-            lines = {name: ([ends, 2 * [result[title][name]]]) for name in ("fgsm", "auto_pgd")}
+            lines = {shown: (ends, 2 * [result[title][name]]) for shown, name in SHOWN.items()}
             panels[title] = {**curves, **lines}
             sections.append(section(title, result[title]))
-    reports.plot_errors(setting.folder / "errors.png", panels, xlabel="steps of the network")
+    reports.plot_errors(
+        setting.folder / "errors.png",
+        panels,
+        xlabel="steps of the network",
+        attack="attack networks, FGSM and AutoPGD",
+        num_examples=len(setting.dataset.test.labels),
+        names=(*VARIANTS, *SHOWN),
+    )
     caption = "Test errors of the classifier without defence while attack networks are trained."
     strong = {title: is_broken(each) for title, each in result.items()}
     return Outcome(
@@ -153,7 +163,7 @@ def curve(setting: Setting, place: str, variables, eta: float, name: str) -> lis
 
 def section(title: str, found: dict) -> str:
     """A table: what each network reaches at the end, beside FGSM and AutoPGD."""
-    known = {"none": "clean", "FGSM": "fgsm", "AutoPGD": "auto_pgd"}
+    known = {"none": "clean", **SHOWN}
     errors = {name: found[key] for name, key in known.items()}
     errors |= {name: curve[1][-1] for name, curve in found["attack_networks"].items()}
     number = found["num_examples"]

@@ -85,7 +85,12 @@ def experiment(setting: Setting) -> Outcome:
         + reporting.rate_table("eta", ["FGSM", "IFGSM"], {k: [*v.values()] for k, v in own.items()})
     )
     reports.plot_errors(
-        setting.folder / "rounds.png", panels, xlabel="rounds of attack and retraining", points=True
+        setting.folder / "rounds.png",
+        panels,
+        xlabel="rounds of attack and retraining",
+        attack="under FGSM",
+        num_examples=len(setting.dataset.test.labels),
+        points=True,
     )
     caption = (
         "Error of each round's classifier: under the attack that it was trained on, and the next"

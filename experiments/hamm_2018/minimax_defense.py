@@ -124,7 +124,14 @@ def experiment(setting: Setting) -> Outcome:
         if not figures:
             figures = draw(setting, trained, eta)
     if any(panels.values()):
-        reports.plot_errors(setting.folder / "errors.png", panels, xlabel="training steps")
+        reports.plot_errors(
+            setting.folder / "errors.png",
+            panels,
+            xlabel="training steps",
+            attack="under the attack network of the game",
+            num_examples=len(setting.dataset.test.labels),
+            names=tuple(GAMES),
+        )
         figures["errors.png"] = (
             "Test errors during training, under the attack network of the game (figures 3 and 7)."
         )

@@ -21,7 +21,9 @@ from experiments.hamm_2018.variants import fgsm, said
 from experiments.run import program
 from experiments.run.program import Outcome
 from mixjax import losses, reporting
+from mixjax.intervals import wilson_interval
 from mixjax.reporting import drawing
+from mixjax.reporting.figures import around
 from mixjax.typing import PyTree
 
 ATTACKS = {
@@ -224,14 +226,22 @@ def plot_errors(
     panels: Mapping[str, Mapping[str, Sequence[Any]]],
     *,
     xlabel: str,
+    attack: str,
+    num_examples: int,
+    names: Sequence[str] = (),
     points: bool = False,
 ) -> None:
     """Error rates against steps or rounds, one panel each, one line for each name.
+
+    Bars are Wilson's 95 % intervals over the examples.
 
     Args:
       path: file to write, as PNG.
       panels: `title -> name -> (x [T], errors [T])`.
       xlabel: what x is.
+      attack: what the errors are under, for the titles.
+      num_examples: that the errors are rates of.
+      names: all that there may be: each has the same look whether others are drawn or not.
       points: whether to mark each value and not to join them, for what jumps.
 
     Raises:
@@ -239,19 +249,26 @@ def plot_errors(
     """
     if not panels:
         raise ValueError("panels must hold at least one panel, got none")
-    figure, axes = drawing.figure(4.2 * len(panels) + 0.6, 3.2, len(panels))
+    figure, axes = drawing.figure(4.2 * len(panels) + 0.6, 3.6, len(panels))
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-        for number, (name, (x, errors)) in enumerate(curves.items()):
-            axis.plot(
+        for name, (x, errors) in curves.items():
+            look = drawing.look([*dict.fromkeys((*names, *curves))].index(name))
+            axis.errorbar(
                 x,
                 errors,
+                yerr=around(errors, [wilson_interval(e, num_examples) for e in errors]) / 100,
                 label=name,
-                color=drawing.COLORS[number % len(drawing.COLORS)],
-                linestyle="none" if points else drawing.STYLES[number % len(drawing.STYLES)],
-                marker=drawing.MARKERS[number % len(drawing.MARKERS)],
+                **look | ({"linestyle": "none"} if points else {}),
                 markersize=4 if points or len(x) <= 20 else 0,
+                elinewidth=0.8,
+                capsize=2,
             )
-        axis.set(title=title, xlabel=xlabel, ylabel="error", ylim=(-0.03, 1.03))
+        axis.set(
+            title=f"{title}, l-inf, of pixels in [-1, 1]\n{attack}",
+            xlabel=xlabel,
+            ylabel="error",
+            ylim=(-0.03, 1.03),
+        )
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()

@@ -73,7 +73,13 @@ def experiment(setting: Setting) -> Outcome:
             if not figures:
                 network = scores.attack_network(setting, name, state.variables, eta)
                 figures = reports.draw_attacks(setting, state.variables, network, eta)
-    reports.plot_errors(setting.folder / "errors.png", curves, xlabel="training steps")
+    reports.plot_errors(
+        setting.folder / "errors.png",
+        curves,
+        xlabel="training steps",
+        attack="without attack and under FGSM",
+        num_examples=len(setting.dataset.test.labels),
+    )
     figures = {"errors.png": "Test errors during training (figures 2 and 6).", **figures}
     cost = {name: training.step_cost(setting, make, 0.1) for name, make in makes.items()}
     cost = {"No defense": 1.0, **cost}

@@ -109,6 +109,7 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
         {"double oracle": bounds(grown[1]), f"boosting, share {share:g}": bounds(best[1])},
         alone=finite.risk([1.0], [first]),
         tolerance=config.tolerance,
+        radius=config.epsilon,
     )
     write_csv(folder, grown, boosted)
     found = games.solve(finite.losses[:, :, sorted(set(best[1].members))])

@@ -105,7 +105,7 @@ def plot_game_of_two(
             lw=2,
         )
     axis.axhline(value, color="0.6", linewidth=0.8, zorder=0)
-    axis.set(xlabel="weight of $f_1$", ylabel="risk", title="two classifiers and their attacker")
+    axis.set(xlabel="weight of $f_1$", ylabel="risk", title="two classifiers, moves of at most 1")
     drawing.plain(axis)
     drawing.write(figure, path, is_small=True)
 
@@ -116,6 +116,7 @@ def plot_bounds(
     *,
     alone: float,
     tolerance: float,
+    radius: float,
 ) -> None:
     """Lower and upper bounds of the game's value at every round, one colour for each way to grow.
 
@@ -124,6 +125,7 @@ def plot_bounds(
       growths: `name -> dict` of `upper`, `lower` and `risk`, `[T]` each.
       alone: risk of the first member.
       tolerance: gap at which the game counts as solved.
+      radius: l2 radius of the attacker.
     """
     figure, (left, right) = drawing.figure(9.0, 3.6, 2)
     for number, (name, rounds) in enumerate(growths.items()):
@@ -137,6 +139,7 @@ def plot_bounds(
         left.scatter(
             numbers,
             rounds["risk"],
+            label=f"{name}: risk of the round",
             s=7,
             color=drawing.COLORS[number],
             marker=drawing.MARKERS[number],
@@ -145,7 +148,7 @@ def plot_bounds(
         gaps = np.subtract(rounds["upper"], rounds["lower"])
         right.plot(numbers, gaps, label=name, **style)
     left.axhline(alone, color="black", linewidth=0.8, linestyle=":", label="best single member")
-    left.set(xlabel="round", ylabel="adversarial risk", title="bounds; dots: risk of the round")
+    left.set(xlabel="round", ylabel="adversarial risk", title=f"bounds, l2 radius {radius:g}")
     right.axhline(tolerance, color="black", linewidth=0.8, linestyle=":", label="tolerance")
     right.set(xlabel="round", ylabel="upper - lower", yscale="log", title="certified gap")
     for axis in (left, right):

@@ -96,7 +96,8 @@ def score(
     *linear, trained = results
     result = {**results[trained], "linear": {name: results[name] for name in linear}}
     reporting.write_result(folder, result)
-    plots.plot_blindness(folder / "blindness.png", results, SHOWN, blind=BLIND)
+    radii = dict.fromkeys(linear, config.linear_epsilon) | {trained: config.epsilon}
+    plots.plot_blindness(folder / "blindness.png", results, SHOWN, BLIND, radii=radii)
     title = "What attacks report that do not see the members"
     reporting.write_report(folder, results, title, head=head(budget, config, results))
     return results

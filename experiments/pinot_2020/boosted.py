@@ -398,7 +398,9 @@ def draw(config: Config, folder: pathlib.Path, grid: dict, suites: dict):
             (n, {"accuracy": value}) for n, value in enumerate(PAPER_GRID["pgd"][: len(row)], 1)
         ],
     }
-    plots.plot_lines(folder / "members.png", lines, xlabel="members n")
+    threat = setting.ball(config)
+    within = f"{reporting.NORMS[threat.name]} radius {config.epsilon:.4g}"
+    plots.plot_lines(folder / "members.png", lines, xlabel="members n", title=within)
     plots.plot_grid(
         folder / "grid.png",
         {
@@ -408,7 +410,7 @@ def draw(config: Config, folder: pathlib.Path, grid: dict, suites: dict):
         [f"{alpha:g}" for alpha in grid],
         xlabel="alpha",
         ylabel="members",
-        title="under PGD",
+        title=f"PGD-{config.pgd_steps}, {within}",
     )
 
 

@@ -13,6 +13,7 @@ def plot_lines(
     lines: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]],
     *,
     xlabel: str,
+    title: str,
 ) -> None:
     """Accuracies in percent against a number, with their intervals.
 
@@ -20,6 +21,7 @@ def plot_lines(
       path: file to write, as PNG.
       lines: `name -> (number, score)`, the score with `accuracy` and, if known, `interval`.
       xlabel: what the number is.
+      title: of the figure.
     """
     figure, (axis,) = drawing.figure(5.6, 3.6, 1)
     for number, (name, points) in enumerate(lines.items()):
@@ -30,13 +32,11 @@ def plot_lines(
             [100 * accuracy for accuracy in accuracies],
             yerr=around(accuracies, intervals),
             label=name,
-            color=drawing.COLORS[number % len(drawing.COLORS)],
-            linestyle=drawing.STYLES[number % len(drawing.STYLES)],
-            marker=drawing.MARKERS[number % len(drawing.MARKERS)],
+            **drawing.look(number),
             markersize=4,
             capsize=2,
         )
-    axis.set(xlabel=xlabel, ylabel="accuracy (%)")
+    axis.set(xlabel=xlabel, ylabel="accuracy (%)", title=title)
     axis.set_xticks(sorted({place for points in lines.values() for place, _ in points}))
     drawing.plain(axis)
     drawing.write(figure, path)

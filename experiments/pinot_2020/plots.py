@@ -199,6 +199,8 @@ def plot_blindness(
     results: Mapping[str, Mapping[str, Any]],
     attacks: Sequence[str],
     blind: Collection[str],
+    *,
+    radii: Mapping[str, float],
 ) -> None:
     """What each attack leaves of each mixture's accuracy, and the exact optimum where known.
 
@@ -210,13 +212,14 @@ def plot_blindness(
         `accuracy` and `error_bar`, if the strongest attack is known.
       attacks: names of the attacks to show, from top to bottom.
       blind: which of them do not see the members; drawn with other marks.
+      radii: `name -> l-inf radius`.
 
     Raises:
       ValueError: if there is no result, or one without one of the attacks.
     """
     if not results:
         raise ValueError("results must hold at least one result, got none")
-    figure, axes = drawing.figure(2.6 * len(results) + 1.2, 0.3 * len(attacks) + 1.4, len(results))
+    figure, axes = drawing.figure(2.6 * len(results) + 1.2, 0.3 * len(attacks) + 1.6, len(results))
     rows = range(len(attacks))
     for axis, (name, result) in zip(axes, results.items(), strict=True):
         if missing := [attack for attack in attacks if attack not in result["robust_accuracy"]]:
@@ -238,7 +241,8 @@ def plot_blindness(
         if "optimum" in result:
             optimum = 100 * result["optimum"]["accuracy"]
             axis.axvline(optimum, color="0.2", linestyle="--", label="exact optimum")
-        axis.set(title=name, xlabel="accuracy left (%)", xlim=(-3, 103), yticks=rows)
+        title = f"{name}\nl-inf radius {radii[name]:g}"
+        axis.set(title=title, xlabel="accuracy left (%)", xlim=(-3, 103), yticks=rows)
         axis.set_yticklabels([])
         axis.set_ylim(len(attacks) - 0.5, -0.5)
         axis.grid(alpha=0.25)

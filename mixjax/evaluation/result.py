@@ -308,7 +308,7 @@ class Evaluation(NamedTuple):
             folder.mkdir(parents=True, exist_ok=True)
             files.write_json(folder / "evaluation.json", report, "report")
             try:
-                reporting.plot_suite(folder / "suite.png", report)
+                reporting.plot_suite(folder / "suite.png", report, threat=self.head.within)
                 figure = "![What each attack leaves.](suite.png)\n"
             except ModuleNotFoundError:
                 figure = "No figure without matplotlib: `pip install 'mixjax[report]'`.\n"

@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#00
 STYLES = ("-", "--", "-.", ":")
 MARKERS = "os^DvPX"
 RIGHT, WRONG = COLORS[0], COLORS[1]
+# What has the same look in every figure and on the page of a run.
+ATTACKS = ("ascent_path", "pgd_expected_loss", "apgd_expected_loss", "arc", "lattice_climber")
+_WORST = 6
 _DOTS_PER_INCH = 150
 _SMALL_DOTS_PER_INCH = 110
 _PALETTE = 256  # colours: a file of a third of the size
@@ -38,6 +42,22 @@ def figure(width: float, height: float, panels: int | tuple[int, int]) -> tuple[
     made = Figure(figsize=(width, height), layout="constrained")
     axes = made.subplots(rows, columns, squeeze=False)
     return made, axes.ravel()
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour, line and marker of the curve of this number, which no other of six has."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "linestyle": STYLES[number % len(STYLES)],
+        "marker": MARKERS[number % len(MARKERS)],
+    }
+
+
+def of_attack(name: str, others: Sequence[str]) -> dict[str, Any]:
+    """The look of an attack: its own in every figure, or its place among the `others` there."""
+    if name == "worst":
+        return look(_WORST)
+    return look(ATTACKS.index(name) if name in ATTACKS else len(ATTACKS) + others.index(name))
 
 
 def plain(axis: Any) -> None:

@@ -11,13 +11,19 @@ from mixjax.reporting import drawing
 from mixjax.reporting.tables import interval_of
 
 
-def plot_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def plot_curves(
+    path: str | os.PathLike,
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    attack: str = "",
+) -> None:
     """Standard and robust accuracy against epochs per classifier, one line for each run.
 
     Args:
       path: file to write, as PNG.
       runs: `name -> entries` of `read_metrics`; those without `epoch`, `clean_accuracy` or
         `robust_accuracy` are left out.
+      attack: what the robust accuracy is under, norm and radius with it, for the title.
 
     Raises:
       ValueError: if a run has no such entry.
@@ -28,7 +34,7 @@ def plot_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str
     fields = ("epoch", "clean_accuracy", "robust_accuracy")
     selected = _select(runs, fields)
     figure, axes = drawing.figure(8.0, 3.2, 2)
-    titles = ("standard accuracy", "robust accuracy")
+    titles = ("standard accuracy", f"under {attack}" if attack else "robust accuracy")
     for axis, field, title in zip(axes, fields[1:], titles, strict=True):
         for number, (name, entries) in enumerate(selected.items()):
             _line(axis, number, name, entries, [100 * entry[field] for entry in entries])
@@ -112,7 +118,7 @@ def plot_attacks(
     drawing.write(figure, path)
 
 
-def plot_suite(path: str | os.PathLike, report: Mapping[str, Any]) -> None:
+def plot_suite(path: str | os.PathLike, report: Mapping[str, Any], *, threat: str = "") -> None:
     """What each attack leaves of a mixture's accuracy, and all of them together.
 
     Bars are Wilson's 95 % intervals.
@@ -120,6 +126,7 @@ def plot_suite(path: str | os.PathLike, report: Mapping[str, Any]) -> None:
     Args:
       path: file to write, as PNG.
       report: as from `evaluation.Evaluation.report`.
+      threat: norm and radius, for the title.
     """
     robust = report["robust_accuracy"]
     rows = np.arange(len(robust))
@@ -133,7 +140,8 @@ def plot_suite(path: str | os.PathLike, report: Mapping[str, Any]) -> None:
         linestyle="none",
     )
     axis.axvline(100 * report["clean_accuracy"], color="0.2", linestyle="--")
-    axis.set(title="dashed: clean", xlabel="accuracy left (%)", xlim=(-3, 103), yticks=rows)
+    title = f"{threat}; dashed: clean".removeprefix("; ")
+    axis.set(title=title, xlabel="accuracy left (%)", xlim=(-3, 103), yticks=rows)
     axis.set_yticklabels([name.replace("_", " ") for name in robust])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(alpha=0.25)
@@ -141,7 +149,9 @@ def plot_suite(path: str | os.PathLike, report: Mapping[str, Any]) -> None:
     drawing.write(figure, path)
 
 
-def plot_security(path: str | os.PathLike, curves: Mapping[str, Mapping[str, Any]]) -> None:
+def plot_security(
+    path: str | os.PathLike, curves: Mapping[str, Mapping[str, Any]], *, norm: str = ""
+) -> None:
     """Accuracy that each attack leaves against the radius, one panel for each classifier.
 
     Bars are Wilson's 95 % intervals over the examples.
@@ -149,6 +159,7 @@ def plot_security(path: str | os.PathLike, curves: Mapping[str, Mapping[str, Any
     Args:
       path: file to write, as PNG.
       curves: `name -> curves` with the entries of `SecurityCurves.report`.
+      norm: of the radius, for the axis.
 
     Raises:
       ValueError: if there are no curves.
@@ -157,18 +168,18 @@ def plot_security(path: str | os.PathLike, curves: Mapping[str, Mapping[str, Any
         raise ValueError("curves must hold those of one classifier, got none")
     figure, axes = drawing.figure(4.0 * len(curves), 3.2, len(curves))
     for axis, (name, each) in zip(axes, curves.items(), strict=True):
-        for number, (attack, accuracy) in enumerate(each["accuracy"].items()):
+        others = [attack for attack in each["accuracy"] if attack not in drawing.ATTACKS]
+        for attack, accuracy in each["accuracy"].items():
             axis.errorbar(
                 each["radii"],
                 100 * np.asarray(accuracy),
                 yerr=around(accuracy, each["interval"][attack]),
                 label=attack.replace("_", " "),
-                color=drawing.COLORS[number % len(drawing.COLORS)],
-                linestyle=drawing.STYLES[number % len(drawing.STYLES)],
-                marker=drawing.MARKERS[number % len(drawing.MARKERS)],
+                **drawing.of_attack(attack, others),
                 markersize=4,
             )
-        axis.set(title=name, xlabel="radius", ylabel="accuracy left (%)", ylim=(-3, 103))
+        xlabel = f"radius ({norm})" if norm else "radius"
+        axis.set(title=name, xlabel=xlabel, ylabel="accuracy left (%)", ylim=(-3, 103))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
@@ -223,9 +234,7 @@ def _line(axis, number, name, entries, values):
         [entry["epoch"] for entry in entries],
         values,
         label=name,
-        color=drawing.COLORS[number % len(drawing.COLORS)],
-        linestyle=drawing.STYLES[number % len(drawing.STYLES)],
-        marker=drawing.MARKERS[number % len(drawing.MARKERS)],
+        **drawing.look(number),
         markersize=4 if few else 0,
     )
     axis.grid(alpha=0.25)

@@ -32,6 +32,11 @@ class Head(NamedTuple):
     found: str
     worth: str = ""
 
+    @property
+    def within(self) -> str:
+        """Norm and radius in a few words, for the title of a figure."""
+        return f"{self.norm} radius {self.radius.split(',')[0]}"
+
     def __str__(self) -> str:
         lines = [f"- **{name}**: {getattr(self, name)}" for name in self._fields[:5]]
         words = [f"\n**What was found.** {self.found}\n"]

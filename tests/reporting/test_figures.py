@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import explore
 from mixjax import reporting
 from mixjax.reporting import drawing
 
@@ -158,11 +159,11 @@ def test_a_security_curve_has_a_panel_for_each_classifier_and_a_line_for_each_at
     }
     mixture = single | {"accuracy": {"arc": [0.8, 0.6], "worst": [0.8, 0.3]}}
     path = tmp_path / "security.png"
-    reporting.plot_security(path, {"single": single, "mixture": mixture})
+    reporting.plot_security(path, {"single": single, "mixture": mixture}, norm="l2")
     for axis, name, ends in zip(
         drawn[0].axes, ("single", "mixture"), ([90, 40], [80, 30]), strict=True
     ):
-        assert axis.get_title() == name and axis.get_xlabel() == "radius"
+        assert axis.get_title() == name and axis.get_xlabel() == "radius (l2)"
         found = {bars.get_label(): bars.lines[0] for bars in axis.containers}
         assert [*found] == ["arc", "worst"]
         assert found["worst"].get_xdata() == pytest.approx([0.0, 0.1])
@@ -171,6 +172,33 @@ def test_a_security_curve_has_a_panel_for_each_classifier_and_a_line_for_each_at
             (segments,) = axis.containers[0].lines[2]
             np.testing.assert_allclose(segments.get_segments()[1][:, 1], [48, 53])
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_attack_has_one_look_in_every_figure_and_on_the_page(tmp_path, drawn):
+    """The page of a run gives its colours numbers: those of the same list."""
+    curves = {
+        "radii": [0.0, 0.1],
+        "accuracy": dict.fromkeys(("mine", "arc", "worst"), [0.9, 0.5]),
+        "interval": dict.fromkeys(("mine", "arc", "worst"), [[0.8, 1.0], [0.4, 0.6]]),
+    }
+    few = {**curves, "accuracy": {"arc": [0.9, 0.5]}}
+    reporting.plot_security(tmp_path / "a.png", {"one": curves, "other": few})
+    looks = [
+        {bars.get_label(): bars.lines[0].get_color() for bars in axis.containers}
+        for axis in drawn[0].axes
+    ]
+    assert looks[0]["arc"] == looks[1]["arc"] == drawing.COLORS[drawing.ATTACKS.index("arc")]
+    assert looks[0]["worst"] == drawing.COLORS[6] and len({*looks[0].values()}) == 3
+    assert (explore.ASCENT, *explore.ATTACKS) == drawing.ATTACKS
+
+
+def test_titles_name_norm_radius_and_attack(tmp_path, drawn):
+    attack = "PGD-20, l-inf radius 0.2"
+    reporting.plot_curves(tmp_path / "a.png", {"one": ENTRIES}, attack=attack)
+    assert drawn[0].axes[1].get_title() == "under PGD-20, l-inf radius 0.2"
+    report = {"robust_accuracy": {"worst": 0.5}, "clean_accuracy": 0.9, "num_examples": 30}
+    reporting.plot_suite(tmp_path / "b.png", report, threat="l2 radius 0.5")
+    assert drawn[-1].axes[0].get_title() == "l2 radius 0.5; dashed: clean"
 
 
 def test_lines_differ_in_lightness_or_style_so_that_colour_is_not_needed():
@@ -224,6 +252,7 @@ def test_what_cannot_be_drawn_is_named_and_nothing_is_written(tmp_path, draw, me
 def test_matplotlib_is_imported_by_the_first_figure_and_pyplot_never(children, tmp_path):
     code = """
 import sys
+from experiments import explore
 from mixjax import reporting
 assert "matplotlib" not in sys.modules
 run = [{"epoch": 1, "clean_accuracy": 1.0, "robust_accuracy": 0.5}]

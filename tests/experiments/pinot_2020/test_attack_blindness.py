@@ -255,9 +255,10 @@ def test_the_figure_draws_each_attack_once_and_the_optimum_as_a_line(
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", spy)
     results = results_of(finished)
     shown, blind = attack_blindness.SHOWN, attack_blindness.BLIND
-    plots.plot_blindness(tmp_path / "figure.png", results, shown, blind)
+    radii = dict.fromkeys(results, 0.25)
+    plots.plot_blindness(tmp_path / "figure.png", results, shown, blind, radii=radii)
     for axis, (name, result) in zip(drawn[0].axes, results.items(), strict=True):
-        assert axis.get_title() == name
+        assert axis.get_title() == f"{name}\nl-inf radius 0.25"
         dots = {}
         for bars in axis.containers:
             line = bars.lines[0]
@@ -276,7 +277,7 @@ def test_the_figure_draws_each_attack_once_and_the_optimum_as_a_line(
 def test_what_cannot_be_drawn_is_named_and_nothing_is_written(finished, tmp_path):
     path = tmp_path / "figure.png"
     with pytest.raises(ValueError, match="results must hold at least one result, got none"):
-        plots.plot_blindness(path, {}, ["arc"], [])
+        plots.plot_blindness(path, {}, ["arc"], [], radii={})
     with pytest.raises(ValueError, match="result of linear, alike must hold the attack unheard_of"):
-        plots.plot_blindness(path, results_of(finished), ["arc", "unheard_of"], [])
+        plots.plot_blindness(path, results_of(finished), ["arc", "unheard_of"], [], radii={})
     assert not path.exists()
