@@ -8,7 +8,7 @@ than on the other, an attacker who picks the worst of some hundred points of the
 example. Both players' best responses are exact, by looking at the whole pool and at all points, so
 that both bounds are certain. Boosted adversarial training (Pinot et al. 2020, algorithm 1) is the
 same loop with fixed weights and a defender who answers the last attack only: same pool, same first
-member, as many answers of both players. Expect double oracle's bounds to meet within .01 after 19
+member, as many answers of both players. Expect double oracle's bounds to meet within .01 after 20
 rounds at .680, and boosting to stay at .70; with half-planes only .680 and .70, with networks only
 .727 and .73.
 

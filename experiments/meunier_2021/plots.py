@@ -139,7 +139,6 @@ def plot_bounds(
         left.scatter(
             numbers,
             rounds["risk"],
-            label=f"{name}: risk of the round",
             s=7,
             color=drawing.COLORS[number],
             marker=drawing.MARKERS[number],
@@ -148,7 +147,11 @@ def plot_bounds(
         gaps = np.subtract(rounds["upper"], rounds["lower"])
         right.plot(numbers, gaps, label=name, **style)
     left.axhline(alone, color="black", linewidth=0.8, linestyle=":", label="best single member")
-    left.set(xlabel="round", ylabel="adversarial risk", title=f"bounds, l2 radius {radius:g}")
+    left.set(
+        xlabel="round",
+        ylabel="adversarial risk",
+        title=f"bounds, l2 radius {radius:g}; dots: risk of the round",
+    )
     right.axhline(tolerance, color="black", linewidth=0.8, linestyle=":", label="tolerance")
     right.set(xlabel="round", ylabel="upper - lower", yscale="log", title="certified gap")
     for axis in (left, right):

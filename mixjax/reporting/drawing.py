@@ -10,9 +10,10 @@ import numpy as np
 
 from mixjax import _extras, files
 
-# Okabe and Ito, Color universal design, 2008: blue, vermilion, green, orange, purple, sky, black:
+# Okabe and Ito, Color universal design, 2008: blue, vermilion, green, orange, purple, sky, black;
+# and grey:
 # colours that colour-blind readers can tell apart; never colour alone.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#8A8A8A")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = "os^DvPX"
 RIGHT, WRONG = COLORS[0], COLORS[1]
@@ -45,7 +46,7 @@ def figure(width: float, height: float, panels: int | tuple[int, int]) -> tuple[
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour, line and marker of the curve of this number, which no other of six has."""
+    """Colour, line and marker of the curve of this number, which no other of eight has."""
     return {
         "color": COLORS[number % len(COLORS)],
         "linestyle": STYLES[number % len(STYLES)],
