@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.meunier_2021.algorithm import Game, build, members, step_size
-from experiments.meunier_2021.settings import PRESETS, Config, check, oracle_steps, recorded
+from experiments.meunier_2021.settings import LOSSES, PRESETS, Config, check, oracle_steps, recorded
 from experiments.meunier_2021.training import train
 from experiments.run import program
 from experiments.run.reading import head
@@ -124,7 +124,7 @@ def at_equal_cost(config: Config) -> Config:
 def passes(config: Config) -> float:
     """Forward-backward passes of single networks per training step, on average."""
     updated = config.members if config.update == "all" else 1
-    clean = 1 if config.loss == "trades" else 0
+    clean = int(LOSSES[config.loss].objective(config).uses_clean)
     attack = config.members * (config.attack_steps + 1 + clean)
     model_step = attack + updated * (1 + clean)
     if config.members == 1 or config.weights == "uniform":

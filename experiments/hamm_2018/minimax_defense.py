@@ -39,11 +39,17 @@ from experiments.run.program import Outcome
 from mixjax import checks, defenses, games, losses, reporting
 
 PROGRAM = "experiments.hamm_2018.minimax_defense"
+# Another row of the tables is another entry, by its method of training; `--rows` chooses by words.
 GAMES = {"Alt": games.alternating, "Minimax": games.minimax, "Maximin": games.maximin}
 GRADIENT = {"LWA FGSM": defenses.learning_with_adversary, "Sens FGSM": defenses.sensitivity}
 ROWS = ("Adv FGSM1", *GRADIENT, *GAMES)
 MIXED = ("Minimax", "Sens FGSM", "Adv FGSM1")
 VERBS = {1: "gains", -1: "loses", 0: "neither gains nor loses"}
+
+
+def short(row: str) -> str:
+    """A row's name as in the flag `rows` and in the run's folder."""
+    return row.split()[0].lower()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Config(settings.Config):
     equal_compute: bool = flag(
         False, "scale the steps of the defences so that all cost as much as the most expensive"
     )
-    rows: str = flag("adv lwa sens alt minimax maximin", "defences trained beside no defence")
+    rows: str = flag(" ".join(map(short, ROWS)), "defences trained beside no defence")
     mixture_examples: int = flag(1000, "examples of each split that the mixture is attacked on")
 
 
@@ -78,11 +84,6 @@ def check(config: Config):
     checks.at_least(1, mixture_examples=config.mixture_examples)
     for word in words(config.rows):
         checks.one_of([short(row) for row in ROWS], rows=word)
-
-
-def short(row: str) -> str:
-    """A row's name as in the flag `rows` and in the run's folder."""
-    return row.split()[0].lower()
 
 
 def experiment(setting: Setting) -> Outcome:

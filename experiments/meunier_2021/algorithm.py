@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.meunier_2021.settings import Config, oracle_steps
+from experiments.meunier_2021.settings import LOSSES, Config, oracle_steps
 from mixjax import attacks, data, defenses, ensemble, evaluation, models, parallel, threats
 from mixjax.typing import Key
 
@@ -63,14 +63,14 @@ def build(config: Config, dataset: data.Dataset) -> Game:
     steps_per_epoch = len(dataset.train.labels) // config.batch_size
     num_steps = num_epochs * steps_per_epoch
 
-    ball = threats.BY_NAME[config.norm]
+    ball, loss = threats.BY_NAME[config.norm], LOSSES[config.loss]
 
     def growing(step):
         return ball(config.epsilon * jnp.minimum(1.0, (step + 1) / (config.ramp * num_steps)))
 
     def attack(key, loss_fn, x, threat):
         step_size = config.attack_step_size / config.epsilon * threat.epsilon
-        start = defenses.trades_start(threat) if config.loss == "trades" else threat
+        start = loss.start(threat)
         return attacks.pgd(
             key, loss_fn, x, threat, num_steps=config.attack_steps, step_size=step_size, start=start
         )
@@ -92,11 +92,7 @@ def build(config: Config, dataset: data.Dataset) -> Game:
         growing if config.ramp else ball(config.epsilon),
         attack,
         num_members=config.members,
-        objective=(
-            defenses.trades(config.beta)
-            if config.loss == "trades"
-            else defenses.adversarial_training()
-        ),
+        objective=loss.objective(config),
         weighing=weighing,
         num_model_steps=config.model_steps,
         num_weight_batches=config.weight_batches,

@@ -1,11 +1,31 @@
 """The settings of algorithm 2: every field is a flag; the presets, the paper's among them."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from experiments.run import program
 from experiments.run.command_line import flag
-from mixjax import checks, data, parallel, threats
+from mixjax import checks, data, defenses, parallel, threats
+
+
+class Loss(NamedTuple):
+    """What members are trained with.
+
+    Attributes:
+      objective: `config -> Objective`, what the members minimise and their attacker raises.
+      start: `threat -> threat`, where the training attack starts.
+    """
+
+    objective: Callable[[Any], defenses.Objective]
+    start: Callable[[threats.Threat], threats.Threat] = lambda threat: threat
+
+
+# Another loss is another entry: its name is one of the flag's options then.
+LOSSES = {
+    "at": Loss(lambda config: defenses.adversarial_training()),
+    "trades": Loss(lambda config: defenses.trades(config.beta), defenses.trades_start),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +46,7 @@ class Config:
     norm: str = flag("linf", "norm of the perturbations", options=tuple(threats.BY_NAME))
     epsilon: float = flag(8 / 255, "radius of the perturbations, also as a fraction: 8/255")
     ramp: float = flag(0.0, "part of the training over which the radius grows from 0, below 1")
-    loss: str = flag("at", "adversarial training or TRADES", options=("at", "trades"))
+    loss: str = flag("at", "adversarial training or TRADES", options=tuple(LOSSES))
     beta: float = flag(6.0, "weight of TRADES' divergence")
     attack_steps: int = flag(10, "PGD steps of the training attack")
     attack_step_size: float = flag(2 / 255, "length of one PGD step")
