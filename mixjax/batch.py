@@ -86,7 +86,7 @@ def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
 
 
 def low_and_high(bounds: Any) -> Bounds:
-    """Bounds of an input in the form that compiled code takes: numbers stay such, lists do not.
+    """Bounds of an input in the form that compiled code takes: numbers stay numbers, lists do not.
 
     Args:
       bounds: a pair of numbers, or of arrays or lists that fit one input.
@@ -112,7 +112,7 @@ def _number_or_array(end: Any) -> Any:
 def to_float(images: _Images) -> _Images:
     """`images / 255`: uint8 `[...]` to float32 in [0, 1]; floating point keeps its values.
 
-    NumPy arrays stay such.
+    A NumPy array stays a NumPy array.
 
     Raises:
       ValueError: if `images` are of another type: what their white is cannot be known.

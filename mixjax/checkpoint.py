@@ -195,8 +195,8 @@ def save(manager: Manager, step: int, state: PyTree, metrics: Mapping[str, Any])
 
     `state` may be donated or changed as soon as this returns. Checkpoints of the same or later
     steps, left by a history that this run does not continue, are removed when this one is whole.
-    Whether it is on disk tell the next `save`, `steps`, `restore` or `close`, which wait for it:
-    after an error the checkpoints of before are all there, and `save` may be tried again.
+    The next `save`, `steps`, `restore` or `close` waits until it is on disk, and raises if that
+    failed: then all earlier checkpoints are there, and `save` may be tried again.
 
     Args:
       manager: an open `Manager`.

@@ -4,7 +4,7 @@ A `Threat` is all that an attack needs to know of a norm: where to start, which 
 and how to come back. Radii are in the units of the input, [0, 1] for images.
 
 Its radius is an array like any other, which may be traced, vmapped and differentiated; its
-geometry is static. A norm of one's own is a `Geometry` of five functions:
+geometry is static. Your own norm is a `Geometry` of five functions:
 `Threat(0.1, Geometry("l1", sample, steepest, project, norm, dual_norm))`.
 """
 

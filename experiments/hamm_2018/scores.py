@@ -201,7 +201,7 @@ def by_network(setting: Setting, eta: float, network: PyTree) -> evaluation.Atta
     return evaluation.Attack((NETWORK,), 1, attack, ball(eta))
 
 
-@functools.cache  # the same function each time: what is compiled hangs on it
+@functools.cache  # the same function each time: what is compiled depends on it
 def _by_network(setting: Setting):
     def attack(network, loss_fn, x, label, threat):
         return under_network(setting, network, loss_fn, x, label, threat)

@@ -18,7 +18,7 @@ from mixjax import reporting
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
 _UNEQUAL = (
-    "All rows but Adv FGSM1, which goes on from the first, took equally many steps, which are no "
+    "All rows but Adv FGSM1, which goes on from the first, took equally many steps, which is not "
     "equal work; what a step cost was not recorded.\n"
 )
 _KNOWN = {"clean": "no attack", "fgsm": "FGSM", "auto_pgd": "AutoPGD"}

@@ -18,7 +18,7 @@ PENALTIES = """\
 - Two Gaussians in the plane, an attacker who pays for the moved distance (norm) or points (mass).
 - Theorem 1: best responses go round in circles; what each player gains by each move is above 0.
 - Theorem 2: inside its interval of weights the mixture has less risk than its first classifier.
-- Where its condition fails, so may the gain.
+- Where its condition fails, there may be no gain.
 """
 
 

@@ -91,11 +91,11 @@ def visit_and_grad(
 
 
 def once(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """`fn`, which called twice in a row with the same array gives the answer that it gave before.
+    """`fn`, which computes nothing if it is called again with the array of the last call.
 
     A loss and an accuracy that both call `once(logits_fn)` at their point run the network once.
-    Left to XLA the second run stays where it moves different parts of the two out of a loop first:
-    half of the cost of a step.
+    XLA alone keeps the second run where it first moves different parts of the two out of a loop:
+    that is half of the cost of a step.
 
     Args:
       fn: pure function of an array, such as `logits_fn`.

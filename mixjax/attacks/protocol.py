@@ -1,9 +1,9 @@
-"""One protocol for all attacks: what an attack needs, the names of its parameters say.
+"""One protocol for all attacks: the names of its parameters say what an attack needs.
 
 `attacks.pgd` needs a `key`, a `loss_fn`, an `x`, a `threat`, an `accuracy_fn` and `bounds`;
-`attacks.arc` for `logits_fn`, `weights` and `label` in place of the loss. What is left, such as
-`num_steps`, are numbers that whoever calls it chooses. A function of anybody's own that uses these
-names can be run wherever the attacks of this library can.
+`attacks.arc` needs `logits_fn`, `weights` and `label` in place of the loss. What is left, such as
+`num_steps`, are numbers that the caller chooses. Your own function can be run wherever the attacks
+of this library can, if its parameters have these names.
 """
 
 import functools

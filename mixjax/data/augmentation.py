@@ -27,7 +27,7 @@ NO_AUGMENTATION = Augmentation()
 def augment(key: Key, images: Array, *, pad: int = 4, flip: bool = True) -> Array:
     """Shifts each image by up to `pad` pixels each way, and mirrors every second one.
 
-    The numbers by default suit CIFAR; what suits a data set is its `augmentation`:
+    The default numbers suit CIFAR; what suits a data set is its `augmentation`:
     `augment(key, images, **dataset.augmentation._asdict())`.
 
     Each image is padded by `pad` black pixels on every side, cropped back to its size at a place

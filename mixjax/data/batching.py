@@ -12,8 +12,8 @@ def batch_indices(key: Key, step: Array | int, num_examples: int, batch_size: in
     """Which examples step `step` sees: `[batch_size]` int32; for use inside `jit` or `scan`.
 
     An epoch is `num_examples // batch_size` steps over one random order of the examples, in which
-    none comes twice; what is left over of an order sits that epoch out. Epoch `e` has the order of
-    `fold_in(key, e)`.
+    none comes twice; what is left over of an order is not seen in that epoch. Epoch `e` has the
+    order of `fold_in(key, e)`.
 
     Args:
       key: random key of the whole run, the same at every step.

@@ -136,7 +136,7 @@ def barre(
 
     Each batch is attacked against the mixture of all, the new member among them, at uniform
     weights. When it is trained the weights are solved for: rounds of an attack on the mixture and
-    the equilibrium of the game on all points found so far, where the paper goes down subgradients.
+    the equilibrium of the game on all points found so far, where the paper follows subgradients.
 
     Args:
       model: the architecture of every member, the first included.

@@ -36,8 +36,8 @@ class Passes(NamedTuple):
 def count_passes(attack: Attack, logits_fn: LogitsFn, weights: Any, x: Any) -> Passes:
     """Passes of one run on one example: nothing is computed, the program is only read.
 
-    Of a branch the dearer side counts; a loop that ends by itself is taken for `num_steps` turns,
-    so that the count is an upper bound.
+    Of a branch the more expensive side counts; a loop that ends by itself is taken for `num_steps`
+    turns, so that the count is an upper bound.
 
     Args:
       attack: the attack.
@@ -55,7 +55,7 @@ def trace(
 ) -> tuple[core.ClosedJaxpr, Passes]:
     """The program of one run, in place of the networks a stand-in, and its passes.
 
-    An attack sees only logits: one trace, in a small part of the time, serves for all networks of
+    An attack sees only logits: one trace, in a fraction of the time, serves for all networks of
     `[L, C]` logits.
     """
     leaves, structure = jax.tree.flatten((inputs.as_argument(attack), weights))

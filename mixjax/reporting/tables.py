@@ -12,7 +12,7 @@ from mixjax.intervals import wilson_interval
 def results_table(results: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> str:
     """One row for each result, to be read from left to right: what, how good, how sure.
 
-    A lower bound has a result of `Evaluation.report` only, where each member met all runs.
+    Only a result of `Evaluation.report`, where each member met all runs, has a lower bound.
 
     Args:
       results: dicts as in `check_result`.
@@ -31,7 +31,7 @@ def results_table(results: Sequence[Mapping[str, Any]], labels: Sequence[str] | 
 
 
 def training_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """How each mixture was trained, and in what that differs from Algorithm 2, as Markdown.
+    """How each mixture was trained, and how that differs from Algorithm 2, as Markdown.
 
     One row for each config of `experiments.cifar10_mixture`, under the first name that has it.
 
