@@ -4,6 +4,12 @@ from flax import linen as nn
 
 from mixjax import models
 
+# Of all short experiments of Hamm's: what is the same in two of them is compiled once.
+SHORT = (
+    "--width 32 --batch-size 64 --learning-rate 0.005 --network-width 64 --apgd-steps 3 "
+    "--ifgsm-steps 2 --test-examples 200 --test-batch-size 200"
+).split()
+
 
 class _Perceptron(nn.Module):
     num_classes: int

@@ -7,18 +7,16 @@ import pytest
 
 from experiments.hamm_2018 import attack_network, variants
 from mixjax import models
+from tests.perceptron import SHORT
 
-SHORT = (
-    "--width 4 --steps 200 --learning-rate 0.005 --network-steps 120 --network-width 48 "
-    "--batch-size 64 --apgd-steps 3 --ifgsm-steps 2 --test-examples 200 --test-batch-size 200 "
-    "--measurements 3 --initialization tutorial"
-).split() + ["--networks", "usual all-three paper"]
+FLAGS = "--steps 200 --network-steps 120 --measurements 3 --initialization tutorial".split()
+TINY = [*SHORT, *FLAGS, "--width", "4", "--networks", "usual all-three paper"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    attack_network.main([*SHORT, "--run-dir", str(folder)])
+    attack_network.main([*TINY, "--run-dir", str(folder)])
     return folder, json.loads((folder / "result.json").read_text())
 
 

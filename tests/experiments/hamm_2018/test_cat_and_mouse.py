@@ -9,12 +9,9 @@ import pytest
 
 from experiments.hamm_2018 import cat_and_mouse, training
 from mixjax import checkpoint, data, models
-from tests.perceptron import perceptron
+from tests.perceptron import SHORT, perceptron
 
-TINY = (
-    "--rounds 3 --width 32 --batch-size 64 --steps 120 --learning-rate 0.005 --network-steps 10 "
-    "--network-width 16 --apgd-steps 2 --ifgsm-steps 2 --test-examples 200 --test-batch-size 200"
-).split()
+TINY = [*SHORT, *"--rounds 3 --steps 120 --network-steps 10".split()]
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,10 @@ from experiments.hamm_2018.minimax_defense import Config, mixture_section
 from experiments.hamm_2018.training import Setting
 from experiments.hamm_2018.variants import tutorial
 from mixjax import defenses, models
-from tests.perceptron import perceptron
+from tests.perceptron import SHORT, perceptron
 
-SHORT = (
-    "--width 32 --steps 220 --network-steps 150 --network-width 64 --batch-size 64 --apgd-steps 3 "
-    "--ifgsm-steps 2 --test-examples 200 --test-batch-size 200 --mixture-examples 20 "
-    "--measurements 2 --etas 0.3"
-).split() + ["--rows", "adv sens minimax"]
+FLAGS = "--steps 220 --network-steps 150 --mixture-examples 20 --measurements 2 --etas 0.3".split()
+TINY = [*SHORT, *FLAGS, "--rows", "adv sens minimax"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +24,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "mnist_cnn", perceptron)
-        minimax_defense.main([*SHORT, "--run-dir", str(folder)])
+        minimax_defense.main([*TINY, "--run-dir", str(folder)])
     return folder, json.loads((folder / "result.json").read_text())
 
 
@@ -83,7 +80,7 @@ def test_the_report_says_whether_the_attacker_is_strong_enough(finished):
 def test_a_finished_run_resumed_has_the_same_numbers(finished, monkeypatch):
     folder, result = finished
     monkeypatch.setattr(models, "mnist_cnn", perceptron)
-    minimax_defense.main([*SHORT, "--run-dir", str(folder), "--resume"])
+    minimax_defense.main([*TINY, "--run-dir", str(folder), "--resume"])
     again = json.loads((folder / "result.json").read_text())
     for name in ("errors", "mixtures", "error_under_own_attack"):
         assert again[name] == result[name]

@@ -6,12 +6,9 @@ import pytest
 
 from experiments.hamm_2018 import sensitivity, tables
 from mixjax import models
-from tests.perceptron import perceptron
+from tests.perceptron import SHORT, perceptron
 
-TINY = (
-    "--width 32 --steps 250 --learning-rate 0.005 --network-steps 40 --network-width 32 "
-    "--apgd-steps 3 --ifgsm-steps 3 --test-examples 200 --test-batch-size 200 --measurements 2"
-).split()
+TINY = [*SHORT, *"--steps 120 --network-steps 40 --measurements 2".split()]
 
 
 @pytest.fixture(scope="module")
