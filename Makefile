@@ -34,7 +34,9 @@ docs: $(installed)
 	$(bin)/python -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
 
 # What the continuous integration runs.
-check: lint docs test
+check: $(installed)
+	$(MAKE) --jobs 2 lint docs
+	$(MAKE) test
 
 format: $(installed)
 	$(bin)/ruff format
