@@ -75,9 +75,9 @@ def experiment(config: Config, folder: pathlib.Path) -> Outcome:
     wide = Gaussians(config.mean, config.scale)
     plots.plot_penalized_line(folder / "figure_1.png", *attacked_line(wide, config.epsilon))
     plane = best_responses(config)
-    plots.plot_penalized_plane(folder / "best_responses.png", plane)
+    plots.plot_penalized_plane(folder / "best_responses.png", plane, epsilon=config.epsilon)
     cycles = {penalty: cycle(wide, penalty, config) for penalty in PENALTIES}
-    plots.plot_cycle(folder / "cycle.png", cycles, extent=_extent(wide))
+    plots.plot_cycle(folder / "cycle.png", cycles, extent=_extent(wide), epsilon=config.epsilon)
     narrow = Gaussians(config.narrow_mean, config.narrow_scale)
     far = Gaussians(config.far_mean, config.far_scale)
     grid = [

@@ -47,18 +47,22 @@ def plot_penalized_line(
         if not title.startswith("before"):
             axis.axvspan(0.0, epsilon, color=_POSITIVE, alpha=0.12)
             axis.axvspan(-epsilon, 0.0, color=_NEGATIVE, alpha=0.12)
-        axis.set(title=title, xlabel="x", ylabel="density", ylim=(0, None))
+        within = "" if title.startswith("before") else f", radius $\\epsilon$ = {epsilon:g}"
+        axis.set(title=title + within, xlabel="x", ylabel="density", ylim=(0, None))
         drawing.plain(axis)
     drawing.write(figure, path, is_small=True)
 
 
-def plot_penalized_plane(path: str | os.PathLike, panels: Sequence[Mapping[str, Any]]) -> None:
+def plot_penalized_plane(
+    path: str | os.PathLike, panels: Sequence[Mapping[str, Any]], *, epsilon: float
+) -> None:
     """Points of the plane and where the best attack moves them.
 
     Args:
       path: file to write, as PNG.
       panels: dicts of `title`, `x [N, 2]`, `labels [N]`, `target [N, 2]`, and
         `score_fn: [..., 2] -> [...]`, above 0 on the side of class 1.
+      epsilon: longest move.
     """
     figure, axes = drawing.figure(3.4 * len(panels), 4.2, len(panels))
     for axis, panel in zip(axes, panels, strict=True):
@@ -80,13 +84,17 @@ def plot_penalized_plane(path: str | os.PathLike, panels: Sequence[Mapping[str, 
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, [f"class {label}" for label in labels], loc="outside lower center", ncols=2,
-        frameon=False, title="arrows: the attacker's best response, at most epsilon long in l2",
+        frameon=False, title=f"arrows: the attacker's best response, l2 radius {epsilon:g}",
     )  # fmt: skip
     drawing.write(figure, path, is_small=True)
 
 
 def plot_cycle(
-    path: str | os.PathLike, cycles: Mapping[str, Mapping[str, Any]], *, extent: float
+    path: str | os.PathLike,
+    cycles: Mapping[str, Mapping[str, Any]],
+    *,
+    extent: float,
+    epsilon: float,
 ) -> None:
     """What the classifiers answer, round by round, and the risk after every move.
 
@@ -95,6 +103,7 @@ def plot_cycle(
       cycles: `penalty -> dict` of `answers [T + 1, J]`, -1 or 1, and of the risks `[T]`
         `risk_when_the_attacker_has_moved` and `risk_when_the_defender_has_moved`.
       extent: the line reaches from `-extent` to `extent`.
+      epsilon: longest move.
 
     References:
       Pinot et al., Randomization matters, 2020, theorem 1.
@@ -108,7 +117,8 @@ def plot_cycle(
             answers, aspect="auto", cmap="RdBu", vmin=-1.6, vmax=1.6, interpolation="nearest",
             extent=(-extent, extent, len(answers) - 0.5, -0.5),
         )  # fmt: skip
-        upper.set(title=f"{penalty} penalty", xlabel="x (blue: answers 1)", ylabel="round")
+        title = f"{penalty} penalty, radius $\\epsilon$ = {epsilon:g}"
+        upper.set(title=title, xlabel="x (blue: answers 1)", ylabel="round")
         attacked = found["risk_when_the_attacker_has_moved"]
         defended = found["risk_when_the_defender_has_moved"]
         risks = np.stack([attacked, defended], axis=1).ravel()
@@ -154,7 +164,7 @@ def plot_theorem_2(
         title = rf"{penalty} penalty, radius $\epsilon$ = {own[0]['epsilon']:g}"
         axis.set_title(f"{title}\nbars: the theorem's interval")
     _theorem_2_panel(axes[-2], failing, by="penalty")
-    axes[-2].set_title("condition fails: a loss")
+    axes[-2].set_title(f"radius $\\epsilon$ = {failing[0]['epsilon']:g}\ncondition fails: a loss")
     for k, penalty in enumerate(penalties):
         own = [each for each in grid if each["penalty"] == penalty]
         for number, epsilon in enumerate(dict.fromkeys(each["epsilon"] for each in own)):
