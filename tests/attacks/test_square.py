@@ -14,7 +14,13 @@ from mixjax.attacks import random_search
 
 BOTH = [threats.linf, threats.l2]
 few = hypothesis.settings(max_examples=12, deadline=None)
-IMAGE = jnp.linspace(0.3, 0.7, 6 * 7 * 2).reshape(6, 7, 2)
+IMAGE = np.linspace(0.3, 0.7, 6 * 7 * 2, dtype=np.float32).reshape(6, 7, 2)
+
+
+def square(key, score_fn, x, threat, **settings):
+    """As one program; the answers in NumPy."""
+    attack = jax.jit(lambda: attacks.square(key, score_fn, x, threat, **settings))
+    return jax.tree.map(np.asarray, attack())
 
 
 def norm(make, delta):
@@ -33,12 +39,15 @@ def slow_bump(height, width):
 
 @pytest.mark.parametrize("side", [3, 5, 7, 8])
 def test_a_pair_of_bumps_is_one_up_and_one_down(side):
-    rows, columns = np.arange(side)[:, None], np.arange(side)[None, :]
+    rows, columns = np.mgrid[:8, :8]  # of one shape: one program
     want = np.concatenate([slow_bump(side // 2, side), -slow_bump(side - side // 2, side)])
-    bumps = jax.jit(random_search._bumps)
-    np.testing.assert_allclose(bumps(rows, columns, side, side), want, rtol=1e-5)
-    turned = bumps(columns, rows, side, side)
+    bumps = np.asarray(_bumps(rows, columns, side, side))[:side, :side]
+    np.testing.assert_allclose(bumps, want, rtol=1e-5)
+    turned = np.asarray(_bumps(columns, rows, side, side))[:side, :side]
     np.testing.assert_allclose(turned, want.T, rtol=1e-5)
+
+
+_bumps = jax.jit(random_search._bumps)
 
 
 def test_the_squares_shrink_as_in_the_paper():
@@ -58,18 +67,19 @@ def test_a_window_higher_than_the_image_becomes_longer():
 
 
 def test_windows_lie_anywhere_inside_the_image(key):
-    shape, sides = (4, 6, 1), jnp.array([2, 3])
+    shape, sides = (4, 6, 1), np.array([2, 3])
     windows = jax.jit(jax.vmap(lambda key: random_search._window(key, shape, sides)[0]))
     windows = windows(jax.random.split(key, 500))
-    np.testing.assert_array_equal(jnp.sum(windows, axis=(1, 2, 3)), 6)
+    np.testing.assert_array_equal(np.sum(windows, axis=(1, 2, 3)), 6)
     places = {tuple(np.argwhere(window[..., 0])[0]) for window in np.asarray(windows)}
     assert places == {(top, left) for top in range(3) for left in range(4)}
 
 
 def test_in_a_box_a_change_paints_one_window_in_one_color(key):
-    delta, sides = jnp.full((5, 6, 2), 0.01), jnp.array([2, 3])
-    changed = np.asarray(random_search._recolor(key, sides, delta, threats.linf(0.2)))
-    rows, columns = np.nonzero(np.any(changed != 0.01, axis=-1))
+    delta, sides = np.full((5, 6, 2), 0.01, np.float32), np.array([2, 3])
+    recolor = jax.jit(functools.partial(random_search._recolor, threat=threats.linf(0.2)))
+    changed = np.asarray(recolor(key, sides, delta))
+    rows, columns = np.nonzero(np.any(changed != delta, axis=-1))
     window = changed[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     assert window.shape == (2, 3, 2)
     np.testing.assert_array_equal(window, np.broadcast_to(window[:1, :1], window.shape))
@@ -78,8 +88,8 @@ def test_in_a_box_a_change_paints_one_window_in_one_color(key):
 
 def test_in_l2_a_change_moves_norm_between_two_windows_and_uses_all_of_epsilon(key):
     """Outside of both windows only the scale changes, by nothing if no channel was clipped."""
-    delta = jax.random.normal(key, (9, 9, 2)) * 0.01
-    threat, sides = threats.l2(1.0), jnp.array([3, 3])
+    delta = np.random.default_rng(0).normal(scale=0.01, size=(9, 9, 2)).astype(np.float32)
+    threat, sides = threats.l2(1.0), np.array([3, 3])
     changed = jax.jit(functools.partial(random_search._regroup, threat=threat))(key, sides, delta)
     np.testing.assert_allclose(np.linalg.norm(changed), 1.0, rtol=1e-5)
     same = np.isclose(changed, delta, rtol=1e-4).all(-1)
@@ -93,18 +103,12 @@ def test_in_l2_a_change_moves_norm_between_two_windows_and_uses_all_of_epsilon(k
 
 @pytest.mark.parametrize(("shape", "num_queries"), [((12,), 300), ((4, 5, 2), 1500)])
 def test_in_a_box_the_search_ends_in_the_best_corner_of_a_linear_score(shape, num_queries, key):
-    slope = jax.random.normal(key, shape)
-    x_adv, info = jax.jit(
-        lambda key: attacks.square(
-            key,
-            lambda x: jnp.sum(slope * x),
-            jnp.full(shape, 0.5),
-            threats.linf(0.2),
-            num_queries=num_queries,
-        )
-    )(key)
+    slope, x = np.random.default_rng(0).normal(size=shape), np.full(shape, 0.5, np.float32)
+    x_adv, info = square(
+        key, lambda x: jnp.sum(slope * x), x, threats.linf(0.2), num_queries=num_queries
+    )
     np.testing.assert_allclose(x_adv, 0.5 + 0.2 * np.sign(slope), rtol=1e-5)
-    np.testing.assert_allclose(info.loss, jnp.sum(slope * x_adv), rtol=1e-5)
+    np.testing.assert_allclose(info.loss, np.sum(slope * x_adv), rtol=1e-4)
     assert info.loss > info.first_loss and info.num_zero_gradients == 0
 
 
@@ -113,18 +117,13 @@ def test_in_l2_the_search_comes_near_the_optimum_of_a_smooth_score(key):
     rows, columns = np.mgrid[:8, :8]
     slope = np.exp(-((rows - 2) ** 2 + (columns - 2) ** 2) / 4)
     slope -= np.exp(-((rows - 6) ** 2 + (columns - 5) ** 2) / 4)
-    slope = jnp.float32(slope / np.linalg.norm(slope))[..., None]
-    x_adv, info = jax.jit(
-        lambda key: attacks.square(
-            key, lambda x: jnp.sum(slope * (x - 0.5)), jnp.full((8, 8, 1), 0.5), threats.l2(0.4)
-        )
-    )(key)
+    slope, x = (slope / np.linalg.norm(slope))[..., None], np.full((8, 8, 1), 0.5, np.float32)
+    x_adv, info = square(key, lambda x: jnp.sum(slope * (x - 0.5)), x, threats.l2(0.4))
     assert 0.4 * 0.7 < info.loss <= 0.4 * (1 + 1e-5)
     np.testing.assert_allclose(np.linalg.norm(x_adv - 0.5), 0.4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", BOTH)
-def test_a_score_without_any_derivative_is_enough(make, key):
+def test_a_score_without_any_derivative_is_enough(key):
     """A score of whole steps, whose derivative is an error and not merely zero."""
 
     @jax.custom_jvp
@@ -137,8 +136,7 @@ def test_a_score_without_any_derivative_is_enough(make, key):
 
     with pytest.raises(AssertionError, match="differentiated"):
         jax.grad(score_fn)(IMAGE)
-    attack = jax.jit(lambda key: attacks.square(key, score_fn, IMAGE, make(0.3), num_queries=200))
-    x_adv, info = attack(key)
+    x_adv, info = square(key, score_fn, IMAGE, threats.linf(0.3), num_queries=200)
     assert info.loss == score_fn(x_adv) > info.first_loss
 
 
@@ -151,19 +149,17 @@ def test_the_score_is_asked_for_as_often_as_was_said_and_the_best_is_kept(make, 
         jax.debug.callback(lambda score: asked.append(float(score)), score, ordered=True)
         return score
 
-    _, info = attacks.square(key, score_fn, IMAGE, make(0.3), num_queries=40)
+    _, info = square(key, score_fn, IMAGE, make(0.3), num_queries=40)
     jax.effects_barrier()
     assert len(asked) == 40 and info.first_loss == asked[0] < max(asked)
     assert info.loss == max(asked)
 
 
-@pytest.mark.parametrize("make", BOTH)
-@few
-@hypothesis.given(
-    st.sampled_from([(6, 7, 2), (3,), (1, 1, 1)]),
-    st.sampled_from([0.0, 0.1, 0.7]),
-    st.integers(0, 9),
+@pytest.mark.parametrize(
+    ("make", "shape"), [(threats.linf, (3,)), (threats.l2, (6, 7, 2)), (threats.l2, (1, 1, 1))]
 )
+@few
+@hypothesis.given(st.sampled_from([0.0, 0.1, 0.7]), st.integers(0, 9))
 def test_every_point_asked_for_lies_in_the_ball_and_in_the_bounds(make, shape, epsilon, seed):
     """The score turns NaN elsewhere, and a NaN that was met is reported."""
     x_adv, info, x = run_inside(make, shape)(jax.random.key(seed), epsilon)
@@ -187,19 +183,18 @@ def run_inside(make, shape):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize("make", BOTH)
-def test_a_batch_is_a_vmap_of_single_attacks_in_and_out_of_jit(make, key):
-    keys, tops = jax.random.split(key, 3), jnp.array([0.1, 0.6, 0.95])
+def test_a_batch_is_a_vmap_of_single_attacks_in_and_out_of_jit(key):
+    keys, tops = jax.random.split(key, 3), np.float32([0.1, 0.6, 0.95])
 
     def attack(key, top):
         return attacks.square(
-            key, lambda x: -jnp.sum((x - top) ** 2), IMAGE, make(0.3), num_queries=30
+            key, lambda x: -jnp.sum((x - top) ** 2), IMAGE, threats.linf(0.3), num_queries=30
         )
 
-    batch = jax.jit(jax.vmap(attack))(keys, tops)
-    for k in range(3):
-        one = attack(keys[k], tops[k])
-        for got, want in zip(jax.tree.leaves(batch), jax.tree.leaves(one), strict=True):
+    batch, compiled = jax.jit(jax.vmap(attack))(keys, tops), jax.jit(attack)
+    for k, one in enumerate([attack, compiled, compiled]):
+        answer = one(keys[k], tops[k])
+        for got, want in zip(jax.tree.leaves(batch), jax.tree.leaves(answer), strict=True):
             np.testing.assert_allclose(got[k], want, rtol=1e-4, atol=1e-5)
 
 
@@ -208,13 +203,13 @@ def test_a_nan_score_is_reported_with_its_point(key):
         gain = jnp.sum(x - IMAGE)
         return jnp.where(gain > 2.0, jnp.nan, gain)
 
-    x_adv, info = attacks.square(key, score_fn, IMAGE, threats.linf(0.1), num_queries=60)
-    assert np.isnan(info.loss) and np.isnan(score_fn(x_adv))
+    x_adv, info = square(key, score_fn, IMAGE, threats.linf(0.1), num_queries=60)
+    assert np.isnan(info.loss) and np.sum(x_adv - IMAGE) > 2.0
 
 
 def test_one_query_returns_the_start(key):
-    x_adv, info = attacks.square(key, jnp.sum, IMAGE, threats.linf(0.1), num_queries=1)
-    assert info.loss == info.first_loss == jnp.sum(x_adv)
+    x_adv, info = square(key, jnp.sum, IMAGE, threats.linf(0.1), num_queries=1)
+    assert info.loss == info.first_loss == pytest.approx(x_adv.sum(), rel=1e-5)
     stripes = np.asarray(x_adv - IMAGE)
     np.testing.assert_allclose(np.abs(stripes), 0.1, rtol=1e-5)
     np.testing.assert_allclose(stripes, np.broadcast_to(stripes[:1], stripes.shape), rtol=1e-5)
