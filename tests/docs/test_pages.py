@@ -1,5 +1,6 @@
 """The documentation is whole: every page is reached, every link leads somewhere, notebooks run."""
 
+import doctest
 import json
 import pathlib
 import re
@@ -8,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 import mixjax
-from mixjax import models
+from mixjax import evaluation, models
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -94,6 +95,14 @@ def test_every_figure_stands_in_the_gallery_below_its_command():
 def test_the_readme_is_one_page():
     text = (ROOT / "README.md").read_bytes()
     assert len(text) <= 8192 and len(text.splitlines()) <= 100
+
+
+def test_the_readme_runs_with_one_attack_in_the_place_of_the_quick_suite(monkeypatch):
+    short = evaluation.QUICK._replace(lines=("pgd_expected_loss",))
+    monkeypatch.setattr(evaluation, "QUICK", short)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False, optionflags=flags)
+    assert result.failed == 0 and result.attempted > 10
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "papers").glob("*.md")), ids=lambda page: page.stem)

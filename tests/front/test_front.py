@@ -20,17 +20,24 @@ import mixjax
 from mixjax import attacks, ensemble, evaluation, threats
 
 SIDE = 4
-BUDGET = evaluation.Budget(1, 1, 2, 6, 1, 3, 1, 8)
-ONE = BUDGET._replace(lines=("pgd_expected_loss",))  # where it does not matter which attack it is
+ONE = evaluation.Budget(1, 1, 2, 6, 1, 3, 1, 8, lines=("pgd_expected_loss",))
 LINF = threats.linf(0.1)
 KERNELS = jnp.asarray(np.random.default_rng(0).normal(size=(2, SIDE * SIDE, 3)), jnp.float32)
+UNIT = jnp.ones((1, 1))
 
 
-def classify(kernel, x):
-    return (x.reshape(len(x), -1) - 0.5) @ kernel
+def classify(kernel, x, scale=UNIT):
+    """Of one program for every kernel and scale: so most of these tests compile the same."""
+    return (scale * x.reshape(len(x), -1) - 0.5) @ kernel
 
 
-def examples(number=6):
+def pgd(*arguments, **settings):
+    """Two steps, the attack where it does not matter which one moves."""
+    settings = {"num_steps": 2, "step_size": 0.05, "progress": False} | settings
+    return mixjax.attack(*arguments, attacks.pgd, **settings)
+
+
+def examples(number=12):
     images = np.random.default_rng(1).uniform(0.2, 0.8, (number, SIDE, SIDE, 1)).astype(np.float32)
     labels = np.asarray(jnp.argmax(classify(KERNELS[0], images) + classify(KERNELS[1], images), 1))
     return images, labels
@@ -58,9 +65,9 @@ def robust(kernel, images, labels, threat=LINF):
 
 def test_a_linear_classifier_keeps_what_its_leads_say():
     threat = threats.linf(0.02)
-    images, labels = examples(20)
+    images, labels = examples()
     member = functools.partial(classify, KERNELS[0])
-    report = evaluated(member, images, labels, threat, budget=BUDGET)
+    report = evaluated(member, images, labels, threat)
     clean = np.asarray(jnp.argmax(classify(KERNELS[0], images), 1)) == labels
     expected = clean & robust(KERNELS[0], images, labels, threat)
     assert 0 < expected.sum() < clean.sum()
@@ -99,12 +106,12 @@ def test_members_of_two_architectures_need_share_nothing_but_the_classes():
     report = evaluated(members, images, labels, weights=[0.25, 0.75])
     right = np.stack([np.argmax(each(images), 1) == labels for each in members], 1)
     assert report.clean_accuracy == pytest.approx((right @ [0.25, 0.75]).mean())
-    x_adv, info = mixjax.attack(
-        members, images, labels, LINF, attacks.arc, weights=[0.25, 0.75], progress=False
+    x_adv, _ = mixjax.attack(
+        members, images, labels, LINF, attacks.fgsm, weights=[0.25, 0.75], progress=False
     )
-    right = np.stack([np.argmax(each(x_adv), 1) == labels for each in members], 1)
-    np.testing.assert_allclose(info.accuracy, right @ [0.25, 0.75], atol=1e-6)
     assert np.abs(x_adv - images).max() <= 0.1 + 1e-6
+    right = np.stack([np.argmax(each(x_adv), 1) == labels for each in members], 1)
+    assert (right @ [0.25, 0.75]).mean() < report.clean_accuracy
 
 
 @dataclasses.dataclass
@@ -160,20 +167,16 @@ def nnx_model(train=False):
 @pytest.mark.parametrize("make", [linen, nnx_model])
 def test_flax_models_are_taken_as_they_are(make):
     model, (images, labels) = make(), examples()
-    x_adv, info = mixjax.attack(model, images, labels, LINF, num_steps=5, progress=False)
+    x_adv, info = pgd(model, images, labels, LINF)
     right = np.asarray(jnp.argmax(model(x_adv), 1)) == labels
     np.testing.assert_array_equal(right, info.accuracy > 0.5)
 
 
+# One of each kind of what they ask for: the attacks have tests of their own.
 EVERY = {
     attacks.fgsm: {},
-    attacks.pgd: {"num_steps": 3, "step_size": 0.05},
-    attacks.apgd: {"num_steps": 3},
     attacks.apgd_targeted: {"num_steps": 3},
-    attacks.arc: {"num_steps": 3},
     attacks.lattice_climber: {"num_steps": 2, "num_orders": 1},
-    attacks.fab: {"num_steps": 5},
-    attacks.fab_targeted: {"num_steps": 5},
     attacks.square: {"num_queries": 5},
     attacks.carlini_wagner: {"num_steps": 5},
 }
@@ -190,8 +193,8 @@ def test_every_attack_is_called_by_the_thing_itself_and_stays_in_the_ball(method
         weights=[0.4, 0.6],
         progress=False,
     )
-    assert x_adv.shape == images.shape and jax.tree.leaves(info)[0].shape == (6,)
-    moved = np.linalg.norm((x_adv - images).reshape(6, -1), axis=1)
+    assert x_adv.shape == images.shape and jax.tree.leaves(info)[0].shape == (12,)
+    moved = np.linalg.norm((x_adv - images).reshape(12, -1), axis=1)
     assert moved.max() <= 0.3 * (1 + 1e-4)
     assert method is attacks.carlini_wagner or moved.max() > 0
 
@@ -215,21 +218,18 @@ def test_an_attack_of_ones_own_says_what_it_needs_and_joins_the_suite():
 
 
 def test_the_same_key_gives_the_same_numbers_whatever_the_batch():
-    images, labels = examples(7)
+    images, labels = examples()
     members = functools.partial(classify, KERNELS[0])
-    attacked = [
-        mixjax.attack(members, images, labels, LINF, num_steps=3, batch_size=size, progress=False)
-        for size in (7, 3)
-    ]
+    attacked = [pgd(members, images, labels, LINF, batch_size=size) for size in (12, 5)]
     chex.assert_trees_all_close(*attacked, atol=1e-5)
 
 
 def test_bytes_are_pixels_of_0_to_1_and_a_model_that_divides_again_is_told():
-    images, labels = examples(40)
+    images, labels = examples()
     pixels = np.round(images * 255).astype(np.uint8)
     once = evaluated(functools.partial(classify, KERNELS[0]), pixels, labels)
     assert once.images.dtype == np.float32 and once.images.max() <= 1
-    twice = evaluated(lambda x: classify(KERNELS[0], x / 255), pixels, labels)
+    twice = evaluated(lambda x: classify(KERNELS[0], x, UNIT / 255), pixels, labels)
     told = {finding.name for finding in twice.findings if finding.is_suspicious}
     assert "divides_itself" in told
     assert "divides_itself" not in {each.name for each in once.findings if each.is_suspicious}
@@ -239,7 +239,9 @@ def test_whether_a_model_divides_is_asked_of_the_same_examples():
     """Those that are looked at are all right, the others all wrong, on pixels of any size."""
     labels = np.ones(200, np.int32)
     labels[np.linspace(0, 199, 100).astype(int)] = 0
-    report = evaluated(lambda x: 0 * x + jnp.eye(2)[:1], np.zeros((200, 2), np.uint8), labels)
+    always_0 = functools.partial(classify, jnp.zeros_like(KERNELS[0]).at[:, 0].set(-1.0))
+    pixels = np.zeros((200, SIDE, SIDE, 1), np.uint8)
+    report = evaluated(always_0, pixels, labels, batch_size=12)
     (finding,) = [each for each in report.findings if each.name == "divides_itself"]
     assert report.clean_accuracy == 0.5 and finding.value == 0
 
@@ -258,8 +260,8 @@ def test_a_folder_goes_on_where_it_stopped_and_refuses_what_is_another_evaluatio
     changes = (
         ((other, images, labels), {}, "logits_fn.constants"),
         ((members, images, labels, threats.linf(0.2)), {}, "threat.epsilon: 0.1 -> 0.2"),
-        ((members, images[:5], labels[:5]), {}, "num_examples: 6 -> 5"),
-        ((members, images, labels), {"budget": BUDGET}, "attacks: "),
+        ((members, images[:5], labels[:5]), {}, "num_examples: 12 -> 5"),
+        ((members, images, labels), {"attacks": [attacks.fgsm]}, "attacks: "),
         ((members, images, labels), {"key": jax.random.key(1)}, "key"),
     )
     for arguments, settings, message in changes:
@@ -421,9 +423,9 @@ def test_a_classifier_that_cannot_be_attacked_is_told_in_one_line(wrong, message
         ({"weights": [0.5, 0.5]}, r"weights must have shape \[1\], got \[2\]"),
         ({"weights": "uniform"}, "weights must be on the simplex .* got uniform"),
         ({"weights": [None]}, r"weights must be on the simplex .* got \[None\]"),
-        ({"labels": np.full(6, 3)}, r"labels must lie in \[0, 2\], got values from 3.0"),
-        ({"labels": np.zeros(6)}, "labels must be integers, got float64"),
-        ({"images": np.full((6, SIDE, SIDE, 1), 2.0)}, r"images must lie in \[0, 1\], got"),
+        ({"labels": np.full(12, 3)}, r"labels must lie in \[0, 2\], got values from 3.0"),
+        ({"labels": np.zeros(12)}, "labels must be integers, got float64"),
+        ({"images": np.full((12, SIDE, SIDE, 1), 2.0)}, r"images must lie in \[0, 1\], got"),
         ({"key": 3}, r"key must be a random key, such as jax.random.key\(3\), got 3"),
         (
             {"key": jax.random.split(jax.random.key(0))},
@@ -479,15 +481,11 @@ def test_within_other_bounds_an_attack_goes_to_their_ends():
     assert found.min() == -0.5 and found.max() == 2.0
 
 
-@pytest.mark.parametrize(
-    "step_size", [np.full((SIDE, SIDE, 1), 0.03), [[[0.03]]], jnp.float32(0.03)]
-)
+@pytest.mark.parametrize("step_size", [[[[0.05]]], jnp.float32(0.05)])
 def test_a_number_of_an_attack_may_be_an_array(step_size):
     images, labels = examples()
-    move = functools.partial(mixjax.attack, functools.partial(classify, KERNELS[0]), images, labels)
-    settings = {"method": attacks.pgd, "num_steps": 2, "progress": False}
-    found, _ = move(LINF, step_size=step_size, **settings)
-    chex.assert_trees_all_close(found, move(LINF, step_size=0.03, **settings)[0], atol=1e-6)
+    move = functools.partial(pgd, functools.partial(classify, KERNELS[0]), images, labels, LINF)
+    chex.assert_trees_all_close(move(step_size=step_size)[0], move()[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("images", [0.5, [0.5, 0.5], np.zeros((0, 2))])
@@ -534,8 +532,7 @@ images, labels = np.random.default_rng(0).uniform(size=(4, 6)), np.array([0, 1, 
 kernels = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 2)), jnp.float32)
 members = [lambda x, kernel=kernel: jnp.tanh(x @ kernel) for kernel in kernels]
 x_adv, info = mixjax.attack(members[0], images, labels, threats.l2(0.1), attacks.fgsm)
-lines = "pgd_expected_loss", "square"
-budget = evaluation.Budget(1, 1, 2, 2, 1, 1, 1, 2, lines=lines)
+budget = evaluation.Budget(1, 1, 2, 2, 1, 1, 1, 2, lines=("pgd_expected_loss",))
 report = mixjax.evaluate(members[0], images, labels, threats.linf(0.1), budget=budget)
 saved = report.save(sys.argv[1])
 answers = mixjax.predict(jax.random.key(0), members, [0.5, 0.5], images)
