@@ -47,6 +47,12 @@ def square(key, loss_fn, x, threat, **settings):
 ITERATIVE = (pgd, apgd, apgd_targeted, square)
 
 
+def compiled(attack, key, loss_fn, x, threat, **settings):
+    """What the attack returns as one program, in NumPy."""
+    program = jax.jit(lambda: attack(key, loss_fn, x, threat, **settings))
+    return jax.tree.map(np.asarray, program())
+
+
 def visited_points(attack, key, loss_fn, x, threat, **settings):
     """What the attack returned, and every point at which it asked for the loss."""
     points = []
@@ -55,9 +61,9 @@ def visited_points(attack, key, loss_fn, x, threat, **settings):
         jax.debug.callback(lambda point: points.append(np.array(point)), point, ordered=True)
         return loss_fn(point)
 
-    x_adv, info = attack(key, recording, x, threat, **settings)
+    x_adv, info = compiled(attack, key, recording, x, threat, **settings)
     jax.effects_barrier()
-    return np.asarray(x_adv), info, np.stack(points)
+    return x_adv, info, np.stack(points)
 
 
 def hilly(x):
@@ -68,7 +74,7 @@ def hilly(x):
 def test_of_all_points_visited_the_one_of_lowest_accuracy_then_of_highest_loss_is_returned(
     attack, key
 ):
-    x = jnp.array([0.1, -0.2])
+    x = np.float32([0.1, -0.2])
 
     def accuracy_fn(point):  # a quarter of the plane each; the highest loss is not in the lowest
         return jnp.where(point[0] > 0.3, 0.75, 0.25) + jnp.where(point[1] > -0.2, 0.25, 0.0)
@@ -76,17 +82,19 @@ def test_of_all_points_visited_the_one_of_lowest_accuracy_then_of_highest_loss_i
     x_adv, info, points = visited_points(
         attack, key, hilly, x, threats.linf(0.5), accuracy_fn=accuracy_fn
     )
-    accuracies = np.array([accuracy_fn(point) for point in points])
-    lowest = points[accuracies == accuracies.min()]
-    highest = max(float(hilly(point)) for point in lowest)
-    assert info.accuracy == accuracies.min() == accuracy_fn(x_adv)
-    np.testing.assert_allclose(hilly(x_adv), highest, rtol=1e-5)
+    judge = jax.jit(jax.vmap(lambda point: (accuracy_fn(point), hilly(point))))
+    # Of as many points whatever the attack: one program.
+    accuracies, heights = map(np.asarray, judge(np.resize([x_adv, *points], (40, 2))))
+    lowest = accuracies[1:].min()
+    highest = heights[1:][accuracies[1:] == lowest].max()
+    assert info.accuracy == lowest == accuracies[0]
+    np.testing.assert_allclose(heights[0], highest, rtol=1e-5)
     np.testing.assert_allclose(info.loss, highest, rtol=1e-5)
 
 
 @pytest.mark.parametrize("attack", ITERATIVE)
 def test_the_path_is_the_same_whatever_the_accuracy_says(attack, key):
-    x, threat = jnp.array([0.1, -0.2]), threats.linf(0.5)
+    x, threat = np.float32([0.1, -0.2]), threats.linf(0.5)
     by_loss, without, path = visited_points(attack, key, hilly, x, threat)
     by_accuracy, info, same = visited_points(
         attack, key, hilly, x, threat, accuracy_fn=lambda point: jnp.sum(point)
@@ -98,9 +106,11 @@ def test_the_path_is_the_same_whatever_the_accuracy_says(attack, key):
 
 @pytest.mark.parametrize("attack", [pgd, apgd])
 def test_a_constant_accuracy_changes_nothing(attack, key):
-    x, threat = jnp.array([0.1, -0.2]), threats.l2(0.5)
-    by_loss, info = attack(key, hilly, x, threat)
-    with_accuracy, _ = attack(key, hilly, x, threat, accuracy_fn=lambda _: jnp.float32(0.5))
+    x, threat = np.float32([0.1, -0.2]), threats.l2(0.5)
+    by_loss, _ = compiled(attack, key, hilly, x, threat)
+    with_accuracy, _ = compiled(
+        attack, key, hilly, x, threat, accuracy_fn=lambda _: jnp.float32(0.5)
+    )
     chex.assert_trees_all_equal(by_loss, with_accuracy)
 
 
@@ -115,17 +125,18 @@ def test_a_misclassified_point_on_the_path_is_kept_where_the_loss_is_higher_else
     def loss_fn(x):
         return x[0]
 
-    x, threat = jnp.zeros(1), from_x(threats.linf(0.6))
+    x, threat = np.zeros(1, np.float32), from_x(threats.linf(0.6))
     settings = {"accuracy_fn": lambda x: mixture.correct(logits_fn(x), 0).astype(jnp.float32)}
     if attack is pgd:
         settings["random_start"] = False
     plain = {name: value for name, value in settings.items() if name != "accuracy_fn"}
-    by_loss, _ = attack(key, loss_fn, x, threat, **plain)
-    assert mixture.correct(logits_fn(by_loss), 0)
+    is_right = jax.jit(lambda x: mixture.correct(logits_fn(x), 0))
+    by_loss, _ = compiled(attack, key, loss_fn, x, threat, **plain)
+    assert is_right(by_loss)
     if attack is apgd:  # its steps are 1.2 long: let it come past the error
         threat = from_x(threats.linf(0.2))
-    x_adv, info = attack(key, loss_fn, x, threat, **settings)
-    assert info.accuracy == 0 and not mixture.correct(logits_fn(x_adv), 0)
+    x_adv, info = compiled(attack, key, loss_fn, x, threat, **settings)
+    assert info.accuracy == 0 and not is_right(x_adv)
 
 
 def test_the_best_of_restarts_and_targets_is_that_of_lowest_accuracy(key):
@@ -153,24 +164,25 @@ def test_the_best_of_restarts_and_targets_is_that_of_lowest_accuracy(key):
 def test_beside_an_accuracy_a_loss_of_nan_never_wins_and_an_accuracy_of_nan_is_an_error(
     attack, key
 ):
-    x, threat = jnp.zeros(1), from_x(threats.linf(0.5))
+    x, threat = np.zeros(1, np.float32), from_x(threats.linf(0.5))
 
     def loss_fn(x):
         return jnp.where(x[0] > 0.2, jnp.nan, x[0])
 
-    x_adv, info = attack(key, loss_fn, x, threat, accuracy_fn=lambda x: 0.0 * x[0])
+    x_adv, info = compiled(attack, key, loss_fn, x, threat, accuracy_fn=lambda x: 0.0 * x[0])
     assert x_adv <= 0.2 and info.loss == x_adv[0]
-    x_adv, info = attack(
-        key, lambda x: x[0], x, threat, accuracy_fn=lambda x: jnp.where(x[0] > 0.2, jnp.nan, 0.5)
-    )
+
+    def nan_beyond(x):
+        return jnp.where(x[0] > 0.2, jnp.nan, 0.5)
+
+    x_adv, info = compiled(attack, key, lambda x: x[0], x, threat, accuracy_fn=nan_beyond)
     assert x_adv > 0.2 and info.accuracy == 0
 
 
 @pytest.mark.parametrize("attack", [pgd, apgd])
 def test_the_network_runs_once_for_loss_and_accuracy(attack, key):
     """Convolutions of the compiled program, with and without an accuracy."""
-    kernels = jax.random.normal(key, (3, 3, 3, 2, 2))
-    scales = jnp.linspace(0.5, 2.0, 3)
+    kernels, scales = np.ones((3, 3, 3, 2, 2), np.float32), np.ones(3, np.float32)
 
     def count(judged):
         def one(kernels, scales, key, x):
@@ -194,7 +206,7 @@ def test_the_network_runs_once_for_loss_and_accuracy(attack, key):
                 accuracy_fn=accuracy_fn,
             )[0]
 
-        program = jax.jit(one).lower(kernels, scales, key, jnp.zeros((5, 5, 2)))
+        program = jax.jit(one).lower(kernels, scales, key, np.zeros((5, 5, 2), np.float32))
         return len(re.findall(r"stablehlo.convolution", program.as_text()))
 
     assert count(judged=True) == count(judged=False) > 0
