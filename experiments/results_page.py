@@ -92,7 +92,8 @@ def mixtures() -> str:
     evaluations = {  # with an error bar
         name: result
         for name, result in results.items()
-        if result.get("reported_by", {"num_examples": 0})["num_examples"] > 1
+        if "apgd_expected_loss" in (reported := result.get("reported_by", {}))
+        and reported["num_examples"] > 1
     }
     lines.append(reporting.reported_table(evaluations))
     lines.append(over_seeds(of_all_seeds))
