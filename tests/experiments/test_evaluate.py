@@ -8,29 +8,51 @@ import signal
 import pytest
 
 from experiments import cifar10_mixture, evaluate
-from mixjax import evaluation
+from experiments.meunier_2021 import algorithm
+from mixjax import attacks, evaluation, reporting
 
 # A linear model on digits, and a budget that takes seconds.
 TINY = (
-    "--preset demo --model linear --epochs 3 --batch-size 256 --attack-steps 2 --model-steps 2 "
+    "--preset demo --model linear --epochs 2 --batch-size 256 --attack-steps 2 --model-steps 2 "
     "--weight-steps 2 --learning-rate 0.05 --validation-examples 40 --validation-steps 2 "
     "--test-examples 30 --test-runs 6 --test-steps 2 --test-batch-size 40 --dispatch-steps 2 "
     "--devices 1"
 ).split()
 BUDGET = evaluation.Budget(1, 1, 2, 3, 1, 2, 1, 5)
+ATTACK_SUITE = evaluation.attack_suite
+
+
+def one_step(threat, names, number):
+    """Compiles fast, in the place of attacks that have tests of their own."""
+    return evaluation.Attack(names, 1, attacks.fgsm, threat, (0.0, 1.0), number)
+
+
+def first_attacks(threat, budget):
+    """PGD, and one step under the names of AutoPGD's runs."""
+    baseline, auto_pgd, *_ = ATTACK_SUITE(threat, budget)
+    return baseline, one_step(threat, auto_pgd.names, auto_pgd.number)
+
+
+def train(folder, *flags):
+    """The run, without the attacks and figures that its own tests look at."""
+
+    def pgd_attacks(threat, num_runs, **settings):
+        return (one_step(threat, ("pgd_expected_loss",) * num_runs, 0),)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "pgd_attacks", pgd_attacks)
+        patch.setattr(cifar10_mixture, "draw_attacks", lambda *told: None)
+        for name in ("plot_curves", "plot_weights"):
+            patch.setattr(reporting, name, lambda path, *told, **settings: path.touch())
+        cifar10_mixture.main([*TINY, "--run-dir", str(folder), *flags])
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that nobody has evaluated yet."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    cifar10_mixture.main([*TINY, "--run-dir", str(folder)])
+    train(folder)
     return folder
-
-
-def first_attacks(threat, budget, attack_suite=evaluation.attack_suite):
-    """PGD and AutoPGD alone: the others take long to compile and have tests of their own."""
-    return attack_suite(threat, budget)[:2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,6 +60,13 @@ def tiny_budget():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(evaluate.BUDGETS, "quick", BUDGET)
         patch.setattr(evaluation, "attack_suite", first_attacks)
+        # What is compiled for one model serves all tests of its config.
+        games = {}
+        patch.setattr(
+            evaluate,
+            "build",
+            lambda config, dataset: games.setdefault(config, algorithm.build(config, dataset)),
+        )
         yield
 
 
@@ -126,7 +155,7 @@ def test_the_mixture_attacked_is_the_one_that_the_run_has_tested(evaluated):
 def test_the_run_keeps_its_evaluation_when_it_writes_its_report_again(evaluated, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(evaluated, folder)
-    cifar10_mixture.main([*TINY, "--run-dir", str(folder), "--resume"])
+    train(folder, "--resume")
     assert "## Attack suite: quick" in (folder / "report.md").read_text()
 
 
@@ -203,6 +232,7 @@ def test_too_few_runs_for_the_members_are_refused(finished, capsys, tmp_path, mo
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "single")
+    monkeypatch.setattr(evaluation, "attack_suite", ATTACK_SUITE)
     monkeypatch.setitem(evaluate.BUDGETS, "quick", BUDGET._replace(num_member_runs=1))
     with pytest.raises(SystemExit):
         run(folder)
@@ -254,7 +284,7 @@ def test_another_threat_has_files_of_its_own_and_its_thresholds_are_those_of_the
     finished, tmp_path
 ):
     folder = tmp_path / "finished"
-    shutil.copytree(finished, folder)
+    shutil.copytree(finished / "single", folder)
     run(folder, "--norm", "l2", "--epsilon", "1/2", "--num-examples", "8", "--carlini-wagner")
     result = json.loads((folder / "evaluation_quick_l2_0.5.json").read_text())
     assert "evaluation_quick.json" not in [path.name for path in folder.iterdir()]
