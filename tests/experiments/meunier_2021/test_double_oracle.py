@@ -3,7 +3,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,9 +21,23 @@ CONFIG = double_oracle.Config(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def losses():
+    return double_oracle.finite_game(CONFIG).losses
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, losses):
+    """On the same game, which is drawn and trained once."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    double_oracle.main([*TINY, "--run-dir", str(folder)])
+
+    def finite_game(config):
+        names = "epsilon examples candidates half_planes networks width steps seed".split()
+        assert all(getattr(config, name) == getattr(CONFIG, name) for name in names)
+        return Finite(losses)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(double_oracle, "finite_game", finite_game)
+        double_oracle.main([*TINY, "--run-dir", str(folder)])
     return folder, json.loads((folder / "result.json").read_text())
 
 
@@ -41,11 +54,11 @@ def test_answers_are_the_best_of_the_whole_pool_and_of_all_points():
     assert losses[member] == losses.min() < losses.max()
 
 
-def test_the_bounds_hold_the_value_of_the_whole_game_and_boosting_stays_above(finished):
+def test_the_bounds_hold_the_value_of_the_whole_game_and_boosting_stays_above(finished, losses):
     _, result = finished
     own = result["double_oracle"]
     assert own["gap"] <= 0.01 and own["rounds"] < 40
-    value = games.solve(double_oracle.finite_game(CONFIG).losses.astype(float)).value
+    value = games.solve(losses.astype(float)).value
     assert own["lower"] - 1e-9 <= value <= own["upper"] + 1e-9
     assert own["risk_under_all_candidates"] == pytest.approx(own["upper"], abs=1e-9)
     for boosted in result["boosting"].values():
@@ -62,22 +75,29 @@ def test_the_bounds_hold_the_value_of_the_whole_game_and_boosting_stays_above(fi
         assert kind["lower"] <= kind["upper"] + 1e-9 and kind["upper"] >= value - 1e-9
 
 
-def test_the_pool_stands_still_at_candidate_0_and_nobody_in_it_errs_too_often(finished):
+def test_the_pool_stands_still_at_candidate_0_and_nobody_in_it_errs_too_often(losses):
     """Both kinds of members, from their definitions: half-planes first, then what was trained."""
-    losses = double_oracle.finite_game(CONFIG).losses
-    keys = jax.random.split(jax.random.key(CONFIG.seed), 4)
-    x, labels = toy.three_gaussians(keys[0], 50)
-    slopes, offsets = toy.half_planes(keys[1], x, labels, 12)
-    np.testing.assert_array_equal(losses[:, 0, :12], toy.errors(slopes, offsets, x, labels))
+
+    @jax.jit
+    def of_half_planes():
+        keys = jax.random.split(jax.random.key(CONFIG.seed), 4)
+        x, labels = toy.three_gaussians(keys[0], 50)
+        return toy.errors(*toy.half_planes(keys[1], x, labels, 12), x, labels)
+
+    np.testing.assert_array_equal(losses[:, 0, :12], of_half_planes())
     clean = losses[:, 0].mean(axis=0)
     assert 12 < losses.shape[2] <= 16 and clean.max() < 0.4
     assert np.all(losses.max(axis=1).mean(axis=0) >= clean)
 
 
 def test_training_makes_a_network_that_is_right_more_often_than_not(key):
-    x, labels = toy.three_gaussians(key, 60)
-    params = double_oracle.train(key, x, labels, double_oracle.Config(steps=40, width=4))
-    assert float(jnp.mean(double_oracle.network(params, x) * labels > 0)) > 0.6
+    @jax.jit
+    def margins(key):
+        x, labels = toy.three_gaussians(key, 60)
+        params = double_oracle.train(key, x, labels, double_oracle.Config(steps=40, width=4))
+        return double_oracle.network(params, x) * labels
+
+    assert np.mean(np.asarray(margins(key)) > 0) > 0.6
 
 
 def test_the_rounds_are_written_and_drawn(finished):

@@ -4,7 +4,6 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -46,25 +45,31 @@ def test_the_classes_lie_where_the_paper_puts_them(key):
 
 
 def test_every_half_plane_is_good_enough_and_of_slope_1(key):
-    x, labels = toy.three_gaussians(key, 500)
-    draw = jax.jit(functools.partial(toy.half_planes, num_members=8, max_risk=0.4))
-    slopes, offsets = draw(jax.random.fold_in(key, 1), x, labels)
-    wrong = (x @ slopes.T + offsets[None]) * labels[:, None] <= 0
+    @jax.jit
+    def draw(key):
+        x, labels = toy.three_gaussians(key, 500)
+        other = jax.random.fold_in(key, 1)
+        return x, labels, *toy.half_planes(other, x, labels, num_members=8, max_risk=0.4)
+
+    x, labels, slopes, offsets = map(np.asarray, draw(key))
+    wrong = (x @ slopes.T + offsets) * labels[:, None] <= 0
     assert float(wrong.mean(axis=0).max()) < 0.4
-    np.testing.assert_allclose(jnp.linalg.norm(slopes, axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(slopes, axis=1), 1.0, rtol=1e-5)
 
 
 def test_offsets_are_three_times_as_wide_as_the_entries_of_a_slope(key):
     """An offset over the length of its slope is below r as often as r / sqrt(r^2 + 9)."""
-    x = jnp.array([[100.0, 0.0], [-100.0, 0.0]])  # half the half-planes are right on both
-    _, offsets = toy.half_planes(key, x, jnp.array([1.0, -1.0]), 800, max_risk=0.4)
+    x = np.float32([[100.0, 0.0], [-100.0, 0.0]])  # half the half-planes are right on both
+    draw = jax.jit(functools.partial(toy.half_planes, num_members=800, max_risk=0.4))
+    offsets = np.asarray(draw(key, x, np.float32([1.0, -1.0]))[1])
     found = np.mean(np.abs(offsets)[:, None] < [1.0, 3.0, 9.0], axis=0)
     np.testing.assert_allclose(found, [0.316, 0.707, 0.949], atol=0.05)
     assert abs(float((offsets > 0).mean()) - 0.5) < 0.07
 
 
 def test_points_of_the_disc_are_uniform(key):
-    points = np.asarray(toy.unit_discs(key, (50, 100))).reshape(-1, 2)
+    draw = jax.jit(toy.unit_discs, static_argnums=1)
+    points = np.asarray(draw(key, (50, 100))).reshape(-1, 2)
     radii = np.linalg.norm(points, axis=1)
     assert float(radii.max()) <= 1 + 1e-6
     np.testing.assert_allclose(
@@ -77,7 +82,8 @@ def test_more_room_never_helps_the_defender_and_no_code_lies(drawn):
     problem, codes = drawn
     assert codes.shape == (2, 3, 60, 50)
     near, far = (whole_table(codes[0, k]).max(axis=1) for k in (1, 2))
-    clean = toy.errors(problem.slopes, problem.offsets, problem.x, problem.labels)
+    arguments = problem.slopes, problem.offsets, problem.x, problem.labels
+    clean = np.asarray(jax.jit(toy.errors)(*arguments))
     # Who errs on an example errs on some point around it but for rare geometry; reach grows it.
     assert far.mean() > near.mean() > float(clean.mean())
     still, on_test = (whole_table(codes[k, 0]) for k in (0, 1))
@@ -116,8 +122,9 @@ def test_the_relaxation_on_merged_rows_is_that_on_all_candidates(drawn):
     codes = drawn[1][0, 2]
     merged, steps = synthetic.merge(codes, CONFIG.members), 16
     _, curves = synthetic.convergence(merged, [0.3, 0.02], steps)
+    entropic = jax.jit(functools.partial(games.entropic, num_steps=steps))
     for alpha in (0.3, 0.02):
-        weights, _ = games.entropic(jnp.asarray(whole_table(codes)), alpha, num_steps=steps)
+        weights, _ = entropic(whole_table(codes), alpha)
         risk = synthetic.adversarial_risk(np.asarray(weights, np.float64), merged)
         np.testing.assert_allclose(curves[f"{alpha:g}"][-1], risk, atol=2e-5)
 
@@ -126,12 +133,17 @@ def test_limits_are_minima_and_approach_the_value(drawn):
     merged = synthetic.merge(drawn[1][0, 2], CONFIG.members)
     temperatures = [1.0, 0.1, 0.001]
     found = synthetic.entropic_limits(merged, temperatures)
-    table = jnp.asarray(whole_table(drawn[1][0, 2]))
+    table = whole_table(drawn[1][0, 2])
+
+    @jax.jit
+    def both(weights, alpha):
+        other, _ = games.entropic(table, alpha, num_steps=64)
+        return [games.entropic_risk(each, table, alpha) for each in (weights, other)]
+
     for alpha, (weights, gap) in zip(temperatures, found, strict=True):
         assert -1e-9 < gap < 2e-3
-        least = games.entropic_risk(jnp.asarray(weights, jnp.float32), table, alpha)
-        other, _ = games.entropic(table, alpha, num_steps=64)
-        assert float(least) <= float(games.entropic_risk(other, table, alpha)) + 1e-5
+        least, other = both(np.float32(weights), alpha)
+        assert float(least) <= float(other) + 1e-5
     value = games.solve(merged.losses).value
     excess = [synthetic.adversarial_risk(w, merged) - value for w, _ in found]
     assert -1e-9 < excess[2] < 0.003
