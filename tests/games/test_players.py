@@ -351,10 +351,14 @@ def test_one_unrolled_step_is_a_penalty_at_the_old_point_up_to_second_order():
 
 def test_many_games_are_played_side_by_side_under_vmap():
     method = games.minimax(bilinear, optax.sgd(DOWN), optax.adam(UP))
-    u, v = jnp.array([0.5, -0.2]), jnp.array([-0.8, 0.3])
-    states, _ = jax.vmap(method.update)(jax.vmap(method.init)(u, v))
+    u, v = np.float32([0.5, -0.2]), np.float32([-0.8, 0.3])
+
+    def play(u, v):
+        return method.update(method.init(u, v))[0]
+
+    states, one = jax.jit(jax.vmap(play))(u, v), jax.jit(play)
     for game in range(2):
-        state, _ = method.update(method.init(u[game], v[game]))
+        state = one(u[game], v[game])
         np.testing.assert_allclose([states.u[game], states.v[game]], [state.u, state.v], rtol=1e-6)
 
 
