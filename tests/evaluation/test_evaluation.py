@@ -212,7 +212,7 @@ def test_outcomes_equal_a_loop_over_examples_runs_and_members(key):
     np.testing.assert_array_equal(outcomes.averaged_correct, averaged)
 
 
-@pytest.mark.parametrize("num_members", [1, 3])
+@pytest.mark.parametrize("num_members", [1, 2])  # not 3: each kind of loss has three runs
 def test_the_runs_climb_the_losses_that_their_names_say(key, num_members):
     """Against each loss directly written: what PGD is handed over, which has tests of its own."""
     weights = np.float32([0.6, 0.3, 0.1][:num_members]) / sum([0.6, 0.3, 0.1][:num_members])
