@@ -45,28 +45,16 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
 
 
-# These train networks for longer than they compile: with the flags above alone.
-_TRAINING = {
-    f"hamm_2018/test_{name}.py"
-    for name in "attack_network cat_and_mouse minimax_defense privacy_filter sensitivity".split()
-}
-
-
-def trains(path):
-    """Whether the tests of a file train networks for longer than they compile."""
-    return "/".join(path.parts[-2:]) in _TRAINING
-
-
 def pytest_collection_modifyitems(items):
-    """Those that train, the longest, come first: at the end no core waits long for the other."""
-    items.sort(key=lambda item: not trains(item.path))
+    """Those that train come first, the longest: at the end no core waits long for the other."""
+    items.sort(key=lambda item: item.path.parent.name != "hamm_2018")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def optimization(request):
     """How much XLA optimises what a module compiles."""
-    optimized = trains(request.path) or request.path.parent.name == "peers"
-    jax.config.update("jax_disable_most_optimizations", not optimized)
+    is_compared = request.path.parent.name == "peers"  # with what others have optimised
+    jax.config.update("jax_disable_most_optimizations", not is_compared)
     yield
     # Each compiled program takes a few memory maps of the process. Without any left (65 530 by
     # default) XLA crashes; but what is freed here others may have to compile again.

@@ -304,19 +304,11 @@ def plot_gallery(
     for name, images in pictures.items():
         if name not in predictions or len(predictions[name]) != number or len(images) != number:
             raise ValueError(f"pictures and predictions of {name} must be {number} each")
-    figure, axes = drawing.figure(
-        1.5 + 0.95 * number, 0.4 + 1.15 * len(pictures), (len(pictures), number)
-    )
-    axes = np.reshape(axes, (len(pictures), number))
-    for row, (name, images) in zip(axes, pictures.items(), strict=True):
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-        for n, axis in enumerate(row):
-            image = np.asarray(images[n])
-            axis.imshow(np.broadcast_to(image, (*image.shape[:2], 3)).clip(0, 1))
-            axis.set(xticks=[], yticks=[])
-            right = int(predictions[name][n]) == int(labels[n])
-            answer = f"{class_names[int(predictions[name][n])]} {'✓' if right else '✗'}"
-            axis.set_xlabel(
-                answer, fontsize=7, color=drawing.COLORS[0] if right else drawing.COLORS[1]
-            )
-    drawing.write(figure, path)
+    answers = {
+        name: [
+            (f"{class_names[int(answer)]} {'✓' if answer == label else '✗'}", answer == label)
+            for answer, label in zip(predictions[name], labels, strict=True)
+        ]
+        for name in pictures
+    }
+    drawing.write(drawing.gallery(pictures, answers), path)

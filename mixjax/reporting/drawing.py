@@ -3,7 +3,7 @@
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ RIGHT, WRONG = COLORS[0], COLORS[1]
 # What has the same look in every figure and on the page of a run.
 ATTACKS = ("ascent_path", "pgd_expected_loss", "apgd_expected_loss", "arc", "lattice_climber")
 _WORST = 6
+_IMAGE, _GAP, _LINE = 0.95, 0.08, 0.14  # inches of an image's side; in sides of an image
 _DOTS_PER_INCH = 150
 _SMALL_DOTS_PER_INCH = 110
 _PALETTE = 256  # colours: a file of a third of the size
@@ -75,6 +76,42 @@ def points(axis: Any, x: Any, labels: Any, **look: Any) -> None:
     for label, color, marker in ((1, COLORS[0], "o"), (-1, COLORS[1], "^")):
         own = x[labels == label]
         axis.scatter(own[:, 0], own[:, 1], color=color, marker=marker, label=f"{label:d}", **usual)
+
+
+def gallery(
+    rows: Mapping[str, Any],
+    below: Mapping[str, Sequence[tuple[str, bool]]],
+    *,
+    above: Sequence[str] = (),
+) -> Any:
+    """Rows of images in one panel: with a panel for each they take three times as long to draw.
+
+    Args:
+      rows: `name -> [N, H, W, C]` images in [0, 1], C = 1 or 3, of one shape.
+      below: `name -> N` texts, and whether what they say is right, which gives them their colour.
+      above: N texts above the first row.
+    """
+    number, high, wide = np.shape(next(iter(rows.values())))[:3]
+    lines = max(text.count("\n") + 1 for texts in below.values() for text, _ in texts)
+    side, across, down = high / wide, 1 + _GAP, high / wide + 2 * _GAP + lines * _LINE
+    size = 1.5 + _IMAGE * across * number, 0.3 + _IMAGE * down * len(rows)
+    made, (axis,) = figure(*size, 1)
+    for r, (name, images) in enumerate(rows.items()):
+        for n, image in enumerate(images):
+            left, top = n * across, r * down
+            pixels = np.broadcast_to(image, (high, wide, 3)).clip(0, 1)
+            axis.imshow(pixels, extent=(left, left + 1, top + side, top))
+        for n, (text, is_right) in enumerate(below.get(name, ())):
+            place = n * across + 0.5, r * down + side + _GAP / 2
+            color = RIGHT if is_right else WRONG
+            axis.text(*place, text, ha="center", va="top", fontsize=7, color=color)
+    axis.set(xlim=(0, number * across - _GAP), ylim=(len(rows) * down - _GAP, 0))
+    axis.set_yticks(np.arange(len(rows)) * down + side / 2, list(rows), fontsize=9)
+    axis.set_xticks(np.arange(len(above)) * across + 0.5, above, fontsize=9)
+    axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    made.get_layout_engine().set(w_pad=0.1)  # the names of rows are measured too narrow
+    return made
 
 
 def write(figure: Any, path: str | os.PathLike, *, is_small: bool = False) -> None:

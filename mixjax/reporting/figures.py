@@ -93,29 +93,21 @@ def plot_attacks(
     images, attacked = np.asarray(images, np.float32), np.asarray(attacked, np.float32)
     clean_predictions = np.asarray(clean_predictions)
     attacked_predictions = np.asarray(attacked_predictions)
-    labels, num_examples = np.asarray(labels), len(images)
+    labels = np.asarray(labels)
     _check_shapes(images, attacked, labels, clean_predictions, attacked_predictions)
     difference = attacked - images
     scale = float(np.abs(difference).max()) or 1.0
     shifted = 0.5 + 0.5 * difference / scale
     below = f"below: members\n1 to {clean_predictions.shape[1]}"
-    rows = (
-        (f"clean\n\n{below}", images, clean_predictions),
-        (f"attacked\n\n{below}", attacked, attacked_predictions),
-        (f"difference\ngrey: 0\nrange: ±{scale:.3f}", shifted, None),
-    )
-    figure, axes = drawing.figure(1.3 + 1.15 * num_examples, 4.6, (3, num_examples))
-    axes = np.reshape(axes, (3, num_examples))
-    for row, (name, pictures, predictions) in zip(axes, rows, strict=True):
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-        for n, axis in enumerate(row):
-            axis.imshow(np.broadcast_to(pictures[n], (*pictures[n].shape[:2], 3)).clip(0, 1))
-            axis.set(xticks=[], yticks=[])
-            if predictions is not None:
-                _caption(axis, labels[n], predictions[n], class_names)
-    for n, axis in enumerate(axes[0]):
-        axis.set_title(f"true: {class_names[int(labels[n])]}", fontsize=9)
-    drawing.write(figure, path)
+    clean, under = f"clean\n\n{below}", f"attacked\n\n{below}"
+    rows = {clean: images, under: attacked, f"difference\ngrey: 0\nrange: ±{scale:.3f}": shifted}
+    answers = {clean: clean_predictions, under: attacked_predictions}
+    texts = {
+        name: [_answers(*each, class_names) for each in zip(labels, predictions, strict=True)]
+        for name, predictions in answers.items()
+    }
+    above = [f"true: {class_names[int(label)]}" for label in labels]
+    drawing.write(drawing.gallery(rows, texts, above=above), path)
 
 
 def plot_suite(path: str | os.PathLike, report: Mapping[str, Any], *, threat: str = "") -> None:
@@ -192,14 +184,13 @@ def around(accuracies: Any, intervals: Any) -> np.ndarray:
     return 100 * np.maximum([accuracies - ends[0], ends[1] - accuracies], 0.0)
 
 
-def _caption(axis, label, predictions, class_names):
-    """Each member's class and, for those who cannot see the colour, a mark where it is wrong."""
+def _answers(label, predictions, class_names):
+    """Each member's class, for those who cannot see the colour with a mark; are all right?"""
     words = [
         f"{class_names[int(prediction)]} {'✓' if prediction == label else '✗'}"
         for prediction in predictions
     ]
-    right = bool(np.all(predictions == label))
-    axis.set_xlabel("\n".join(words), fontsize=7, color=drawing.RIGHT if right else drawing.WRONG)
+    return "\n".join(words), bool(np.all(predictions == label))
 
 
 def _check_shapes(images, attacked, labels, clean_predictions, attacked_predictions):

@@ -47,8 +47,8 @@ def drawn(monkeypatch):
     return saved
 
 
-def picture(axis):
-    return np.asarray(axis.get_images()[0].get_array())
+def pictures(axis):
+    return np.stack([np.asarray(image.get_array()) for image in axis.get_images()])
 
 
 def lines(axis):
@@ -101,40 +101,49 @@ def test_weights_draw_one_panel_for_each_run_and_one_line_for_each_member(tmp_pa
 def test_attacks_show_clean_attacked_and_the_scaled_difference(tmp_path, drawn, num_channels):
     images, attacked, *rest = examples(num_channels)
     reporting.plot_attacks(tmp_path / "attacks.png", images, attacked, *rest, NAMES)
-    axes = np.reshape(drawn[0].axes, (3, 3))
-    for n in range(3):
-        np.testing.assert_allclose(picture(axes[0, n])[..., :1], images[n][..., :1], atol=1e-6)
-        np.testing.assert_allclose(picture(axes[1, n])[..., :1], attacked[n][..., :1], atol=1e-6)
-        assert axes[0, n].get_title() == f"true: {NAMES[n]}"
+    (axis,) = drawn[0].axes
+    shown = np.reshape(pictures(axis), (3, 3, 4, 4, 3))
+    np.testing.assert_allclose(shown[0, ..., :1], images[..., :1], atol=1e-6)
+    np.testing.assert_allclose(shown[1, ..., :1], attacked[..., :1], atol=1e-6)
     difference = np.full((3, 4, 4), 0.5)
     difference[0, 1, 2] = 1.0
     difference[2, 0, 0] = 0.25
-    for n in range(3):
-        np.testing.assert_allclose(picture(axes[2, n])[..., 0], difference[n], atol=1e-6)
-    assert "±0.100" in axes[2, 0].get_ylabel()
-    assert [axis.get_ylabel().split("\n")[0] for axis in axes[:, 0]] == [
-        "clean",
-        "attacked",
-        "difference",
-    ]
+    np.testing.assert_allclose(shown[2, ..., 0], difference, atol=1e-6)
+    assert [label.get_text() for label in axis.get_xticklabels()] == [f"true: {n}" for n in NAMES]
+    rows = [label.get_text() for label in axis.get_yticklabels()]
+    assert [row.split("\n")[0] for row in rows] == ["clean", "attacked", "difference"]
+    assert "±0.100" in rows[2]
+
+
+def test_rows_of_pictures_do_not_overlap_and_each_text_stands_under_its_own(tmp_path, drawn):
+    reporting.plot_attacks(tmp_path / "attacks.png", *examples(), NAMES)
+    (axis,) = drawn[0].axes
+    extents = [image.get_extent() for image in axis.get_images()]
+    for n, (left, right, bottom, top) in enumerate(extents):
+        assert right - left == pytest.approx(1) and bottom - top == pytest.approx(1)
+        if n % 3:
+            assert left > extents[n - 1][1]
+        if n >= 3:
+            assert top > extents[n - 3][2] + 0.2
+        if n < 6:
+            x, y = axis.texts[n].get_position()
+            assert x == pytest.approx((left + right) / 2) and bottom < y < bottom + 0.1
 
 
 def test_under_each_image_stands_what_the_members_say_with_a_mark_for_errors(tmp_path, drawn):
     reporting.plot_attacks(tmp_path / "attacks.png", *examples(), NAMES)
-    axes = np.reshape(drawn[0].axes, (3, 3))
-    assert [axis.get_xlabel() for axis in axes[0]] == [
-        "cat ✓\ncat ✓",
-        "dog ✓\ndog ✓",
-        "ship ✓\nship ✓",
-    ]
-    assert axes[1, 1].get_xlabel() == "dog ✓\nship ✗"
-    assert [axis.get_xlabel() for axis in axes[2]] == ["", "", ""]
+    texts = [text.get_text() for text in drawn[0].axes[0].texts]
+    assert texts[:3] == ["cat ✓\ncat ✓", "dog ✓\ndog ✓", "ship ✓\nship ✓"]
+    assert texts[4] == "dog ✓\nship ✗"
+    assert len(texts) == 6
+    colors = [text.get_color() for text in drawn[0].axes[0].texts]
+    assert colors[0] == drawing.RIGHT and colors[4] == drawing.WRONG
 
 
 def test_an_attack_that_changes_nothing_is_grey(tmp_path, drawn):
     images, _, *rest = examples()
     reporting.plot_attacks(tmp_path / "attacks.png", images, images, *rest, NAMES)
-    assert np.all(np.asarray(drawn[0].axes[6].get_images()[0].get_array()) == 0.5)
+    assert np.all(pictures(drawn[0].axes[0])[6:] == 0.5)
 
 
 def test_one_example_is_enough(tmp_path):
