@@ -5,40 +5,51 @@ import os
 import pathlib
 import socket
 import sys
+from typing import NamedTuple
 
-import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 
-from mixjax import attacks, defenses, models, parallel, threats
+from mixjax import parallel
 
 NUM_STEPS = 4
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def defense(data_axis=None, member_axis=None):
-    return defenses.mixture(
-        models.linear(3, input_shape=(2, 3, 1)),
-        optax.sgd(0.2, momentum=0.9),
-        threats.linf(0.1),
-        functools.partial(attacks.pgd, num_steps=1, step_size=0.07),
-        num_members=2,
-        num_model_steps=1,
-        weighing=defenses.oracle_weighing(num_steps=2),
-        data_axis=data_axis,
-        member_axis=member_axis,
-    )
+class State(NamedTuple):
+    """Two members' variables `[2, 3]`, and what all of them sum up to."""
+
+    variables: jax.Array
+    total: jax.Array
+
+
+def start():
+    return State(np.float32([[1.0, 0.0, 2.0], [0.0, 3.0, 0.5]]), np.zeros((), np.float32))
 
 
 def data():
     random = np.random.default_rng(0)
-    return random.integers(0, 256, (8, 2, 3, 1), np.uint8), random.integers(0, 3, 8)
+    return random.normal(size=(8, 3)).astype(np.float32), np.arange(8, dtype=np.float32)
 
 
-def step(defense, data_axis, state, data):
-    images, labels = parallel.local_share(data, data_axis)
-    return defense.step(state, images.astype(np.float32) / 255, labels)
+def step(state, data, member_axis=None):
+    """Every member goes half of the way to its mean over the whole batch."""
+    images, labels = parallel.local_share(data, "data")
+    signs = jnp.sign(labels[:, None] - 3.5 + state.variables.sum(axis=1)[None])  # [B, L]
+    means = jax.lax.pmean(signs.T @ images / len(images), "data")
+    variables = (state.variables + means) / 2
+    total = jnp.sum(variables)
+    return State(variables, jax.lax.psum(total, member_axis) if member_axis else total), ()
+
+
+def expected():
+    """The same on the whole batch, in NumPy."""
+    (images, labels), (variables, _) = data(), start()
+    for _ in range(NUM_STEPS):
+        signs = np.sign(labels[:, None] - 3.5 + variables.sum(axis=1))
+        variables = (variables + signs.T @ images / len(images)) / 2
+    return State(variables, variables.sum())
 
 
 def after_steps(step, state, data):
@@ -47,27 +58,19 @@ def after_steps(step, state, data):
     return state
 
 
-def leaves(state):
-    """The state as NumPy arrays, its key left out."""
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(state._replace(key=()))]
-
-
 def under_pmap():
-    state = parallel.replicate(defense().init(jax.random.key(0)))
-    pmapped = parallel.pmap_step(functools.partial(step, defense("data"), "data"))
-    return after_steps(pmapped, state, parallel.replicate(data()))
+    return after_steps(
+        parallel.pmap_step(step), parallel.replicate(start()), parallel.replicate(data())
+    )
 
 
 def on_a_mesh():
     """Members of one process, and a state that no process holds entirely until the end."""
     mesh = parallel.mesh(2)
-    state = defense().init(jax.random.key(0))
-    spec = parallel.state_spec(state, defenses.MEMBER_FIELDS)
-    sharded = parallel.shard_step(
-        functools.partial(step, defense("data", "member"), "data"), mesh, spec
-    )
-    state = after_steps(sharded, parallel.place(state, mesh, spec), parallel.place(data(), mesh))
-    assert not jax.tree.leaves(state.variables)[0].is_fully_addressable
+    spec = parallel.state_spec(start(), ("variables",))
+    sharded = parallel.shard_step(functools.partial(step, member_axis="member"), mesh, spec)
+    state = after_steps(sharded, parallel.place(start(), mesh, spec), parallel.place(data(), mesh))
+    assert not state.variables.is_fully_addressable
     return parallel.place(state, mesh)
 
 
@@ -100,25 +103,22 @@ def run_processes(children, folder, num_processes=2):
     return [dict(np.load(folder / f"{i}.npz")) for i in range(num_processes)]
 
 
-def test_two_processes_on_loopback_train_what_one_device_trains(children, tmp_path):
-    results = run_processes(children, tmp_path)
-    with jax.default_device(jax.devices("cpu")[0]):
-        alone = jax.jit(functools.partial(step, defense(), None))
-        expected = leaves(after_steps(alone, defense().init(jax.random.key(0)), data()))
+def test_two_processes_on_loopback_compute_what_one_does(children, tmp_path):
+    results, want = run_processes(children, tmp_path), expected()
     for process, result in enumerate(results):
         assert result["is_main"] == (process == 0)
         for kind in ("pmap", "mesh"):
-            found = [result[f"{kind}{i}"] for i in range(len(expected))]
-            chex.assert_trees_all_close(found, expected, atol=1e-5)
+            for name, values in want._asdict().items():
+                np.testing.assert_allclose(result[f"{kind}_{name}"], values, rtol=1e-5)
 
 
 def main(address, num_processes, process_id, folder):
     parallel.initialize(address, int(num_processes), int(process_id))
     assert jax.device_count() == 2 * int(num_processes)
     arrays = {
-        f"{kind}{i}": leaf
+        f"{kind}_{name}": np.asarray(values)
         for kind, state in (("pmap", under_pmap()), ("mesh", on_a_mesh()))
-        for i, leaf in enumerate(leaves(state))
+        for name, values in state._asdict().items()
     }
     np.savez(pathlib.Path(folder) / f"{process_id}.npz", is_main=parallel.is_main(), **arrays)
 

@@ -299,6 +299,17 @@ def test_the_projection_depends_on_differences_alone(height):
     np.testing.assert_allclose(found, [0.75, 0.25], rtol=1e-6)
 
 
+@pytest.mark.parametrize("num_equal", [3, 7])
+def test_equal_values_share_the_simplex_however_far_from_it_they_are(num_equal):
+    """Projected as they are, most of these would end with weights whose sum is not 1."""
+    heights = np.random.default_rng(0).uniform(-1, 1, (4, 25)) * [[1e6], [1e7], [1e9], [1e30]]
+    values = np.repeat(np.float32(heights).reshape(100, 1), num_equal + 1, axis=1)
+    values[:, 2] -= np.maximum(abs(values[:, 2]), 1)  # and one far below
+    found = jax.jit(jax.vmap(_tables.project))(values)
+    want = np.where(np.arange(num_equal + 1) == 2, 0, np.float32(1 / num_equal))
+    np.testing.assert_allclose(found, np.tile(want, (100, 1)), atol=1e-6)
+
+
 def test_what_an_example_costs_in_any_case_moves_no_weights():
     """The same steps with and without 1e6 on one example, and risks higher by its mean."""
     losses = np.float32(np.random.default_rng(5).integers(64, size=(4, 3, 3)) / 64)
