@@ -31,10 +31,13 @@ def close(actual, expected, tolerance=1e-4):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * float(abs(b).max()))
 
 
-def arrays(key, kernel=(3, 2), batch=2, image=(7, 9), features=(3, 4)):
-    keys = jax.random.split(key)
-    x = jax.random.normal(keys[0], (batch, *image, features[0]))
-    return x, jax.random.normal(keys[1], (*kernel, *features))
+def arrays(kernel=(3, 2), batch=2, image=(7, 9), features=(3, 4)):
+    return drawn((batch, *image, features[0]), (*kernel, *features))
+
+
+def drawn(*shapes):
+    random = np.random.default_rng(0)
+    return [random.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
 def bind(convolution, strides=(2, 1), padding=((1, 2), (0, 1))):
@@ -60,11 +63,11 @@ def bilinear(name, convolution, x, w):
 
 @pytest.mark.parametrize("cores", [1, 2])
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
-def test_value_and_derivatives_of_three_orders_are_those_of_lax(key, window, cores, monkeypatch):
+def test_value_and_derivatives_of_three_orders_are_those_of_lax(window, cores, monkeypatch):
     monkeypatch.setattr(conv, "cores", lambda: cores)
     monkeypatch.setattr(conv, "_FEWEST_FOR_EIGEN", 0)
     kernel, strides, padding = window
-    x, w = arrays(key, kernel)
+    x, w = arrays(kernel)
 
     @jax.jit
     def everything(x, w):
@@ -119,19 +122,21 @@ def all_orders(f, x, w):
 
 @pytest.mark.parametrize("axes", MAPPED, ids=str)
 @pytest.mark.parametrize("name", MAPS)
-def test_mapped_over_either_argument_or_both_it_equals_a_loop(key, name, axes):
-    x, w = arrays(key)
+def test_mapped_over_either_argument_or_both_it_equals_a_loop(name, axes):
+    x, w = arrays()
     f, shapes = bilinear(name, conv.unrolled, x, w)
     reference, _ = bilinear(name, conv.grouped, x, w)
     size = 3
-    arguments = [
-        jax.random.normal(k, shape if axis is None else (*shape[:axis], size, *shape[axis:]))
-        for k, shape, axis in zip(jax.random.split(key), shapes, axes, strict=True)
-    ]
+    arguments = drawn(
+        *(
+            shape if axis is None else (*shape[:axis], size, *shape[axis:])
+            for shape, axis in zip(shapes, axes, strict=True)
+        )
+    )
 
     def element(i):
         return [
-            a if axis is None else jnp.take(a, i, axis)
+            a if axis is None else np.take(a, i, axis)
             for a, axis in zip(arguments, axes, strict=True)
         ]
 
@@ -145,17 +150,12 @@ def test_mapped_over_either_argument_or_both_it_equals_a_loop(key, name, axes):
 
 @pytest.mark.parametrize("route", [conv.unrolled, conv.scanned], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("name", MAPS)
-def test_examples_around_members_and_members_around_examples(key, name, route):
+def test_examples_around_members_and_members_around_examples(name, route):
     """Three examples each of the first argument, two members each of both."""
-    x, w = arrays(key)
+    x, w = arrays()
     f, shapes = bilinear(name, route, x, w)
     reference, _ = bilinear(name, conv.grouped, x, w)
-    first, second = (
-        jax.random.normal(k, shape)
-        for k, shape in zip(
-            jax.random.split(key), [(3, 2, *shapes[0]), (2, *shapes[1])], strict=True
-        )
-    )
+    first, second = drawn((3, 2, *shapes[0]), (2, *shapes[1]))
     members_inside = jax.vmap(jax.vmap(f), (0, None))
     members_outside = jax.vmap(jax.vmap(f, (0, None)), (1, 0), 1)
 
@@ -171,10 +171,10 @@ def test_examples_around_members_and_members_around_examples(key, name, route):
 
 
 @pytest.mark.parametrize("batch", [5, 6])
-def test_kernel_gradient_of_a_batch_too_large_for_the_cache(key, batch):
+def test_kernel_gradient_of_a_batch_too_large_for_the_cache(batch):
     """32 x 32 pixels: parts of two examples, or of one where the batch is odd."""
-    x, w = arrays(key, (3, 3), batch, (32, 32), (2, 3))
-    y = jax.random.normal(key, (batch, 32, 32, 3))
+    x, w = arrays((3, 3), batch, (32, 32), (2, 3))
+    (y,) = drawn((batch, 32, 32, 3))
 
     def gradient(convolution):
         f = bind(convolution, (1, 1), "SAME")
@@ -194,10 +194,10 @@ def test_kernel_gradient_of_a_batch_too_large_for_the_cache(key, batch):
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_everything_else_is_left_to_lax(key, settings):
+def test_everything_else_is_left_to_lax(settings):
     features = 1 if "feature_group_count" in settings else 3
-    x, _ = arrays(key)
-    w = jax.random.normal(key, (3, 2, features, 6))
+    x, _ = arrays()
+    (w,) = drawn((3, 2, features, 6))
     settings = {"dimension_numbers": LAYOUT, **settings}
     actual = conv.unrolled(x, w, (1, 2), ((1, 0), (2, 1)), **settings)
     expected = lax.conv_general_dilated(x, w, (1, 2), ((1, 0), (2, 1)), **settings)
@@ -205,10 +205,14 @@ def test_everything_else_is_left_to_lax(key, settings):
     np.testing.assert_array_equal(actual, expected)
 
 
-def test_bfloat16_stays_bfloat16_in_all_three_maps(key):
-    x, w = (a.astype(jnp.bfloat16) for a in arrays(key))
-    y, pullback = jax.vjp(bind(conv.unrolled), x, w)
-    assert {a.dtype for a in (y, *pullback(y))} == {jnp.dtype(jnp.bfloat16)}
+def test_bfloat16_stays_bfloat16_in_all_three_maps():
+    x, w = (a.astype(jnp.bfloat16) for a in arrays())
+
+    def maps(x, w):
+        y, pullback = jax.vjp(bind(conv.unrolled), x, w)
+        return y, *pullback(y)
+
+    assert {a.dtype for a in jax.jit(maps)(x, w)} == {jnp.dtype(jnp.bfloat16)}
     asked = conv.unrolled(
         x, w, (1, 1), "SAME", dimension_numbers=LAYOUT, preferred_element_type=jnp.float32
     )
@@ -216,30 +220,27 @@ def test_bfloat16_stays_bfloat16_in_all_three_maps(key):
 
 
 def test_flax_takes_it_as_its_convolution(key):
-    x, _ = arrays(key)
+    x, _ = arrays()
     own = nn.Conv(4, (3, 2), (2, 1), conv_general_dilated=conv.unrolled)
-    variables = own.init(key, x)
-    close(own.apply(variables, x), nn.Conv(4, (3, 2), (2, 1)).apply(variables, x))
+    variables = jax.jit(own.init)(key, x)
+    close(*jax.jit(lambda: [c.apply(variables, x) for c in (own, nn.Conv(4, (3, 2), (2, 1)))])())
 
 
-def test_a_batch_without_examples_gives_none(key):
-    _, w = arrays(key)
+def test_a_batch_without_examples_gives_none():
+    _, w = arrays()
     assert bind(conv.unrolled)(jnp.zeros((0, 7, 9, 3)), w).shape == (0, 4, 9, 4)
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_the_slopes_of_each_map_are_those_of_finite_differences(key, name):
+def test_the_slopes_of_each_map_are_those_of_finite_differences(name):
     """Of first and second order, forwards and backwards."""
-    f, shapes = bilinear(name, conv.unrolled, *arrays(key, image=(4, 3), features=(2, 1)))
-    arguments = [
-        jax.random.normal(k, s) for k, s in zip(jax.random.split(key), shapes, strict=True)
-    ]
-    chex.assert_numerical_grads(f, arguments, order=2, rtol=0.01)
+    f, shapes = bilinear(name, conv.unrolled, *arrays(image=(4, 3), features=(2, 1)))
+    chex.assert_numerical_grads(jax.jit(f), drawn(*shapes), order=2, rtol=0.01)
 
 
 class Variants(chex.TestCase):
     @chex.all_variants
     def test_compiled_or_not_on_any_device_it_is_that_of_lax(self):
-        x, w = arrays(jax.random.key(0))
+        x, w = arrays()
         actual = self.variant(bind(conv.unrolled))(x, w)
         close(actual, bind(conv.grouped)(x, w))
