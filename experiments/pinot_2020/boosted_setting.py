@@ -1,6 +1,7 @@
 """What is trained one after another: a config; the networks, optimisers and attacks it means."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -102,20 +103,33 @@ def load(setting: Setting) -> data.Dataset:
 def network(setting: Setting, dataset: data.Dataset) -> Model:
     """The architecture of a member."""
     height, width, channels = dataset.image_shape
-    shape, num_classes = (height, width, channels), dataset.num_classes
-    if setting.model == "linear":
-        return models.linear(num_classes, input_shape=shape)
-    dtype = jnp.dtype(setting.dtype)
-    if setting.model == "wide_resnet_28_10":
+    return _network(
+        setting.model,
+        dataset.num_classes,
+        (height, width, channels),
+        setting.width,
+        setting.dropout,
+        setting.negative_slope,
+        setting.dtype,
+    )
+
+
+# Remembered: what is compiled for one member serves all others of its architecture.
+@functools.cache
+def _network(name, num_classes, input_shape, width, dropout, negative_slope, dtype):
+    if name == "linear":
+        return models.linear(num_classes, input_shape=input_shape)
+    dtype = jnp.dtype(dtype)
+    if name == "wide_resnet_28_10":
         return models.wide_resnet_28_10(
             num_classes,
-            dropout=setting.dropout,
-            negative_slope=setting.negative_slope,
-            input_shape=shape,
+            dropout=dropout,
+            negative_slope=negative_slope,
+            input_shape=input_shape,
             dtype=dtype,
         )
-    make = {"small_resnet": models.small_resnet, "resnet18": models.resnet18}[setting.model]
-    return make(num_classes, setting.width, input_shape=shape, dtype=dtype)
+    make = {"small_resnet": models.small_resnet, "resnet18": models.resnet18}[name]
+    return make(num_classes, width, input_shape=input_shape, dtype=dtype)
 
 
 def plan(setting: Setting, dataset: data.Dataset) -> Plan:

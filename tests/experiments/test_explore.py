@@ -17,7 +17,7 @@ from experiments import cifar10_mixture, explore
 from experiments.meunier_2021.algorithm import build
 from experiments.meunier_2021.training import restore
 from experiments.run import reading
-from mixjax import attacks, data, losses, threats
+from mixjax import attacks, data, evaluation, losses, reporting, threats
 
 # A linear model on digits: the run that is explored takes seconds.
 TINY = (
@@ -49,16 +49,39 @@ class Page(html.parser.HTMLParser):
             self.content += data
 
 
+def one_step(threat, names, number):
+    """Compiles fast, in the place of attacks that have tests of their own."""
+    return evaluation.Attack(names, 1, attacks.fgsm, threat, (0.0, 1.0), number)
+
+
+def quick_attacks(threat, budget, attack_suite=evaluation.attack_suite):
+    """PGD, and one step under the names of all others."""
+    baseline, *others = attack_suite(threat, budget)
+    return baseline, *(one_step(threat, each.names, each.number) for each in others)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
+    """A run, without the attacks and figures that its own tests look at."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    cifar10_mixture.main([*TINY, "--run-dir", str(folder)])
+
+    def pgd_attacks(threat, num_runs, **settings):
+        return (one_step(threat, ("pgd_expected_loss",) * num_runs, 0),)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "pgd_attacks", pgd_attacks)
+        patch.setattr(cifar10_mixture, "draw_attacks", lambda *told: None)
+        for name in ("plot_curves", "plot_weights"):
+            patch.setattr(reporting, name, lambda path, *told, **settings: path.touch())
+        cifar10_mixture.main([*TINY, "--run-dir", str(folder)])
     return folder
 
 
 @pytest.fixture(scope="module")
 def page(finished):
-    explore.main(["--run-dir", str(finished), *SMALL])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "attack_suite", quick_attacks)
+        explore.main(["--run-dir", str(finished), *SMALL])
     return Page((finished / explore.PAGE).read_text(encoding="utf-8"))
 
 
@@ -211,7 +234,8 @@ def test_the_best_point_of_the_ascent_is_that_of_pgd_without_random_start(key):
     def loss_fn(x):
         return losses.expected(losses.cross_entropy, logits_fn(x), label, weights)
 
-    for threat in (threats.linf(0.2), threats.l2(0.3)):
+    @jax.jit
+    def both(threat):
         points, seen = explore.ascent_path(threat, logits_fn, weights, x, label, num_steps=6)
         best, info = attacks.pgd(
             key,
@@ -222,12 +246,16 @@ def test_the_best_point_of_the_ascent_is_that_of_pgd_without_random_start(key):
             step_size=threat.step_size(6),
             random_start=False,
         )
-        values = jax.vmap(loss_fn)(points)
+        lengths = jax.vmap(threat.norm)(points - x[None])
+        return points, seen, best, info.loss, jax.vmap(loss_fn)(points), lengths
+
+    for threat in (threats.linf(0.2), threats.l2(0.3)):
+        points, seen, best, loss, values, lengths = jax.device_get(both(threat))
         assert len(points) == 7 and np.array_equal(points[0], x)
-        assert float(values.max()) == pytest.approx(float(info.loss), rel=1e-6)
+        assert values.max() == pytest.approx(loss, rel=1e-6)
         np.testing.assert_allclose(points[values.argmax()], best, atol=1e-6)
         assert seen["margins"].shape == (7, 2)
-        np.testing.assert_allclose(seen["radius"], jax.vmap(threat.norm)(points - x[None]))
+        np.testing.assert_allclose(seen["radius"], lengths, rtol=1e-6)
 
 
 def test_no_text_can_end_the_script_that_holds_it():
@@ -265,10 +293,12 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, message, finished, capsys)
 
 
 def test_a_page_that_is_too_large_is_refused_and_not_written(
-    page, finished, capsys, tmp_path, monkeypatch
+    page, content, finished, capsys, tmp_path, monkeypatch
 ):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(explore.PAGE))
+    found = {name: content[name] for name in ("attacks", "curves", "images")}
+    monkeypatch.setattr(explore, "explored", lambda *told: found)
     monkeypatch.setattr(explore, "MAX_BYTES", 10_000)
     with pytest.raises(SystemExit):
         explore.main(["--run-dir", str(folder), *SMALL])

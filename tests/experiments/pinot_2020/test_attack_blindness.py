@@ -22,8 +22,20 @@ TRAINED = "boosted pair on digits"
 
 
 def all_that_is_shown(threat, budget, attack_suite=evaluation.attack_suite):
-    """PGD, AutoPGD, ARC and the lattice climber: no figure shows the black-box attack."""
-    return attack_suite(threat, budget)[:4]
+    """ARC, and one step under the names of AutoPGD and the lattice climber, for the figure."""
+    _, auto_pgd, arc, climber, *_ = attack_suite(threat, budget)
+
+    def one_step(attack):
+        settings = threat, (0.0, 1.0), attack.number
+        return evaluation.Attack(attack.names, 1, attacks.fgsm, *settings)
+
+    return one_step(auto_pgd), arc, one_step(climber)
+
+
+def untrained(config, dataset):
+    """In the place of the pair, whose training has a test of its own: as compiled already."""
+    weights = np.array([1 - config.alpha, config.alpha])
+    return blindness.linear_mixture(config, "steep")._replace(weights=weights, optimum=None)
 
 
 def linear(num_classes, width, *, input_shape):
@@ -37,7 +49,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(attack_blindness.BUDGETS, "quick", BUDGET)
         patch.setattr(evaluation, "attack_suite", all_that_is_shown)
-        patch.setattr(models, "small_resnet", linear)
+        patch.setattr(attack_blindness, "boosted_pair", untrained)
         attack_blindness.main([*TINY, "--run-dir", str(folder)])
     return folder
 
@@ -105,7 +117,7 @@ def test_a_run_leaves_checked_results_a_figure_and_a_report(finished):
     }
     result = reporting.read_result(finished)
     assert result["weights"] == pytest.approx([0.9, 0.1])
-    assert (result["num_examples"], result["config"]["budget"]) == (20, "quick")
+    assert (result["num_examples"], result["config"]["budget"]) == (40, "quick")
     report = (finished / "report.md").read_text()
     assert "blindness.png" in report
     for name in (*results_of(finished), "exact optimum", "pgd_averaged_logits"):

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.pinot_2020 import boosted_table
 from experiments.pinot_2020.boosted_table import Config, affordable
-from mixjax import evaluation
+from mixjax import attacks, evaluation
 
 TINY = (
     "--model linear --epochs 2 --validations 1 --batch-size 400 --learning-rate 0.05 "
@@ -17,9 +17,12 @@ TINY = (
 
 
 def few_attacks(threat, budget, attack_suite=evaluation.attack_suite):
-    """Those that compile fast, one of them for the double oracle's attacker."""
-    names = ("pgd_expected_loss", "square")
-    return tuple(each for each in attack_suite(threat, budget) if each.names[0] in names)
+    """One step under both names, that compiles fast; one of them is the double oracle's own."""
+    return tuple(
+        evaluation.Attack(each.names, 1, attacks.fgsm, threat, (0.0, 1.0), each.number)
+        for each in attack_suite(threat, budget)
+        if each.names[0] in ("pgd_expected_loss", "square")
+    )
 
 
 @pytest.fixture(scope="module")
