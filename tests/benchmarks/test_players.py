@@ -1,6 +1,7 @@
 """The benchmark of steps through gradients of gradients, without PyTorch."""
 
 import argparse
+import functools
 import sys
 
 import jax
@@ -42,6 +43,17 @@ def test_ratios_are_theirs_over_ours_turn_by_turn():
     assert "costs 4.5 (4 to 5) plain ones" in minimax_step.table(found)
 
 
+@functools.cache
+def loss_and_gradient(name):
+    """Of a step of that name."""
+    problem = minimax_step.Problem(FLAGS)
+    defense = problem.defense(name, optax.sgd(1.0), optax.sgd(0.0))
+    state = problem.state(name, defense)
+    new, info = jax.jit(defense.step)(state, problem.images, problem.labels)
+    moved = jax.tree.map(np.subtract, state.variables["params"], new.variables["params"])
+    return np.float32(info[0] + info.penalty), moved
+
+
 class Sides:
     """Stands in for PyTorch: a gradient that is ours times a factor."""
 
@@ -56,12 +68,7 @@ class Sides:
         return jax.tree.map(lambda leaf: self.factor * leaf, found[1])
 
     def __getattr__(self, name):
-        problem = minimax_step.Problem(FLAGS)
-        defense = problem.defense(name, optax.sgd(1.0), optax.sgd(0.0))
-        state = problem.state(name, defense)
-        new, info = jax.jit(defense.step)(state, problem.images, problem.labels)
-        moved = jax.tree.map(np.subtract, state.variables["params"], new.variables["params"])
-        return lambda: (np.float32(info[0] + info.penalty), moved)
+        return lambda: loss_and_gradient(name)
 
 
 @pytest.mark.parametrize(("factor", "message"), [(1.0, None), (1.01, "plain steps differ")])
