@@ -2,6 +2,7 @@
 
 import json
 
+import matplotlib.figure
 import numpy as np
 import pytest
 
@@ -185,7 +186,9 @@ def test_the_numerical_response_finds_the_nearest_point_of_a_circle(penalty):
     np.testing.assert_array_equal(found[2:], x[2:])  # out of reach; wrong already
 
 
-def test_a_run_leaves_figures_and_numbers(tmp_path, capsys):
+def test_a_run_leaves_figures_and_numbers(tmp_path, capsys, monkeypatch):
+    # To lay panels out takes as long as to draw them.
+    monkeypatch.setattr(matplotlib.figure.Figure, "get_layout_engine", lambda figure: None)
     penalized_attackers.main([*TINY, "--run-dir", str(tmp_path / "run")])
     assert "theorem 2" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "run").iterdir()}
