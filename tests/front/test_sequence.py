@@ -79,19 +79,19 @@ def train(folder, first=None, following=None, num_members=3, **settings):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("whole"))
+    return train(tmp_path_factory.mktemp("whole"), num_members=5)
 
 
 def test_the_weights_of_each_round_are_kept_in_the_order_of_training(whole):
-    assert [len(each) for each in whole.weights] == [1, 2, 3]
-    np.testing.assert_allclose(whole.weights[-1], [0.64, 0.16, 0.2], rtol=1e-6)
+    assert [len(each) for each in whole.weights] == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose(whole.weights[-1], [0.4096, 0.1024, 0.128, 0.16, 0.2], rtol=1e-6)
     assert whole.stopped == ""
     assert jax.eval_shape(whole.logits_fn(2), jnp.zeros(SHAPE)).shape == (2, C)
     kernels = [jax.tree.leaves(member)[1] for member in whole.members]
     assert min(np.abs(a - b).max() for a, b in zip(kernels, kernels[1:], strict=False)) > 0.01
 
 
-def test_stopped_in_the_middle_of_the_third_of_three_it_goes_on_to_the_same_numbers(
+def test_stopped_in_the_middle_of_the_third_of_five_it_goes_on_to_the_same_numbers(
     tmp_path, monkeypatch, whole
 ):
     save, saved = loop.checkpoint.save, []
@@ -104,10 +104,10 @@ def test_stopped_in_the_middle_of_the_third_of_three_it_goes_on_to_the_same_numb
 
     monkeypatch.setattr(loop.checkpoint, "save", save_and_stop)
     with pytest.raises(Stopped):
-        train(tmp_path)
+        train(tmp_path, num_members=5)
     assert saved == [2, 4, 2, 4, 2]
-    again = train(tmp_path)
-    assert saved[5:] == [4]  # nothing of what was done is done again
+    again = train(tmp_path, num_members=5)
+    assert saved[5:] == [4, 2, 4, 2, 4]  # nothing of what was done is done again
     chex.assert_trees_all_equal(again.members, whole.members)
     chex.assert_trees_all_equal(again.weights, whole.weights)
 
