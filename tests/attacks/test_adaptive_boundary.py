@@ -255,6 +255,9 @@ def test_a_network_without_a_gradient_is_told_of(key):
     def flat(x):
         return jnp.stack([1.0 + 0.0 * x[0], 0.0 * x[0], -jnp.inf + 0.0 * x[0]])[None]
 
+    def masked(x):  # a slope, and none towards the class that is never answered
+        return jnp.stack([1.0 + x[0], 0.5 * x[0], jnp.where(x[0] > 9, x[0], -jnp.inf)])[None]
+
     x, threat = np.float32([0.5, 0.5]), threats.linf(0.2)
 
     @jax.jit
@@ -263,9 +266,10 @@ def test_a_network_without_a_gradient_is_told_of(key):
         return (
             attacks.fab(key, flat, WHOLE, x, 0, threat, num_steps=3),
             attacks.fab_targeted(key, flat, WHOLE, x, 0, targets, threat, num_steps=3),
+            attacks.fab_targeted(key, masked, WHOLE, x, 0, targets[1:], threat, num_steps=3),
         )
 
-    for (x_adv, info), num_runs in zip(attack(), (1, 2), strict=True):
+    for (x_adv, info), num_runs in zip(attack(), (1, 2, 1), strict=True):
         assert info.num_zero_gradients == 3 * num_runs
         assert not info.found and info.accuracy == 1 and np.isinf(info.norm)
         np.testing.assert_array_equal(x_adv, x)

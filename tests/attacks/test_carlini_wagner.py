@@ -444,6 +444,10 @@ def test_features_have_bounds_of_their_own_or_none():
     assert np.all(info.found) and np.all((x_adv >= low) & (x_adv <= high))
     np.testing.assert_allclose(x_adv[0], want, atol=0.02)
     np.testing.assert_allclose(info.norm, norms_of(want, x), rtol=0.01)
+    # Without the closing steps, which start from any point that fools, the descent gets as near.
+    x_adv, info = run(slope[None], [2.5], x[None], bounds=(low, high), num_closing_steps=0)
+    assert np.all(info.found) and np.all((x_adv >= low) & (x_adv <= high))
+    np.testing.assert_allclose(info.norm, norms_of(want, x), rtol=0.05)
 
 
 def test_without_any_bounds_the_least_norm_is_the_margin_over_that_of_the_slope():

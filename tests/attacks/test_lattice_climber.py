@@ -66,6 +66,13 @@ def test_a_member_out_of_reach_is_left_out_and_the_next_one_tried(key):
     assert fooled.tolist() == [True, False, True]
 
 
+def test_a_member_left_out_pulls_no_longer(key):
+    """The heaviest is out of reach and pulls away from the second, as strongly as that one."""
+    normals, margins = normals_of([1, 0, 0], [-1, 0, 0], [0, 1, 0]), np.float32([5.0, 0.15, 5.0])
+    fooled, _ = climber(1)(key, normals, margins, WEIGHTS)
+    assert fooled.tolist() == [False, True, False]
+
+
 def smallest_norm(normals, margins, members):
     free = np.ones(normals.shape[1])
     return linear_game.smallest_l2(normals[members], -margins[members], -free, free)
