@@ -20,7 +20,9 @@ with (place / 'starts').open('a') as starts:
 (place / 'config.json').write_text('{}')
 if len((place / 'starts').read_text().splitlines()) < int(sys.argv[1]):
     raise SystemExit(3)
-(place / 'result.json').write_text(json.dumps({'n': sys.argv[1]}))
+command = ' '.join(['python -m own_program', *sys.argv[1:]])
+result = {'n': sys.argv[1], 'provenance': {'command': command}}
+(place / 'result.json').write_text(json.dumps(result))
 """
 
 
@@ -54,7 +56,7 @@ def test_what_fails_holds_up_nobody_and_goes_on_next_time(started, tmp_path, cap
     starts = (tmp_path / "queue" / "second" / "starts").read_text().splitlines()
     assert [line.endswith("--resume") for line in starts] == [False, True]
     assert len((tmp_path / "queue" / "first" / "starts").read_text().splitlines()) == 1
-    assert json.loads((tmp_path / "kept" / "second.json").read_text()) == {"n": "2"}
+    assert json.loads((tmp_path / "kept" / "second.json").read_text())["n"] == "2"
 
 
 def test_its_state_starts_nothing(started, tmp_path, capsys):
@@ -66,6 +68,18 @@ def test_its_state_starts_nothing(started, tmp_path, capsys):
 def test_as_many_as_asked_for(started, tmp_path):
     started("--most", "1", "--only", "t")
     assert [path.stem for path in (tmp_path / "kept").iterdir()] == ["third"]
+
+
+def test_what_a_program_of_an_old_name_made_is_done_again(started, tmp_path, capsys):
+    (tmp_path / "kept").mkdir()
+    for name, module in (("first", "old_program"), ("second", "own_program")):
+        result = {"provenance": {"command": f"python -m {module} 1"}}
+        (tmp_path / "kept" / f"{name}.json").write_text(json.dumps(result))
+    started("--state")
+    assert capsys.readouterr().out.strip() == "1 of 3 done; next first; about 4 h left"
+    started("--most", "1")
+    assert "own_program" in (tmp_path / "kept" / "first.json").read_text()
+    assert not (tmp_path / "kept" / "third.json").exists()
 
 
 def test_a_name_that_none_has_is_refused(started, capsys):
