@@ -18,7 +18,7 @@ from experiments import page_numbers
 from experiments.hamm_2018 import tables as hamm
 from experiments.meunier_2021 import tables as meunier
 from experiments.pinot_2020 import tables as pinot
-from mixjax import evaluation, files, reporting
+from mixjax import files, reporting
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -79,7 +79,8 @@ def mixtures() -> str:
     """All committed runs of mixtures as Markdown, in the order of their files' names."""
     results, links, of_all_seeds = {}, {}, {}
     for path in sorted(RESULTS.glob("*.json")):
-        if "robust_accuracy" in json.loads(path.read_text()):
+        found = json.loads(path.read_text())
+        if "robust_accuracy" in found and "table_1" not in found:  # of boosting: a table of its own
             result = reporting.read_result(path)
             name = SEED.sub("", path.stem).replace("_", " ") + DAGGER * by_loss(result)
             of_all_seeds.setdefault(name, []).append(result)
@@ -130,15 +131,13 @@ def over_seeds(results: dict[str, list[dict]]) -> str:
                 run["versus_single"]["difference"] for run in runs if "versus_single" in run
             ],
         }
-        cells = [_over(values) if len(values) == len(runs) else "" for values in columns.values()]
+        cells = [
+            pinot.mean_cell(values) if len(values) == len(runs) else ""
+            for values in columns.values()
+        ]
         rows[name] = [str(len(runs)), *cells]
     head = ["seeds", "clean %", "robust %", "robust minus that of the single classifier %"]
     return reporting.rate_table("mean over seeds (95 % interval)", head, rows) if rows else ""
-
-
-def _over(values):
-    mean, (low, high) = evaluation.over_seeds(values)
-    return f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def speed() -> str:
@@ -214,6 +213,7 @@ def _spread(ratio):
 SECTIONS = (
     ("Mixtures and single classifiers under attack", _ROBUSTNESS, mixtures),
     ("Attacks that see the members", pinot.BLINDNESS, pinot.blindness),
+    ("Members one after another", pinot.MEMBERS, pinot.members),
     ("Games in the plane", meunier.INTRODUCTION, meunier.tables),
     ("Penalised attackers", pinot.PENALTIES, pinot.penalties),
     ("Machine vs machine", _GAMES_WITH_NETWORKS, hamm.table),

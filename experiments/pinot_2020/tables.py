@@ -1,9 +1,11 @@
-"""The tables of Pinot et al. 2020 in `RESULTS.md`: blind attacks, and theorems 1 and 2."""
+"""The tables of Pinot et al. 2020 in `RESULTS.md`: blind attacks, two theorems, boosted members."""
 
 import json
 import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from mixjax import reporting
+from mixjax import evaluation, reporting
 
 RESULTS = pathlib.Path(__file__).resolve().parents[2] / "results"
 BLINDNESS = """\
@@ -20,6 +22,107 @@ PENALTIES = """\
 - Theorem 2: inside its interval of weights the mixture has less risk than its first classifier.
 - Where its condition fails, there may be no gain.
 """
+
+MEMBERS = """\
+- Mixtures of three members and one network, all at one training cost, in passes through single
+  networks; an answer of the mixture costs one pass, one of the average three.
+- Mean over the seeds, in brackets its 95 % interval; each seed's examples are the same.
+- The suite has the same number of runs in every row. *Lower bound*: what the members keep alone.
+- *Minus one network*: the difference of what the suite leaves, seed by seed.
+- BAT against the number of members n: under PGD on the expected loss, which does not see the
+  members, and under the suite.
+"""
+TABLES = (  # of `experiments.queue`
+    "members_table_digits",
+    "members_table_digits_standard",
+    "members_table_mnist",
+    "members_table_cifar10_width_16",
+)
+PARTS = {  # of a row of `boosted_table`
+    "clean": lambda row: row["clean_accuracy"],
+    "PGD-20": lambda row: row["robust_accuracy"]["pgd_expected_loss"],
+    "AutoPGD": lambda row: row["robust_accuracy"]["apgd_expected_loss"],
+    "suite": lambda row: row["robust_accuracy"]["worst"],
+    "lower bound": lambda row: row["sandwich"]["lower"],
+    "best member": lambda row: max(each["robust_accuracy"] for each in row["members"]),
+    "averaged": lambda row: row["averaged"]["robust_accuracy"],
+}
+
+
+def members() -> str:
+    """All that trains members, at one cost; and boosted training against the number of them."""
+    parts = []
+    for base in TABLES:
+        runs = [each["rows"] for each in _of_all_seeds(base)]
+        if not runs:
+            parts.append(f"{base.replace('_', ' ').capitalize()}: not run yet.\n")
+            continue
+        rows, alone = {}, [PARTS["suite"](run["one_network"]) for run in runs]
+        for name in runs[0]:
+            of_row = [run[name] for run in runs]
+            cells = [_over(of_row, part) for part in PARTS.values()]
+            ahead = [PARTS["suite"](row) - one for row, one in zip(of_row, alone, strict=True)]
+            cells.append("" if name == "one_network" else mean_cell(ahead))
+            cells.append(f"{of_row[0]['training']['passes'] / 1e6:.2f}")
+            rows[name.replace("_", " ")] = cells
+        head = [*PARTS, "minus one network", "million passes"]
+        parts.append(reporting.rate_table(_corner(base, runs), head, rows))
+        rows = {
+            "value of the double oracle": _bounds(
+                [run["double_oracle"]["training"] for run in runs]
+            )
+        }
+        head = ["lower value", "upper value", "risk under attacks kept out", "upper holds in"]
+        parts.append(reporting.rate_table("risk on the training images", head, rows))
+    if runs := _of_all_seeds(base := "boosted_digits"):
+        numbers = [*runs[0]["suite"]]
+        rows = {
+            "PGD on the expected loss": [
+                _over(runs, lambda run, n=n: _of_alpha(run)[n]["pgd"]["accuracy"]) for n in numbers
+            ],
+            "the suite": [
+                _over(runs, lambda run, n=n: run["suite"][n]["worst"]["accuracy"]) for n in numbers
+            ],
+        }
+        head = [f"n = {n}" for n in numbers]
+        parts.append(reporting.rate_table(_corner(base, runs), head, rows))
+    return "\n".join(parts)
+
+
+def _of_all_seeds(base: str) -> list[dict[str, Any]]:
+    """The committed results of that name, seed 0 first."""
+    paths = [*RESULTS.glob(f"{base}.json"), *sorted(RESULTS.glob(f"{base}_seed_*.json"))]
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def _corner(base: str, runs: Sequence[Any]) -> str:
+    return f"[{base.replace('_', ' ')}, seeds: {len(runs)}](results/{base}.json)"
+
+
+def _bounds(trainings: Sequence[dict[str, Any]]) -> list[str]:
+    """Of the double oracle, which plays on its training images."""
+    names = "lower", "upper", "risk_under_attacks_kept_out"
+    cells = [_over(trainings, lambda each, name=name: each[name]) for name in names]
+    return [*cells, f"{sum(each['upper_holds'] for each in trainings)} of {len(trainings)}"]
+
+
+def _of_alpha(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The mixtures of the run's own alpha, by their number of members."""
+    alpha = run["config"]["alpha"]
+    return {str(each["num_members"]): each for each in run["mixtures"] if each["alpha"] == alpha}
+
+
+def _over(runs: Sequence[Any], part: Callable[[Any], float]) -> str:
+    """Mean over the runs of a part of each."""
+    return mean_cell([part(run) for run in runs])
+
+
+def mean_cell(values: Sequence[float]) -> str:
+    """Mean in percent, with its interval over the seeds where there are several."""
+    if len(values) == 1:
+        return f"{100 * values[0]:.1f}"
+    mean, (low, high) = evaluation.over_seeds(values)
+    return f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def penalties() -> str:
