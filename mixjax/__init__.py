@@ -1,10 +1,11 @@
 """The adversarial game between a mixture of classifiers and its attacker, as pure JAX functions.
 
-`attack`, `evaluate` and `predict` take any classifier, or a mixture, and whole data sets.
-Behind them, bottom to top, the way data flows: `data`, `models` -> `ensemble` (members' logits
-`[L, C]`) -> `threats`, `mixture`, `losses` -> `attacks`, `games` (the mixture's weights `[L]`) ->
-`defenses`, `evaluation` -> `checkpoint`, `parallel` -> `front`. `program` knows functions again,
-`batch` keys, means and pixels of a batch.
+`attack`, `evaluate` and `predict` take any classifier, or a mixture, and whole data sets; `train`
+makes a mixture and `load` reads it back. Behind them, bottom to top, the way data flows: `data`,
+`models` -> `ensemble` (members' logits `[L, C]`) -> `threats`, `mixture`, `losses` -> `attacks`,
+`games` (the mixture's weights `[L]`) -> `defenses`, `evaluation` -> `checkpoint`, `parallel` ->
+`front`. `program` recognises a function by what it computes; `batch` has the keys, means and pixels
+of a batch.
 
 A submodule is imported when it is first used: `mixjax.threats` needs neither Flax nor Orbax.
 """
@@ -50,7 +51,7 @@ _CALLS = {
     "predict": "mixjax.front",
     "train": "mixjax.front.training",
 }
-# What `import mixjax` with the core alone cannot give: it is not offered, and told when asked for.
+# What needs the extra `train`: without it `dir(mixjax)` leaves these out, and their use says so.
 _OF_TRAINING = ("checkpoint", "defenses", "load", "models", "train")
 
 __all__ = [

@@ -1,10 +1,10 @@
-"""What is not part of the core: a missing package is told in one line that names its extra."""
+"""What is not part of the core: a missing package is an error of one line that names its extra."""
 
 import contextlib
 import importlib.util
 from collections.abc import Iterator
 
-_PACKAGES = {"train": ("flax", "flatbuffers", "orbax")}  # without which nothing of it is imported
+_PACKAGES = {"train": ("flax", "flatbuffers", "orbax")}  # all of these, or the extra is not there
 
 
 @contextlib.contextmanager

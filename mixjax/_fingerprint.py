@@ -17,7 +17,7 @@ def forms(tree: Any) -> dict[str, dict[str, Any]]:
 def fingerprints(tree: Any) -> dict[str, dict[str, Any]]:
     """Path -> {"shape", "dtype", "sha256"} of each leaf; the same on any number of devices."""
     leaves = _leaves(tree)
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # sha256 lets other threads run
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # sha256 releases Python's lock
         digests = pool.map(_sha256, [_on_host(leaf) for leaf in leaves.values()])
         return {
             name: _form(leaf) | {"sha256": digest}

@@ -1,9 +1,9 @@
-"""Softmax and its kin, finite for finite logits however they are compiled.
+"""Softmax and its relatives, finite for finite logits however they are compiled.
 
-XLA may compute the logits twice, for their highest and for what is subtracted from it, with another
-rounding each time. The highest of logits about 1e12 then lies 1e5 above itself, where its
-exponential is infinite, or below, where all exponentials are 0: an infinite loss of a finite point,
-which an attack would keep as its best.
+XLA may compute the logits twice, once for their maximum and once for what the maximum is subtracted
+from, and round them differently. A largest logit of about 1e12 may then differ from the maximum by
+1e5: above it, where its exponential is infinite, or below, where all exponentials are 0. The loss
+of a finite point would be infinite, and an attack would keep that point as its best.
 """
 
 import jax
@@ -45,6 +45,6 @@ def _below_highest(logits):
 
 @_below_highest.defjvp
 def _below_highest_jvp(primals, tangents):
-    """That of a constant `highest`: what is made of the two does not depend on its value."""
+    """As if `highest` were constant: what is made of the two does not depend on its value."""
     below, highest = _below_highest(*primals)
     return (below, highest), (tangents[0], jnp.zeros_like(highest))

@@ -26,6 +26,9 @@ def example_keys(key: Key, indices: Array) -> Key:
       key: random key; consumed.
       indices: `[B]` whole numbers of the examples, such as their places in the data set.
 
+    Returns:
+      `[B]` typed keys.
+
     Raises:
       ValueError: if `key` is not a single key.
 
@@ -92,7 +95,7 @@ def low_and_high(bounds: Any) -> Bounds:
       bounds: a pair of numbers, or of arrays or lists that fit one input.
 
     Raises:
-      ValueError: if it is none, or the first is not below the second everywhere.
+      ValueError: if it is no pair, or the first is not below the second everywhere.
 
     Example:
       >>> import numpy as np
@@ -110,12 +113,12 @@ def _number_or_array(end: Any) -> Any:
 
 
 def to_float(images: _Images) -> _Images:
-    """`images / 255`: uint8 `[...]` to float32 in [0, 1]; floating point keeps its values.
+    """`images / 255`: uint8 `[...]` to float32 in [0, 1]; floating point becomes float32 as it is.
 
     A NumPy array stays a NumPy array.
 
     Raises:
-      ValueError: if `images` are of another type: what their white is cannot be known.
+      ValueError: if `images` are of another type: which number is white cannot be known.
 
     Example:
       >>> from mixjax import batch

@@ -93,7 +93,7 @@ class Manager:
 class _Kept:
     """Orbax policy: preserve the latest, and those of highest score; no superseded ones.
 
-    It is asked about the checkpoint that is being written, too, and obeyed when that is whole.
+    Orbax calls it for the checkpoint that is being written, too, and obeys when that is whole.
     """
 
     entries: dict[int, _Entry]
@@ -248,7 +248,7 @@ def restore(
     Args:
       manager: an open `Manager`.
       template: pytree of arrays or `jax.ShapeDtypeStruct`s like the saved state; its shardings
-        rule: a template on one device restores there what was saved on four.
+        decide where the arrays go: a template on one device restores there what was saved on four.
       step: None for the newest sound checkpoint; "best" for the sound one of highest metric, the
         latest among equals; a number for that checkpoint and no other.
 

@@ -37,7 +37,7 @@ def non_negative(**values: Any) -> None:
 def at_least(minimum: int, **values: Any) -> None:
     """Raises `ValueError` unless every value is a whole number of at least `minimum`.
 
-    A float is none even where it is whole: nothing can be done 3.0 times.
+    A float is refused even where it is whole: nothing can be done 3.0 times.
 
     Example:
       >>> from mixjax import checks
@@ -62,7 +62,7 @@ def at_least(minimum: int, **values: Any) -> None:
 def seed(**values: Any) -> None:
     """Raises `ValueError` unless every value is a whole number that makes a random key of its own.
 
-    JAX and NumPy's frozen generator take 32 bits: one more would be another seed's second name.
+    JAX and NumPy's frozen generator take 32 bits: a larger seed would give a smaller one's key.
     """
     _require(
         values,
@@ -106,7 +106,10 @@ def increasing(**values: Any) -> None:
 
 
 def within(low: Any, high: Any, **values: Any) -> None:
-    """Raises `ValueError` unless every value holds numbers of [low, high] only; NaN never does."""
+    """Raises `ValueError` unless every value holds numbers in [low, high] only, up to 1e-6.
+
+    NaN is never within.
+    """
     for name, value in values.items():
         if not _is_traced(value, low, high):
             lowest, highest = float(np.min(np.asarray(value))), float(np.max(np.asarray(value)))
@@ -118,7 +121,7 @@ def within(low: Any, high: Any, **values: Any) -> None:
 def floating(**values: Any) -> None:
     """Raises `ValueError` unless every array holds floating-point numbers in native byte order.
 
-    Known of traced values too.
+    Traced values are checked, too: their dtype is known.
     """
     for name, value in values.items():
         dtype = _dtype(value)
@@ -142,7 +145,8 @@ def native_order(**values: Any) -> None:
 def inside(bounds: tuple[Any, Any], **values: Any) -> None:
     """Raises `ValueError` unless every input is of floating point and lies within `bounds`.
 
-    The bounds are `(low, high)`, numbers or arrays per feature that broadcast to the input.
+    The bounds are `(low, high)`, numbers or arrays per feature that broadcast to the input; an
+    input may miss them by 1e-6 of the largest finite bound, or of 1.
     """
     increasing(bounds=bounds)
     floating(**values)
@@ -225,7 +229,7 @@ def key(**values: Any) -> None:
 
 
 def one_number(x: Any, **functions: Callable[[Any], Any]) -> None:
-    """Raises `ValueError` unless every function of one input `x` answers with one number."""
+    """Raises `ValueError` unless every function of one input `x` returns one number."""
     for name, function in functions.items():
         answer = jax.eval_shape(function, x)
         if not hasattr(answer, "shape") or answer.shape != ():

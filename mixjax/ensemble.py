@@ -2,10 +2,11 @@
 
 This module alone knows where that axis lies. On one device all members are there; with
 `axis_name` each device of that mesh axis holds `L / size` of them, and `apply` still returns the
-logits of all `L` on every device: what stands above never notices.
+logits of all `L` on every device: the modules above need not know.
 
-A member whose gradient in the input is NaN leaves that of the others as it is: it counts as 0. So a
-member that answers NaN, even one of weight 0, for 0 * NaN is NaN, hides nothing from an attack.
+Where a member's gradient in the input is NaN it counts as 0, and those of the others stay as they
+are. So a member that answers NaN hides nothing from an attack, not even one of weight 0, whose
+weighted gradient would be 0 * NaN, which is NaN.
 """
 
 import functools
@@ -81,7 +82,7 @@ def apply(
 
 
 def apply_each(functions: Sequence[Callable], x: Array) -> Array:
-    """As `apply`, of members that share nothing but the number of classes.
+    """As `apply`, for members that share nothing but the number of classes.
 
     Args:
       functions: `x -> logits` of each member.
@@ -102,7 +103,7 @@ def apply_each(functions: Sequence[Callable], x: Array) -> Array:
 
 
 def members(apply_fn: Callable, variables: PyTree) -> list[Callable]:
-    """Stacked members as a list of functions, for `mixjax.evaluate` and whoever else takes these.
+    """Stacked members as a list of functions, as `mixjax.evaluate` takes them.
 
     Args:
       apply_fn: `(variables, x) -> logits` of one member.
@@ -146,8 +147,8 @@ def expectation(
 
     Returns:
       `[]` weighted sum, to be differentiated in `members`, `weights` and `x` by reverse mode, to
-      any order. With `axis_name` as for `apply`. A member that answers NaN is left out, as by
-      `mixture.expected_loss`; where no member of weight answers, it is NaN.
+      any order. With `axis_name` as for `apply`. A member whose value is NaN is left out, as by
+      `mixture.expected_loss`; where that is every member of positive weight, the sum is NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -176,7 +177,8 @@ def update(
 
     Args:
       update_fn: `member -> (member, info)`, leaves without the member axis.
-      members: everything of all members, leaves `[L, ...]`, or the local ones with `axis_name`.
+      members: all that belongs to the members, leaves `[L, ...]`, or the local ones with
+        `axis_name`.
       index: `[]` which of the `L` members.
       axis_name: mapped mesh axis over which the members are spread; None: all are here.
 
@@ -236,8 +238,8 @@ def _local_range(members, axis_name):
 def _known_gradient(x):
     """`x`, whose gradient is 0 where it would be NaN.
 
-    As the solution of `y = x`, because there the way back can be another function than the way
-    there, whatever is done to both: batches, forward mode, any order.
+    As the solution of `y = x`: `custom_linear_solve` lets the backward pass be another function
+    than the forward one, under `vmap`, in forward mode and to any order.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x
@@ -249,9 +251,9 @@ def _known_gradient(x):
 
 
 def _one_by_one(fn):
-    """`sum_k weights_k fn(member_k, x)` of those that answer, and how many do that have weight.
+    """`sum_k weights_k fn(member_k, x)` over values that are not NaN, and how many of these weigh.
 
-    A function of `(members, weights, x)`; gradients are taken on the way.
+    Returns a function of `(members, weights, x)`, which takes the gradients on its way.
     """
 
     def of_known_gradient(member, x):

@@ -112,8 +112,8 @@ def arrays_in(content: bytes) -> dict[str, Any]:
     """The arrays in the content of an `.npz` file.
 
     `numpy.load` believes a damaged header that asks for less than there is, and a directory that
-    has lost an array: here every checksum is compared before anything is believed, and their
-    number. A damaged file makes it raise many kinds of exception.
+    has lost an array: here every checksum, and the number of arrays, is compared first. A damaged
+    file makes it raise many kinds of exception.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: io.BytesIO(archive.read(name)) for name in archive.namelist()}

@@ -21,7 +21,7 @@ class AttackInfo(NamedTuple):
       first_loss: `[]` loss at the starting point.
       num_zero_gradients: `[]` number of steps at which the gradient was exactly zero: where it
         equals the number of steps, the attack never moved and its verdict is worthless.
-      accuracy: `[]` what `accuracy_fn` says of the returned point, NaN as 0; None without one.
+      accuracy: `[]` value of `accuracy_fn` at the returned point, NaN as 0; None without one.
     """
 
     loss: Array
@@ -39,7 +39,7 @@ def as_input(
       x: one input.
       threat: what may be done to it.
       bounds: numbers, or arrays per feature.
-      **functions: the functions of `x` that must answer with one number, by their names.
+      **functions: the functions of `x` that must return one number, by their names.
     """
     checks.threat(threat=threat)
     checks.inside(bounds, x=x)
@@ -75,8 +75,8 @@ def visit_and_grad(
 ) -> tuple[Visited, Array]:
     """The point as `Visited`, and the gradient there, its NaNs replaced by 0.
 
-    The accuracy is taken while the loss is differentiated, so that both see the same traced point:
-    `once` knows it again.
+    The accuracy is taken while the loss is differentiated, so that both see the same traced point,
+    which `once` recognises.
     """
     if accuracy_fn is None:
         loss, gradient = value_and_grad(loss_fn, point)
@@ -86,16 +86,16 @@ def visit_and_grad(
     (loss, accuracy), gradient = jax.value_and_grad(
         lambda point: (loss_fn(point), accuracy_fn(point)), has_aux=True
     )(point)
-    # A member that answers NaN has NaN gradients; what is left of the others is still a way up.
+    # A member that answers NaN has NaN gradients; those of the others still lead upwards.
     return Visited(point, loss, _errors_count(accuracy)), jnp.nan_to_num(gradient)
 
 
 def once(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """`fn`, which computes nothing if it is called again with the array of the last call.
 
-    A loss and an accuracy that both call `once(logits_fn)` at their point run the network once.
-    XLA alone keeps the second run where it first moves different parts of the two out of a loop:
-    that is half of the cost of a step.
+    A loss and an accuracy that both call `once(logits_fn)` at the same point run the network once.
+    XLA's own removal of equal computations may miss the second run: where it first moves different
+    parts of the two out of a loop, a step would cost twice as much.
 
     Args:
       fn: pure function of an array, such as `logits_fn`.
@@ -152,9 +152,9 @@ def nothing_visited(loss_fn: LossFn, accuracy_fn: AccuracyFn | None, x: Array) -
 def keep_better(best: Visited, new: Visited, is_first: bool | Array = False) -> Visited:
     """The point that serves the attacker best: of lower accuracy, then of higher loss.
 
-    The first where they tie. Without accuracies a NaN loss counts as the highest: hiding it would
-    report a broken network as robust. Beside an accuracy, in which a NaN answer is an error, it
-    counts as the lowest: it may be due to the loss.
+    Of equal points the first. Without accuracies a NaN loss counts as the highest: otherwise a
+    broken network would be reported as robust. Beside an accuracy, in which a NaN answer is an
+    error already, a NaN loss counts as the lowest: it may be the fault of the loss.
     """
     if new.accuracy is None or best.accuracy is None:
         better = (new.loss > best.loss) | (jnp.isnan(new.loss) & ~jnp.isnan(best.loss))

@@ -25,8 +25,9 @@ class AdaptiveBoundaryInfo(NamedTuple):
       first_accuracy: `[]` the same at `x`; never lower.
       found: `[]` whether any point, within the threat or not, fools the class of highest mean
         probability; `x` itself counts.
-      norm: `[]` least norm of such a point, infinite if none was found: the share of norms above
-        a radius is the accuracy of that answer there.
+      norm: `[]` least norm of such a point, infinite if none was found: the share of examples with
+        a norm above a radius is the accuracy at that radius of the class of highest mean
+        probability.
       num_zero_gradients: `[]` number of steps at which the boundary had no direction: where it
         equals the number of all steps, the attack never moved and its verdict is worthless.
     """
@@ -64,7 +65,7 @@ def fab(
     backward_step: float | Array = 0.9,
     bounds: Bounds = (0.0, 1.0),
 ) -> tuple[Array, AdaptiveBoundaryInfo]:
-    r"""Goes from boundary to boundary, back towards `x` whenever it is across: the nearest error.
+    r"""Goes from boundary to boundary, and back towards `x` after each crossing: the nearest error.
 
     With `h_c = log p(label) - log p(c)` of the mean probabilities `p`, for one network the
     difference of its logits, each step linearises all `h_c` at the point `z`, takes the boundary
@@ -74,14 +75,15 @@ def fab(
     `(1 - a) (z + overshoot d) + a (x + overshoot d_x)`, `a = min(|d| / (|d| + |d_x|),
     largest_bias)`,
 
-    clipped to `bounds`; where the answer of highest mean probability is wrong there, only the
-    share `backward_step` of the way from `x` to it is gone. The threat gives the norm; its radius
+    clipped to `bounds`; where the class of highest mean probability is wrong there, the run goes on
+    from `x + backward_step (next - x)`, nearer to `x`. The threat gives the norm; its radius
     decides which points count, and bounds random starts.
 
-    For a linear network the first step of no overshoot ends on the nearest point of the boundary.
+    For a linear network the first step with an overshoot of 1 ends on the nearest point of the
+    boundary.
 
     Args:
-      key: random key of the starts of the second run and later; consumed.
+      key: random key of the random starts; consumed.
       logits_fn: `[...] -> [L, C]`, the members' logits.
       weights: `[L]` probabilities of the members.
       x: `[...]` one input, inside `bounds`.
@@ -89,11 +91,13 @@ def fab(
       threat: the allowed perturbations, in the units of `x`, in the l-inf or the l2 norm.
       num_steps: number of steps of one run, static.
       num_restarts: number of runs, one after the other, static: the first from `x`, the others
-        from points at random in a ball of half the radius, or half the least norm that is known.
+        from random points in a ball of half the radius, or of half the least norm found so far if
+        that is smaller.
       random_start: whether the first run starts at random as well.
       largest_bias: highest share of the way that leads along the boundary towards `x`, below 1.
-      overshoot: how far beyond the linearised boundary a step aims, 1 for not at all.
-      backward_step: share of the way from `x` that is kept of a point across, at most 1.
+      overshoot: how far a step goes, in units of the way to the linearised boundary; 1 ends on it.
+      backward_step: share of the way from `x` to a point across the boundary at which the run goes
+        on, positive, at most 1.
       bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
@@ -105,8 +109,8 @@ def fab(
     Raises:
       ValueError: if `weights` is not on the simplex or not `[L]`, the logits are not `[L, C]`, the
         label is none of the classes, `x` is not of floating point or not inside `bounds`, the
-        threat is none, of several radii or of another norm, or a number is out of its range. The
-        values of traced inputs, as those under `jax.vmap` are, are not known and not checked.
+        threat is no `Threat`, of several radii or of another norm, or a number is out of its range.
+        Values of traced inputs, as those under `jax.vmap` are, are not known and not checked.
 
     References:
       Croce and Hein, Minimally distorted adversarial examples with a fast adaptive boundary
@@ -158,7 +162,7 @@ def fab_targeted(
     whatever the class.
 
     Args:
-      key: random key of the starts of each target's second run and later; consumed.
+      key: random key of the random starts; consumed.
       logits_fn: `[...] -> [L, C]`, the members' logits.
       weights: `[L]` probabilities of the members.
       x: `[...]` one input, inside `bounds`.
@@ -320,7 +324,7 @@ def _boundary(point, members, target):
 
     def towards(c):
         cotangent = jnp.zeros_like(log_probs).at[members.label].set(1.0).at[c].add(-1.0)
-        # Classes that nobody answers have no boundary: there is nothing to walk along.
+        # Classes that no member gives any probability have no boundary to walk along.
         known = jnp.isfinite(log_probs[members.label]) & jnp.isfinite(log_probs[c])
         gradient = jnp.nan_to_num(*pullback(cotangent))
         difference = jnp.where(known, log_probs, 0.0)
@@ -335,9 +339,8 @@ def _boundary(point, members, target):
         nearest, boundary = carry
         value, gradient = towards(c)
         size = members.threat.dual_norm(gradient)
-        exists = (c != members.label) & (size > 0)
         distance = jnp.abs(value) / jnp.maximum(size, _TINY)
-        distance = jnp.where(exists, jnp.minimum(distance, farthest / 2), farthest)
+        distance = jnp.where(size > 0, jnp.minimum(distance, farthest / 2), farthest)
         boundary = jax.tree.map(
             lambda a, b: jnp.where(distance < nearest, a, b), (value, gradient), boundary
         )
@@ -345,7 +348,9 @@ def _boundary(point, members, target):
 
     nowhere = jnp.zeros((), point.dtype), jnp.zeros_like(point)
     carry = jnp.full((), farthest, point.dtype), nowhere
-    (_, boundary), _ = jax.lax.scan(nearer, carry, jnp.arange(num_classes))
+    others = jnp.arange(num_classes - 1)
+    others += others >= members.label  # a gradient for each class but the label
+    (_, boundary), _ = jax.lax.scan(nearer, carry, others)
     return boundary
 
 

@@ -1,11 +1,11 @@
 """Attacks by a network that was trained for it: `x, label -> x_adv` in one forward pass.
 
-What is made of the network's output is a `move`, and there are two. `squash` is what a paper
-describes: the output is squashed and scaled to the ball. It saturates within a hundred steps of
-training, since a longer output always pays, and has no gradient from there on. `follow`, the
+A `move` turns the network's output into an attacked input, and there are two. `squash` is what
+Hamm describes: the output is squashed and scaled to the ball. It saturates within a hundred steps
+of training, since a longer output always pays, and has no gradient from there on. `follow`, the
 default, is stronger: the length of the output does not count, and at a bound of the inputs the
-gradient is that of another function. With it the parameters of a last layer may be scaled without
-any change of the attack, by `c` say, which divides the squared gradient in them by `c^2`: a
+gradient passes the clip. But with `follow` the parameters of the last layer may be multiplied by
+any `c` without a change of the attack, which divides the squared gradient in them by `c^2`: a
 penalty on that gradient, as that of `games.minimax`, has a fixed meaning with `squash` only.
 """
 
@@ -47,9 +47,9 @@ def follow(
 ) -> Array:
     """`clip(x + P(epsilon tanh(gain h / rms(h))))`, `h` the direction, whose length does not count.
 
-    To be differentiated in the direction. What reverse mode then gives is not the derivative of
-    the value, but of `x + P(...)` without the clip: a coordinate that the clip holds at a bound
-    has the derivative 0, and many pixels lie at one, which would teach the network nothing.
+    To be differentiated in the direction. Reverse mode then gives not the derivative of the value,
+    but that of `x + P(...)` without the clip: with it, a coordinate held at a bound would have the
+    derivative 0 and teach the network nothing, and many pixels lie at a bound.
 
     Args:
       x: `[...]` one input, inside `bounds`.
@@ -65,8 +65,8 @@ def follow(
 
     Raises:
       ValueError: if `gain` is not positive, `x` is not of floating point or not inside `bounds`,
-        the threat is none or of several radii, or the direction does not have the shape of `x`. The
-        values of traced inputs, as those under `jax.vmap` are, are not known and not checked.
+        the threat is no `Threat` or of several radii, or the direction does not have the shape of
+        `x`. Values of traced inputs, as those under `jax.vmap` are, are not known and not checked.
 
     Example:
       >>> import jax.numpy as jnp
@@ -98,10 +98,10 @@ def squash(x: Array, output: Array, threat: Threat, *, bounds: Bounds = (0.0, 1.
 
     Returns:
       The `[...]` attacked input, within `bounds` and within the threat up to rounding. Its gradient
-      is its own.
+      in the output is the derivative of the value, clip included.
 
     Raises:
-      ValueError: as `follow`.
+      ValueError: as `follow`, of the input, the threat and the output.
 
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
@@ -168,10 +168,11 @@ def attack_network(
       bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
-      The `[...]` attacked input, within `bounds` and the threat, and an `AttackInfo`.
+      The `[...]` attacked input, within `bounds` and the threat, and an `AttackInfo`, whose two
+      losses are the only evaluations of the classifier.
 
     Raises:
-      ValueError: as `follow`.
+      ValueError: as `follow`, or if the loss is not one number.
 
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
@@ -205,7 +206,7 @@ def attack_network_batch(
     move: MoveFn = follow,
     bounds: Bounds = (0.0, 1.0),
 ) -> tuple[Array, PyTree]:
-    """The network's attack on a batch as in training, dropout included: what `v` of a game does.
+    """The network's attack on a batch as in training, dropout included: the move of a game's `v`.
 
     Args:
       network: its architecture, of `models.attack_network` or the like.
@@ -218,7 +219,11 @@ def attack_network_batch(
       bounds: lowest and highest value of an input, numbers or arrays per feature.
 
     Returns:
-      The `[B, ...]` attacked inputs and the variables, as the network's `apply` does in training.
+      The `[B, ...]` attacked inputs and the variables, as the network's `apply` returns them in
+      training.
+
+    Raises:
+      ValueError: as `follow`.
     """
     output, variables = network.apply(variables, images, labels, train=True, key=key)
 
@@ -294,12 +299,12 @@ def attack_network_training(
     """Training of an attack network against a classifier or a mixture that stays as it is.
 
     The defaults, stronger than what Hamm describes, won comparisons against undefended classifiers
-    of MNIST, within 0.15. One with the initial weights of TensorFlow's tutorial, as in the paper
-    (clean error .05, under FGSM .97): 200 steps of 64 examples lead to an error of .90; to .82
-    where the label enters with scale 1, to .89 where the direction is clipped and differentiated as
-    if it were not. One with He's (.02, .63 under FGSM): 400 steps of 128 lead to .35, and to .12 if
-    the cross-entropy is raised instead of `log_error`; 600 steps lead to .36, and to .23 if the
-    direction keeps its length.
+    of MNIST, within an l-inf radius of 0.15. Against one that began at the initial weights of
+    TensorFlow's tutorial, as in the paper (clean error .05, under FGSM .97): 200 steps of 64
+    examples lead to an error of .90; to .82 where the label enters with scale 1, to .89 where the
+    direction is clipped and differentiated as if it were not. Against one that began at He's (.02,
+    .63 under FGSM): 400 steps of 128 lead to .35, and to .12 if the cross-entropy is raised instead
+    of `log_error`; 600 steps lead to .36, and to .23 if the direction keeps its length.
 
     Hamm's own: `models.attack_network(dropout=0.5, label_scale=1.0)`, Adam with 1e-3, the
     cross-entropy as `loss_fn` (ascent on `f`), `move=squash` and `bounds=(-inf, inf)`.

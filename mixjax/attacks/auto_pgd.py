@@ -66,9 +66,9 @@ def apgd(
 
     Raises:
       ValueError: if `num_steps` or `num_restarts` is not positive, `x` is not of floating point or
-        not inside `bounds`, the threat is none or of several radii, or the loss or the accuracy is
-        not one number. The values of traced inputs, as those under `jax.vmap` are, are not known
-        and not checked.
+        not inside `bounds`, the threat is no `Threat` or of several radii, or the loss or the
+        accuracy is not one number. Values of traced inputs, as those under `jax.vmap` are, are not
+        known and not checked.
 
     References:
       Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
@@ -182,11 +182,11 @@ def likeliest_wrong(logits: Array, label: Array, num_targets: int) -> Array:
       num_targets: number of classes, at most C - 1, static.
 
     Returns:
-      `[num_targets]` classes. One of logit -inf is never answered, and a run towards it is wasted:
-      in its place, and in that of NaN, the others come again from the likeliest on.
+      `[num_targets]` classes. A class of logit -inf is never predicted, and a run towards it would
+      be wasted: in its place, as in that of NaN, the others are repeated, the likeliest first.
 
     Raises:
-      ValueError: if there are not that many other classes.
+      ValueError: if `num_targets` is below 1 or not below the number of classes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -211,7 +211,7 @@ def likeliest_wrong(logits: Array, label: Array, num_targets: int) -> Array:
 
 
 class _Climb(NamedTuple):
-    """One run: where it is, the highest point so far, and what the next checkpoint asks for."""
+    """One run: where it is, the highest point so far, and what the next checkpoint needs."""
 
     point: Array
     previous: Array

@@ -78,7 +78,7 @@ def arc(
       threat: the allowed perturbations, in the units of `x`.
       num_steps: number of steps, static.
       step_size: length of a step in the threat's norm, units of `x`; if None it falls
-        geometrically from 2 radii to a tenth of one, twice.
+        geometrically from 2 radii to a tenth of one, in each half of the steps anew.
       num_boundaries: how many classes per member, those of highest logits, are searched for the
         nearest boundary, static.
       bounds: lowest and highest value of an input, numbers or arrays per feature.
@@ -86,13 +86,13 @@ def arc(
     Returns:
       The `[...]` input of lowest expected accuracy among the points visited, within `bounds` and
       the threat up to rounding, never worse for the attacker than `x`; and a `MixtureAttackInfo`.
-      It costs `num_steps * L * num_boundaries` gradients and about `num_steps * (L + 1)` further
-      evaluations of `logits_fn`.
+      It costs `num_steps * L * min(num_boundaries, C - 1)` gradients and about
+      `num_steps * (L + 1)` further evaluations of `logits_fn`.
 
     Raises:
       ValueError: if `weights` is not on the simplex or not `[L]`, the logits are not `[L, C]`, the
         label is none of the classes, `x` is not of floating point or not inside `bounds`, the
-        threat is none or of several radii, or a number is not positive. The values of traced
+        threat is no `Threat` or of several radii, or a number is not positive. Values of traced
         inputs, as those under `jax.vmap` are, are not known and not checked.
 
     References:
@@ -121,7 +121,7 @@ def arc(
         step_sizes = jnp.full(num_steps, step_size)
     logits_fn, weights, x, bounds, dtype = widened(logits_fn, weights, x, label, threat, bounds)
     step_sizes = step_sizes.astype(x.dtype)
-    # The heaviest member first: what it is fooled by, later ones may only add to.
+    # The heaviest member first: later ones may only add to what fools it.
     by_weight = jnp.argsort(-weights)
     slack = _SLACK * threat.epsilon
 

@@ -43,8 +43,8 @@ def fgsm(
       or not it raises the loss: that is the method.
 
     Raises:
-      ValueError: if `x` is not of floating point or not inside `bounds`, the threat is none or of
-        several radii, or the loss is not one number. The values of traced inputs, as those under
+      ValueError: if `x` is not of floating point or not inside `bounds`, the threat is no `Threat`
+        or of several radii, or the loss is not one number. Values of traced inputs, as those under
         `jax.vmap` are, are not known and not checked.
 
     References:
@@ -106,11 +106,11 @@ def pgd(
     Returns:
       The `[...]` input of lowest accuracy, then of highest loss, among the `num_steps + 1` points
       visited, or the last of them, within `bounds` and within the threat up to rounding, and an
-      `AttackInfo`.
+      `AttackInfo`. It costs `num_steps` gradients and one further evaluation.
 
     Raises:
-      ValueError: if `num_steps` or `step_size` is not positive, `iterate` is neither, or as by
-        `fgsm`.
+      ValueError: if `num_steps` or `step_size` is not positive, `iterate` is neither, `start` is no
+        `Threat`, or as by `fgsm`.
 
     References:
       Madry et al., Towards deep learning models resistant to adversarial attacks, 2018;

@@ -36,7 +36,7 @@ def nearest_lower(
     Args:
       x: `[...]` a point of the box, in float32 at least.
       gradient: `[...]` the function's.
-      fall: `[]` by how much; 0 or less: the answer is `x`.
+      fall: `[]` by how much; if 0 or less, `x` is returned.
       bounds: the box, numbers or arrays per coordinate.
       direction: `[...]` steepest for the norm in which the point is to be nearest, of any length:
         the gradient itself for l2, as if None; its signs for l-inf.

@@ -45,8 +45,8 @@ def lattice_climber(
     over `k` and the members fooled so far is descended inside the ball, in `num_steps` steepest
     steps that shrink from 2 radii to a fiftieth, with momentum. If a point fools them all, `k`
     belongs to them and the climb goes on from there; else it is left out. The first order begins
-    at `x` with the members that `x` fools, then goes by decreasing weight; the others are random
-    and begin at random points.
+    at `x` with the members that `x` fools, then goes by decreasing weight; the other orders are
+    random and begin at random points.
 
     For linear members and two classes the hinge is convex, and as far as the descent finds a point
     that fools a set whenever there is one, the attack is
@@ -57,8 +57,8 @@ def lattice_climber(
       cannot join a set cannot join a larger one.
 
     The descent misses sets that only a sliver of the ball fools, about a fiftieth of the radius
-    wide. With more classes the hinge of the runner-up is not convex, and for networks both are
-    hopes. Which maximal set is heaviest is left to the orders.
+    wide. With more classes the hinge of the runner-up is not convex, and for networks neither
+    property is guaranteed. Which maximal set is heaviest is left to the orders.
 
     Args:
       key: random key of orders and starts; consumed.

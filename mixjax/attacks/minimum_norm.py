@@ -73,8 +73,9 @@ def carlini_wagner(
     Adam walks in steps of the learning rate and along signs until the two terms balance, so that a
     boundary nearer than one step is overshot under every constant. The closing steps mend it:
     each goes from the best point to that of the box nearest to `x` where the margin, linearised
-    there, falls just below 0, or, where that does not come nearer, half as far. On a linear margin
-    the norm is within 1 % of the least one, and the attack finds a point whenever there is one.
+    there, falls just below 0, or, where the point reached does not fool or is no nearer, half as
+    far. On a linear margin the norm is within 1 % of the least one, and the attack finds a point
+    whenever there is one.
 
     The published program is `num_closing_steps=0, steps_between_checks=num_steps // 10`. Adam
     first overshoots and comes back, and a check so early takes that for the end: here there are
@@ -104,7 +105,7 @@ def carlini_wagner(
         positive, NaN included.
       num_steps: largest number of gradient steps under one constant, static.
       num_binary_search_steps: number of constants tried, static.
-      num_closing_steps: gradient evaluations after that, static.
+      num_closing_steps: number of closing steps after that, one gradient each, static.
       steps_between_checks: steps after which a search that makes no progress stops, static; a
         tenth of `num_steps`, 25 at least, if None.
       learning_rate: Adam's, in the tanh variables, whatever the bounds; in units of `x` for a
@@ -114,12 +115,14 @@ def carlini_wagner(
 
     Returns:
       The `[...]` point of least l2 norm among all visited that fool, within `bounds`, or `x` where
-      none does; and a `CarliniWagnerInfo`.
+      none does; and a `CarliniWagnerInfo`. It costs at most
+      `num_binary_search_steps * num_steps + num_closing_steps + 1` gradients.
 
     Raises:
-      ValueError: if a number is not positive, the bounds are the wrong way round, `x` is not inside
-        them, where it is not traced, or not of floating point, or a function does not answer with
-        one number.
+      ValueError: if a number is not positive (`num_closing_steps` may be 0), the bounds are the
+        wrong way round, `x` is not inside them or not of floating point, or a function does not
+        return one number. Values of traced inputs, as those under `jax.vmap` are, are not known and
+        not checked.
 
     References:
       Carlini and Wagner, Towards evaluating the robustness of neural networks, 2017, section V;
@@ -228,7 +231,7 @@ def carlini_wagner(
         point = (anchor + share * (aim - anchor)).astype(x.dtype)
         margin, fooled, gradient = visit(point)
         # As near as the best itself, up to rounding: that first point is the anchor to aim from.
-        as_near = _norm(point.astype(wide) - origin) <= _ROUNDING * best_norm  # as the best itself
+        as_near = _norm(point.astype(wide) - origin) <= _ROUNDING * best_norm
         accepted = (best_norm == none) | (fooled & as_near)
         best, best_norm = keep_nearer(best, best_norm, point, fooled)
         # By how much the linearised margin at `origin` is too high. A thousandth more, because on

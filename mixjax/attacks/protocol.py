@@ -73,10 +73,11 @@ def on_mixture(
       **numbers: the attack's other parameters.
 
     Returns:
-      The `[...]` attacked input, and what the attack tells of it, None if nothing.
+      The `[...]` attacked input, and the attack's info, None if it returns none.
 
     Raises:
-      ValueError: if the attack does not know one of `numbers`, or asks for one that is not given.
+      ValueError: if the attack does not know one of `numbers` or needs one that is not given, it
+        needs a threat and there is none, or as by the attack itself.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -138,8 +139,13 @@ def on_mixture(
 def check_numbers(attack: Callable, **numbers: Any) -> tuple[str, ...]:
     """The names among `NEEDS` that an attack needs.
 
+    Args:
+      attack: as in `on_mixture`; what a `functools.partial` fills in is not needed any more.
+      **numbers: the attack's other parameters.
+
     Raises:
-      ValueError: if the attack does not know one of `numbers`, or asks for one that is not given.
+      ValueError: if the attack is no function, does not know one of `numbers`, or needs one that is
+        not given.
 
     Example:
       >>> from mixjax import attacks

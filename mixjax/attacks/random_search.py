@@ -31,8 +31,8 @@ def square(
     """Random search over squares of pixels: a change stays where it raises the score.
 
     In a box (l-inf) every query sets the perturbation of one random square to `+-epsilon`, one
-    sign for each channel, starting from vertical stripes. In any other ball, l2 or
-    of a norm that treats all coordinates alike, it moves the norm of a second square, and whatever
+    sign for each channel, starting from vertical stripes. In any other ball, l2 or of a norm that
+    treats all coordinates alike, a query empties a second square and moves its norm, and whatever
     norm is unused, into the first, as a pair of bumps of opposite signs, starting from tiles of
     such bumps. The squares shrink as the queries go on.
 
@@ -57,9 +57,9 @@ def square(
 
     Raises:
       ValueError: if `num_queries` or `first_share` is not positive, `first_share` is above 1, `x`
-        is not of floating point or not inside `bounds`, the threat is none or of several radii, or
-        the score or the accuracy is not one number. The values of traced inputs, as those under
-        `jax.vmap` are, are not known and not checked.
+        is not of floating point or not inside `bounds`, the threat is no `Threat` or of several
+        radii, or the score or the accuracy is not one number. Values of traced inputs, as those
+        under `jax.vmap` are, are not known and not checked.
 
     References:
       Andriushchenko et al., Square attack: a query-efficient black-box adversarial attack via
@@ -120,9 +120,8 @@ def _sides(shape, num_changes, first_share, smallest):
     area = first_share * 0.5**halvings * shape[0] * shape[1]
     side = np.maximum(np.round(np.sqrt(area)), smallest)
     short, long = sorted(shape[:2])
-    # A window higher than the image keeps its area.
-    # On an image that is no square a window may be wider than high; its share of pixels is what
-    # counts.
+    # A square longer than the shorter side of the image keeps its area: it is cut there and grows
+    # along the other side.
     long_side = np.where(side > short, np.maximum(np.round(area / short), smallest), side)
     sides = np.minimum(side, short), np.minimum(long_side, long)
     return np.stack(sides if shape[0] == short else sides[::-1], axis=1).astype(np.int32)

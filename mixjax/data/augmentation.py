@@ -14,7 +14,7 @@ class Augmentation(NamedTuple):
 
     Attributes:
       pad: largest shift in pixels; 0 shifts nothing.
-      flip: whether to mirror every second image.
+      flip: whether to mirror an image with probability 1/2.
     """
 
     pad: int = 0
@@ -25,7 +25,7 @@ NO_AUGMENTATION = Augmentation()
 
 
 def augment(key: Key, images: Array, *, pad: int = 4, flip: bool = True) -> Array:
-    """Shifts each image by up to `pad` pixels each way, and mirrors every second one.
+    """Shifts each image by up to `pad` pixels each way, and mirrors it with probability 1/2.
 
     The default numbers suit CIFAR; what suits a data set is its `augmentation`:
     `augment(key, images, **dataset.augmentation._asdict())`.

@@ -33,8 +33,8 @@ class Dataset:
       train: what parameters and weights are fitted to.
       validation: what checkpoints and settings are selected by.
       test: what is reported, and nothing else.
-      augmentation: random changes of training images that leave them of their class; none unless
-        told: a mirrored digit is another sign.
+      augmentation: random changes that leave a training image in its class; none by default: a
+        mirrored digit, for example, is no longer that digit.
 
     Raises:
       ValueError: if a split fails `check` or the splits' images differ in shape or dtype.
@@ -120,8 +120,20 @@ def from_arrays(
         at most 2^32 - 1.
       augmentation: what suits the images in training.
 
+    Returns:
+      The `Dataset`, of NumPy arrays; labels are int32.
+
     Raises:
-      ValueError: if a split fails `check`, or no example is left to train on or to validate with.
+      ValueError: if a split fails `check`, no example is left to train on or to validate with, or
+        `seed` is out of its range.
+
+    Example:
+      >>> import numpy as np
+      >>> from mixjax import data
+      >>> part = lambda n: data.Split(np.zeros((n, 4, 4, 1), np.uint8), np.arange(n) % 2)
+      >>> mine = data.from_arrays("mine", ("left", "right"), part(20), part(6))
+      >>> len(mine.train.labels), len(mine.validation.labels), mine.image_shape
+      (18, 2, (4, 4, 1))
     """
     for split_name, split in (("train", train), ("test", test)):
         check(split.images, split.labels, len(class_names), name=f"{split_name}.")

@@ -20,10 +20,10 @@ _DIGITS_TEST_SEED = 0
 
 
 def default_dir() -> pathlib.Path:
-    """Where data lies unless told: `$MIXJAX_DATA_DIR`, or `~/.cache/mixjax`.
+    """The folder of the data by default: `$MIXJAX_DATA_DIR`, or `~/.cache/mixjax`.
 
     Raises:
-      DataError: if it is told nowhere and there is no home.
+      DataError: if the folder is to lie in a home folder and there is none.
     """
     told = os.environ.get("MIXJAX_DATA_DIR")
     return _at_home(told or "~/.cache/mixjax", "MIXJAX_DATA_DIR" if told else "the default")

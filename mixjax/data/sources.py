@@ -48,8 +48,8 @@ class Source:
       class_names: a name per class.
       archives: the files to download.
       read: `(paths by file name, "train" or "test") -> Columns`.
-      augmentation: what leaves an image of its class. Digits and garments are centred, a mirrored
-        digit is another sign, and the shoes of Fashion-MNIST all point the same way.
+      augmentation: what leaves an image in its class. Digits and garments are centred, a mirrored
+        digit is no longer that digit, and the shoes of Fashion-MNIST all point the same way.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Problems in the plane that a person can see through: points, labels -1 or 1, random half-planes.
+"""Problems in the plane, simple enough to draw: points, labels -1 or 1, random half-planes.
 
 Everything here is a function of a key, so that `jax.vmap` over keys draws many problems at once.
 """
@@ -60,7 +60,7 @@ def half_planes(
       x: `[N, D]` points.
       labels: `[N]` labels, -1 or 1.
       num_members: number of classifiers.
-      max_risk: no classifier errs on this part of the points, in (0, 1).
+      max_risk: each classifier errs on less than this share of the points, in (0, 1).
       spread: standard deviation of the offset, where that of the slope's entries is 1.
 
     Returns:

@@ -184,7 +184,8 @@ def apply_in_training(
 ) -> tuple[Array, PyTree]:
     """Logits and the variables with their statistics updated; dropout draws from the key.
 
-    A model whose `apply` takes no key, having no dropout or random streams of its own, gets none.
+    A model whose `apply` takes no key, because it has no dropout or keeps random streams of its
+    own, gets none.
     """
     parameters = inspect.signature(model.apply).parameters.values()
     takes_key = any(each.name == "key" or each.kind == each.VAR_KEYWORD for each in parameters)

@@ -86,7 +86,7 @@ def trades_start(threat: Threat, *, deviation: float = 1e-3) -> Threat:
       deviation: of each coordinate, positive, in the units of the images.
 
     Returns:
-      The same ball, of which `sample` draws the noise: the `start` of `attacks.pgd`.
+      The same ball, whose `sample` draws the noise: the `start` of `attacks.pgd`.
 
     Raises:
       ValueError: if `deviation` is not positive.
@@ -101,7 +101,7 @@ def trades_start(threat: Threat, *, deviation: float = 1e-3) -> Threat:
 
 @dataclasses.dataclass(frozen=True)
 class _Noise:
-    """Equal and of equal hash for equal deviations: what is static in a program is to be known."""
+    """Equal and of equal hash for equal deviations: a static argument must not compile anew."""
 
     deviation: float
 

@@ -24,8 +24,8 @@ class ClassifierState(NamedTuple):
 
     Attributes:
       variables: the classifier's variables.
-      opponent: what the attacks are made with: variables of the classifier attacked where it is
-        another one than `variables`, those of attack networks, or nothing.
+      opponent: what the attacks are made with: the variables of the classifier attacked if it is
+        not the one trained, those of attack networks, or nothing.
       opt_state: the optimisers' states.
       key: root of all randomness; step t uses `fold_in(key, t)`.
       step: `[]` number of steps taken.
@@ -125,7 +125,7 @@ def attack_classifier(
 def dropout_key(key: Key, data_axis: str | None = None) -> Key:
     """A key for dropout from that of a step, one of its own on each device.
 
-    `attack_classifier` takes the numbers of examples, and this the last one there is.
+    `attack_classifier` folds in the numbers of examples, and this the last number there is.
     """
     key = jax.random.fold_in(key, jnp.uint32(2**32 - 1))
     return key if data_axis is None else jax.random.fold_in(key, jax.lax.axis_index(data_axis))

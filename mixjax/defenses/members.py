@@ -115,15 +115,16 @@ def adversarial_member(
       label_smoothing: share in [0, 1) of the label's mass that is spread over all classes, in what
         is learned, not in what is attacked.
       weight_perturbation: AWP's `gamma`, at least 0: the gradient is taken where each kernel has
-        moved by so much of its norm along its own gradient. The paper's is .005; 0: none. It costs
-        one more pass.
+        moved along its own gradient by `gamma` times its norm. The paper's is .005; 0: none. It
+        costs one more forward and one more backward pass.
       average_decay: decay in [0, 1) of the moving average of the variables; early averages forget
-        faster, `min(decay, (1 + t) / (10 + t))` at step t. With 0 they are the newest ones.
+        faster, `min(decay, (1 + t) / (10 + t))` at step t. With 0 the average is the newest
+        variables.
       bounds: lowest and highest value of an input.
 
     Returns:
       A `Defense` with `MemberState` and `MemberInfo`. `step(state, images, labels, past)` takes a
-      past for the sake of the others; this one does not look at it.
+      past as the other trainings of a member do, and ignores it.
 
     Raises:
       ValueError: if a number is out of its range or the attack lacks one.

@@ -45,6 +45,9 @@ def against_network(
       A `Defense` with `ClassifierState` and `games.PlayersInfo`; `state.opponent` holds the
       network's variables. Statistics of BatchNorm come from the attacked batch after the step.
 
+    Raises:
+      ValueError: as `move` and `method`, when a step is traced.
+
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 4. The game there is `models.attack_network(dropout=0.5, label_scale=1.0)`,

@@ -67,7 +67,7 @@ class MixtureInfo(NamedTuple):
 
     Attributes:
       loss: `[]` mean training loss of the updated members on the batch, of a model step.
-      risk: `[]` risk of the mixture on the batch, of a weight step.
+      risk: `[]` risk of the mixture on the batches of a weight step.
       is_weight_step: `[]` whether the weights were updated.
     """
 
@@ -107,7 +107,7 @@ def mixture(
     Args:
       model: architecture of every member.
       optimizer: of each member's parameters, learning rate included. A schedule in it counts the
-        updates of the member; one of the steps of the game is `scale_by_step`.
+        updates of the member; `scale_by_step` follows the steps of the game.
       threat: ball of the attacker, or `step [] -> Threat` to let it grow.
       attack: `(key, loss_fn, x, threat) -> (x_adv, info)` on one example, as `attacks.pgd` with
         its numbers filled in.
@@ -117,8 +117,8 @@ def mixture(
       weighing_loss: `(logits [C], label) -> []`, the loss whose risk the weights minimise.
       num_model_steps: `T_theta`, model steps per member between two weight steps.
       num_weight_batches: batches on which one weight step finds the weights, 1 in the paper. With
-        more, `step(state, images, labels, batches)` asks `batches(k) -> (images, labels)` for batch
-        `k = 1, .., num_weight_batches - 1` in a weight step.
+        more, a weight step of `step(state, images, labels, batches)` takes the others from
+        `batches(k) -> (images, labels)`, `k = 1, .., num_weight_batches - 1`.
       update: "one" updates a member drawn uniformly, as in the paper; "all" updates all members
         on the same attacked batch, which costs less per update since they share the attack. Then
         one step in `num_model_steps + 1` is a weight step.
@@ -134,7 +134,8 @@ def mixture(
       spread over devices, up to rounding; dropout does, since each device draws its own.
 
     Raises:
-      ValueError: if a number is out of its range or `update` is unknown.
+      ValueError: if a number is out of its range or `update` is unknown; by `step` if there are to
+        be several batches and no `batches`.
 
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, algorithm 2.
@@ -223,6 +224,9 @@ def scale_by_step(schedule: optax.Schedule) -> optax.GradientTransformationExtra
 
     Returns:
       The gradient transformation, without a state; `update` needs `step=`, which `mixture` gives.
+
+    Raises:
+      ValueError: by `update`, without `step`.
     """
 
     def update(updates, state, params=None, *, step: Any = None, **extra_args):

@@ -1,4 +1,4 @@
-"""Attack the classifier, retrain it on that attack, attack again: rounds without an end.
+"""Attack the classifier, retrain it on that attack, attack again: as many rounds as are trained.
 
 Round 0 trains on clean inputs. In round r the attack is made with the classifier that round r - 1
 left, and the current one is trained on clean and attacked inputs, one to one.

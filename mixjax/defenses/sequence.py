@@ -1,4 +1,4 @@
-"""Mixtures whose members come one after another, each an answer to the attack on those before it.
+"""Mixtures whose members come one after another, each trained to resist what fools those before.
 
 A `Succession` says how the attack on the members so far is made, what the new member learns, and
 how the weights follow. Boosted adversarial training and what came after it are four of them; who
@@ -49,13 +49,13 @@ class Succession(NamedTuple):
     Attributes:
       training: of a new member; its `step(state, images, labels, past)` knows those before it.
       propose: `weights [k] -> weights [k + 1]`, the mixture's while the new member is trained.
-      attack: `(key, past, x, label) -> x` on one example, against members of which `past` here
-        holds the weights and no other; None if neither of the next two asks for one.
+      attack: `(key, past, x, label) -> x` on one example, against the members of `past`, which here
+        holds the weights of these members alone; None if nothing is to be attacked.
       sees_past: whether the training looks at the members before the new one.
       is_attacked: whether a new member is trained on inputs attacked once, against those before it.
       start: `(state, past) -> state`, where the training of a new member begins.
-      settle: `(weights [k + 1], errors_fn) -> weights [k + 1]` when it is trained;
-        `errors_fn: weights -> errors [N, k + 1]` has the mixture attacked and says who errs.
+      settle: `(weights [k + 1], errors_fn) -> weights [k + 1]`, the mixture's when the new member
+        is trained; `errors_fn: weights -> errors [N, k + 1]` attacks the mixture and says who errs.
     """
 
     training: Defense
@@ -78,11 +78,11 @@ def boosted(
     average_decay: float = 0.0,
     bounds: Bounds = (0.0, 1.0),
 ) -> Succession:
-    """Boosted adversarial training: a new member learns naturally what fools those before it.
+    """Boosted adversarial training: a new member learns the inputs that fool those before it.
 
-    The data set is attacked once against the mixture so far, the new member is trained on it
-    without an attack, and `q_k <- (1 - alpha) q_k, q_i <- alpha`. The first member is to be trained
-    adversarially.
+    The data set is attacked once against the mixture so far, the new member `i` is trained on the
+    attacked data without a further attack, and `q_k <- (1 - alpha) q_k, q_i <- alpha`. The first
+    member is to be trained adversarially.
 
     Args:
       model: the new member.
@@ -200,12 +200,12 @@ def margin_boosted(
     weight_perturbation: float = 0.0,
     average_decay: float = 0.0,
 ) -> Succession:
-    r"""MRBoost, drawn from at random: the new member raises the margin of all of them together.
+    r"""MRBoost as a mixture: the new member raises the margin of all members together.
 
-    Of the mean logits `F` of all members, the new one among them, attack and training raise and
-    lower `CE(F) + other_weight MCE(F)`, where the second term, the mean of
-    `-log softmax(-F)_c` over the wrong classes `c`, sees every wrong class. The paper answers with
-    the class of highest `F`; here one of the members answers, each with the same probability.
+    With the mean logits `F` of all members, the new one among them, the attack raises and the
+    training lowers `CE(F) + other_weight MCE(F)`, where the second term, the mean of
+    `-log softmax(-F)_c` over the wrong classes `c`, sees every wrong class. The paper predicts the
+    class of highest `F`; here a member is drawn, each with the same probability.
 
     Args:
       model: the new member.
@@ -274,6 +274,9 @@ def independent(
 
     Returns:
       A `Succession` with uniform weights.
+
+    Raises:
+      ValueError: as `adversarial_member`.
     """
     training = adversarial_member(model, optimizer, threat, attack, **options)
     return Succession(training, uniform, sees_past=False)
@@ -307,7 +310,7 @@ def uniform(weights: Any) -> np.ndarray:
 
 
 def solved_weights(weights: Any, errors_fn: ErrorsFn, *, num_rounds: int) -> np.ndarray:
-    """Weights of least risk under the attacks that are found against them, one a round.
+    """Weights of least risk under attacks that are made against them, one in each round.
 
     The first attack is on `weights`, and that of each round on the equilibrium of the game on all
     points found so far; of these equilibria, that of least risk under all points is returned.
@@ -341,7 +344,7 @@ def solved_weights(weights: Any, errors_fn: ErrorsFn, *, num_rounds: int) -> np.
 
 
 def last_variables(past: Past, like: Any) -> Any:
-    """The variables of the newest member, a `Partial(apply, variables)` of the same architecture.
+    """The variables of the newest member, which is a `jax.tree_util.Partial(apply, variables)`.
 
     Args:
       past: the members so far; with none, `like` itself is returned.

@@ -44,9 +44,9 @@ def against_several(
       model: the classifier.
       optimizer: of its parameters, learning rate included.
       threat: the attacker's ball, in the units of the images.
-      fixed_attacks: each `(key, loss_fn, x, threat) -> (x_adv, info)` on one example, made on the
-        classifier of the moment.
-      networks: attack networks, trained along.
+      fixed_attacks: each `(key, loss_fn, x, threat) -> (x_adv, info)` on one example, against the
+        classifier before the step.
+      networks: attack networks, trained beside the classifier.
       ascent: optimiser of the networks' parameters, learning rate included.
       temperature: of the relaxation, positive, in units of the loss; None is the maximum itself.
       per_example: whether each example has its own worst attack; else the batch has one, as in

@@ -1,9 +1,9 @@
-"""Training on the attack that the classifier of the moment gives rise to.
+"""Training on an attack against the current classifier.
 
-With `f(u, Z) = (1 / N) sum_i l(u, z_i)` and `Z` the attack on the classifier `u` as it is, LWA
-descends `f(u, Z)` with `Z` held fixed. Sens knows that the attack follows the classifier: for a
-gradient attack `dz_i/du = eta d2l/dz_i du`, and the gradient of `f(u, Z(u))` is that of
-`f + gamma / 2 sum_i |df/dz_i|^2` with `gamma = eta N`.
+With `f(u, Z) = (1 / N) sum_i l(u, z_i)` and `Z` the attack on the current classifier `u`, LWA
+descends `f(u, Z)` with `Z` held fixed. Sens accounts for how the attack changes with the
+classifier: for a gradient attack `dz_i/du = eta d2l/dz_i du`, and the gradient of `f(u, Z(u))` is
+that of `f + gamma / 2 sum_i |df/dz_i|^2` with `gamma = eta N`.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def sensitivity(
     bounds: Bounds = (0.0, 1.0),
     data_axis: str | None = None,
 ) -> Defense:
-    """Sens: descends `f + penalty N / 2 sum_i |df/dz_i|^2` on the attack of the moment.
+    """Sens: descends `f + penalty N / 2 sum_i |df/dz_i|^2` on the attack on the current classifier.
 
     Args:
       model: the classifier.
@@ -56,7 +56,7 @@ def sensitivity(
       A `Defense` with `ClassifierState` and `ClassifierInfo`.
 
     Raises:
-      ValueError: if a number is out of its range.
+      ValueError: if a number is out of its range or the bounds are the wrong way round.
 
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018, eq. 7.
@@ -106,7 +106,7 @@ def learning_with_adversary(
     clean_weight: float = 0.0,
     data_axis: str | None = None,
 ) -> Defense:
-    """LWA: descends the loss on the attack of the moment, without a penalty.
+    """LWA: descends the loss on the attack on the current classifier, without a penalty.
 
     With `clean_weight=0.5` it is adversarial training on clean and attacked inputs, one to one.
 

@@ -3,8 +3,8 @@
 A `Weighing` sees the batch through three functions, so it knows neither models nor images:
 `attack_fn: (key, weights [L]) -> points`, the batch attacked against a mixture of these weights,
 `sample_fn: key -> points`, a uniform point of each example's ball, and
-`losses_fn: points -> [B, L]`, the members' losses there. Whether the examples are those of one
-batch, as in the paper, or of several it need not know either.
+`losses_fn: points -> [B, L]`, the members' losses there. The examples may be those of one batch,
+as in the paper, or of several.
 """
 
 import math
@@ -24,8 +24,8 @@ def oracle_weighing(*, num_steps: int, loss_bound: float = 1.0, iterate: str = "
     """Algorithm 1 with the attack itself as best response: one attack for each of its steps.
 
     The printed algorithm returns the weights after the last step, so that every attack moves them.
-    Its guarantee is of the best weights visited, to be had by `iterate="best"`, from uniform ones;
-    then the last attack only measures a risk, and with one step nothing ever moves.
+    Its guarantee holds for the best weights visited, which `iterate="best"` returns, from uniform
+    ones on; then the last attack only measures a risk, and with one step nothing ever moves.
 
     Args:
       num_steps: `T_lambda`, number of attacks and weight steps on a batch.
@@ -34,8 +34,8 @@ def oracle_weighing(*, num_steps: int, loss_bound: float = 1.0, iterate: str = "
 
     Returns:
       `(key, losses_fn, attack_fn, sample_fn, weights, axis_name) -> (weights [L], risk [])`: the
-      weights, and the least risk found of those that were attacked, the given ones first; of the
-      last weights themselves it would take another attack.
+      weights, and the least risk of those that were attacked, the given ones first; the risk of
+      the last weights themselves would take another attack.
 
     Raises:
       ValueError: if a number is not positive or `iterate` is unknown.
@@ -73,10 +73,10 @@ def entropic_weighing(
     In 3072 dimensions uniform points alone come nowhere near the worst one, so the attack on the
     current mixture is one more candidate.
 
-    A step costs next to nothing beside the one attack, and few of them move next to nothing: the
-    default is the number after which the algorithm's guarantee of `games.entropic` puts the risk
-    within `tolerance` of the least one, from any weights: `loss_bound sqrt(L / (temperature
-    tolerance))`, 447 for two members at temperature .01.
+    A step costs almost nothing beside the one attack, and a few steps hardly move the weights: the
+    default is the number after which the guarantee of `games.entropic` puts the risk within
+    `tolerance` of the least one, from any weights: `loss_bound sqrt(L / (temperature tolerance))`
+    rounded up, 448 for two members at temperature .01.
 
     Args:
       temperature: the relaxation's `alpha`, in the units of the loss.

@@ -2,7 +2,7 @@
 
 An example's randomness depends on its number in the data set alone, so its outcome depends neither
 on the batch it is in nor on the order of the batches. Radius, weights and all arrays of members and
-attacks are arguments of what is compiled: it is compiled once for all of them.
+attacks are arguments of the compiled programs: one compilation serves all of their values.
 """
 
 import functools
@@ -104,7 +104,7 @@ def _answers(logits_fn, weights, points, labels, indices):
     def one(x, label):
         logits = logits_fn(x)
         is_nan = jnp.any(jnp.isnan(logits), axis=-1)
-        # The attacks leave such members out of the mean; whoever averages has NaN for an answer.
+        # The attacks leave such members out of the mean; an average over all of them is NaN.
         averages = ~jnp.any(is_nan & (weights > 0))
         mean = mixture.correct(mixture.log_probs(logits, weights), label)
         return Answers(mixture.correct(logits, label), averages & mean, is_nan)
@@ -179,6 +179,14 @@ def over_batches(
     Raises:
       ValueError: if `batch_size` is not at least 1, or images or labels are not what they should
         be.
+
+    Example:
+      >>> import numpy as np
+      >>> from mixjax import evaluation
+      >>> images, labels = np.array([[0.0, 0.2], [0.4, 0.6], [0.8, 1.0]]), np.zeros(3, int)
+      >>> mean = lambda images, labels, indices: images.mean(axis=1)  # compiled, as a rule
+      >>> evaluation.over_batches(mean, images, labels, batch_size=2).round(1)
+      array([0.1, 0.5, 0.9])
     """
     checks.at_least(1, batch_size=batch_size)
     images, labels = inputs.checked(images, labels, bounds)
@@ -206,8 +214,8 @@ def validate(
 ) -> Validation:
     """Exact expected accuracy, clean and under one run of PGD on the expected loss.
 
-    An upper bound to choose checkpoints by, at a twelfth of the cost of `pgd_attacks`. The attacker
-    keeps the clean example where PGD found nothing worse.
+    An upper bound to choose checkpoints by, at about a twelfth of the cost of `pgd_attacks`. The
+    attacker keeps the clean example where PGD found nothing worse.
 
     Args:
       key: random key of the data set; the example of number `n` uses `fold_in(key, n)`.
@@ -244,7 +252,7 @@ def validate(
 def for_work(
     attacks: Sequence[Attack], logits_fn: LogitsFn, weights: Any, images: np.ndarray, share: int = 1
 ) -> Callable:
-    """`jax.jit`, on a CPU with as little optimisation as these runs on `[N, ...]` are worth.
+    """`jax.jit`, on a CPU with only as much optimisation as these runs on `[N, ...]` are worth.
 
     By counted work and never by a clock: the same call compiles the same programs on every machine.
 

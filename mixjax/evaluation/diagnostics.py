@@ -72,14 +72,15 @@ def diagnose(
         compiled for one device, or a `shard_map` that splits the last three.
 
     Returns:
-      `vanished_gradients`: of a member's cross-entropy, at examples that it gets right; the
-      member with the largest share. `stuck_ascent`: share of examples that some member gets right
-      and whose expected loss no step raises. `one_step_is_stronger`: accuracy that a single step
-      of length epsilon takes beyond all steps. `more_steps_help`: accuracy that the second half of
-      the steps takes. `huge_radius_survived`: accuracy left when the whole box is allowed.
+      `vanished_gradients`: share of examples that a member gets right and at which the gradient of
+      its cross-entropy is exactly zero; the largest of the members' shares. `stuck_ascent`: share
+      of examples that some member gets right and whose expected loss no step raises.
+      `one_step_is_stronger`: how much lower the accuracy is after a single step of length epsilon
+      than at all points of the ascent. `more_steps_help`: accuracy that the second half of the
+      steps takes. `huge_radius_survived`: accuracy left when the whole box is allowed.
       `nan_answers`: share of the points visited at which a member answers NaN, an error of its own
-      and no success of an attack; the member with the largest share. `probabilities`: share of
-      points at which a member's answers are non-negative and sum to 1; likewise.
+      and no success of an attack; the largest share. `probabilities`: share of the points at which
+      a member's outputs are non-negative and sum to 1; the largest share.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -173,7 +174,7 @@ def diagnose(
 
 
 def compare_attacks(found: Evaluation) -> tuple[Finding, ...]:
-    """What one kind of attack finds and another should have found, on the complete examples.
+    """What one kind of attack finds and another misses, on the examples that met every run.
 
     Args:
       found: of a mixture; a comparison that lacks an attack is left out.

@@ -13,9 +13,10 @@ from mixjax.typing import Array, Bounds, LogitsFn
 def foolbox_model(logits_fn: LogitsFn, weights: Array, *, bounds: Bounds = (0.0, 1.0)) -> Any:
     """The mixture as a `foolbox.models.JAXModel`: `[N, ...]` to log mean probabilities `[N, C]`.
 
-    What foolbox attacks is the averaged ensemble, the class of highest mean probability: it has no
-    notion of a drawn member. Score its points with `mixture.accuracy`. foolbox calls the function
-    step by step; hand in a compiled `logits_fn`. Needs foolbox, `pip install "mixjax[peers]"`.
+    foolbox has no notion of a drawn member: it attacks the averaged ensemble, which predicts the
+    class of highest mean probability. Score its points with `mixture.accuracy`. It calls the
+    function step by step: pass a compiled `logits_fn`. Needs foolbox, `pip install
+    "mixjax[peers]"`.
 
     Args:
       logits_fn: `x -> [L, C]`, the members' logits on one input.

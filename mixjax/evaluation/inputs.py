@@ -1,4 +1,4 @@
-"""What comes into an evaluation: checked where it is known, and in one form for all attacks.
+"""The inputs of an evaluation: checked as far as they are known, and in one form for all attacks.
 
 Inputs become float32, labels int32, both in the byte order of this machine; keys become keys of
 threefry, whose draws for one example do not depend on how many others there are. A function becomes
@@ -19,7 +19,7 @@ from mixjax import checks
 from mixjax.evaluation.suite import Attack, run_attack
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
-UNIT: Bounds = (0.0, 1.0)  # of inputs, if nobody says otherwise
+UNIT: Bounds = (0.0, 1.0)  # of inputs, by default
 _ROUNDING = 1e-6
 
 
@@ -40,7 +40,7 @@ def as_pytree(function: Any) -> Any:
     is_partial = isinstance(function, jax.tree_util.Partial)
     try:
         hash(function.func if is_partial else function)
-    except TypeError:  # equal to others by what it holds, arrays perhaps: known by itself alone
+    except TypeError:  # it may compare by the arrays that it holds: equal to itself alone, then
         return Static(functools.partial(function))
     return function if is_partial else Static(function)
 
@@ -119,7 +119,7 @@ def as_floats(images: np.ndarray) -> np.ndarray:
 def check_batch(images: Any, labels: Any, bounds: Bounds) -> None:
     """Raises `ValueError` unless a batch is what an attack can use; traced values pass unchecked.
 
-    uint8 is scaled to [0, 1] before any attack sees it, so that no other bounds go with it.
+    uint8 is scaled to [0, 1] before any attack sees it, so no other bounds are allowed for it.
     """
     if images.dtype == np.uint8:
         if not _same(UNIT, bounds):
@@ -154,7 +154,7 @@ def check_evaluation(
     """The members as a pytree, weights `[L]`, images `[N, ...]`, floats, and labels `[N]`.
 
     Raises:
-      ValueError: if they are not what an evaluation asks for, or do not fit the members.
+      ValueError: if they are not what an evaluation can use, or do not fit the members.
     """
     checks.at_least(1, batch_size=batch_size)
     checks.simplex(weights=weights)

@@ -1,6 +1,6 @@
 """What an attack costs, counted in its own program: passes forward and backward per run.
 
-Nobody writes the formula down, so none can be forgotten when an attack changes: every call of the
+No formula is written down that could be forgotten when an attack changes: every call of the
 network, and every pullback through it, carries a name in the traced program, and the loops around
 it say how often it runs.
 """
@@ -36,8 +36,8 @@ class Passes(NamedTuple):
 def count_passes(attack: Attack, logits_fn: LogitsFn, weights: Any, x: Any) -> Passes:
     """Passes of one run on one example: nothing is computed, the program is only read.
 
-    Of a branch the more expensive side counts; a loop that ends by itself is taken for `num_steps`
-    turns, so that the count is an upper bound.
+    Of a branch the more expensive side counts, and a `while_loop` counts for `num_steps` turns, so
+    that the count is an upper bound.
 
     Args:
       attack: the attack.

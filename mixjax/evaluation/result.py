@@ -46,7 +46,7 @@ class Evaluation(NamedTuple):
       threat: the allowed perturbations; None if the attacks say none.
       weights: `[L]` probabilities of the members.
       runs: for each run, the line of the report on which it counts.
-      num_steps: for each run, its gradient steps.
+      num_steps: for each run, its steps, as the attack says.
       labels: `[N]` the true classes.
       correct: `[N, R + 1, L]` whether each member is right, at the clean point and at that of each
         run; where a run was left out because the example was lost, nobody is.
@@ -56,13 +56,13 @@ class Evaluation(NamedTuple):
       images: `[N, ...]` floats, of the points found that of lowest expected accuracy; the clean
         example where none lowered it.
       num_attacked: `[R]` number of examples that met each run.
-      num_answers: `[R]` forward passes through single networks of one run on one example.
-      num_gradients: `[R]` the same of backward passes.
+      num_answers: `[R]` forward passes through single networks, of one run on one example.
+      num_gradients: `[R]` backward passes, likewise.
       seconds: `[R]` wall-clock time, that of compilation in the first run of each attack.
       findings: signs that the attacks are weak and not the mixture strong.
       alone: each member under its own attacks; empty if they were not attacked alone.
       averaged: the classifier that answers with the class of highest mean probability, under its
-        own attacks; None if it was not.
+        own attacks; None if it was not attacked.
     """
 
     name: str
@@ -106,9 +106,9 @@ class Evaluation(NamedTuple):
     def lower(self) -> np.ndarray:
         """`sum_k weights_k rob(member k)` for each example, `[N]`: never above `worst`.
 
-        A member is robust if it is right at all points found, those of attacks on the mixture and,
-        if it was attacked alone, those. It bounds the truth from below as far as the attacks on
-        each member are strong: only if it met them alone is it to be called a lower bound.
+        A member is robust if it is right at all points found, by the attacks on the mixture and, if
+        it was attacked alone, by those. This bounds the truth from below as far as the attacks on
+        each member are strong: it is a lower bound only if each member was attacked alone.
         """
         robust = self.correct.all(axis=1)
         if self.alone:
@@ -135,7 +135,7 @@ class Evaluation(NamedTuple):
 
     @property
     def head(self) -> reporting.Head:
-        """What a page begins with: beside its best member a mixture is better, worse or level."""
+        """What a page begins with: whether a mixture is better than its best member, or worse."""
         who, number = self.name, len(self.weights)
         robust = score(self.worst)
         if self.alone and number > 1:
@@ -176,7 +176,7 @@ class Evaluation(NamedTuple):
         on all examples.
 
         Args:
-          with_costs: whether `cost` and `seconds` are among them, which no two runs share.
+          with_costs: whether `cost` and `seconds` are among them, which differ from call to call.
 
         Returns:
           `num_members`, `weights`, `num_examples`, `clean_accuracy`; `robust_accuracy`: per example
@@ -291,10 +291,10 @@ class Evaluation(NamedTuple):
         return json.dumps(self.report(), indent=2, allow_nan=False)
 
     def save(self, folder: Any) -> pathlib.Path:
-        """Writes `evaluation.json`, `suite.png` and `report.md` into a folder, made if need be.
+        """Writes `evaluation.json`, `suite.png`, `suite.pdf` and `report.md` into a folder.
 
         Args:
-          folder: where to.
+          folder: where to; made if there is none.
 
         Returns:
           The path of `report.md`. Without matplotlib it has no figure, and says so.

@@ -1,9 +1,9 @@
 """One attack run after the other on a data set, each on the examples that are not yet lost.
 
 An example is lost when a point has been found at which every member of positive weight is wrong:
-no attack can lower its expected accuracy any more. A part of the examples meets every run all the
-same, so that each attack can be judged alone. What is done is written down batch by batch: a
-process that is killed goes on from there, to the same numbers.
+no attack can lower its expected accuracy any more. Some of the examples meet every run all the
+same, so that each attack can be judged alone. What is done is written down batch by batch: after a
+kill the same call continues from there, to the same numbers.
 """
 
 import contextlib
@@ -79,23 +79,23 @@ def evaluate(
       member_fns: for each member `x -> [1, C]`; None: its row of `logits_fn`, at `L` times the
         cost.
       num_complete: number of examples, evenly spread, that the mixture defends against every
-        run, so that each attack can be judged alone; None: all. The others are left alone once no
-        attack can lower their expected accuracy, as all are where only the worst counts: for the
-        members and the average.
+        run, so that each attack can be judged alone; None: all. The others are attacked no more
+        once no attack can lower their expected accuracy; so are all examples of the members and of
+        the average, of which only the worst point counts.
       num_diagnosed: number of examples that `diagnose` probes; 0: none.
       batch_size: number of examples attacked at once, at most.
-      folder: where to write down what is done, and to continue from; None: nowhere. It knows
-        again all that decides the answers: key, data, weights, what `logits_fn` and the attacks
-        compute and with which arrays, and the versions of JAX and of this library.
+      folder: where to write down what is done, and to continue from; None: nowhere. It holds, and
+        compares, all that the results depend on: key, data, weights, what `logits_fn` and the
+        attacks compute and with which arrays, and the versions of JAX and of this library.
       progress: called after each batch with the name of who is under attack, the number of
         examples times runs that are done, and of all.
       transform: what is done to functions of positional arguments, the last three of them
-        `[B, ...]`, before they are called; None: they are compiled for one device, on a CPU with as
-        little optimisation as the work is worth; a
-        `parallel.over_examples` splits the three over several.
+        `[B, ...]`, before they are called; None: they are compiled for one device, on a CPU with
+        only as much optimisation as the work is worth; a `parallel.over_examples` splits the three
+        over several devices.
 
     Returns:
-      An `Evaluation`. For one member those of the member and of the average are the same one.
+      An `Evaluation`. With one member, `alone` and `averaged` are the same evaluation.
 
     Raises:
       ValueError: if images, labels or weights are not what they should be, there are too few runs
@@ -188,10 +188,10 @@ class Subject(NamedTuple):
 def _together(logits_fn, weights, alone):
     """The mixture, and the classifier that answers with the class of highest mean probability.
 
-    If members are attacked `alone`, the attacks on these two know only those that count: what the
-    others answer cannot matter, in no order of turns, direction or draw. Both share what is
-    compiled: the average is a mixture whose members all answer the mean, of which one is drawn for
-    certain.
+    If members are attacked `alone`, the attacks on these two know only the members of positive
+    weight: what the others answer cannot matter to any order, direction or draw. Both share what is
+    compiled: the average is a mixture whose members all return the mean, of which the first is
+    drawn with certainty.
     """
     if not alone or len(weights) == 1:
         return Subject("mixture", logits_fn, weights, logits_fn, weights), None

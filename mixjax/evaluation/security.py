@@ -64,7 +64,7 @@ def security_curves(
     batch_size: int = 50,
     transform: Callable | None = None,
 ) -> SecurityCurves:
-    """Attacks the examples within one radius after the other; the radius compiles nothing anew.
+    """Attacks the examples within one radius after the other; a new radius compiles nothing.
 
     Args:
       key: random key; consumed.
@@ -77,6 +77,9 @@ def security_curves(
       names: which lines of the list, one run of each; those that it lacks are left out.
       batch_size: number of examples attacked at once, at most.
       transform: as of `evaluate`; None: `jax.jit`.
+
+    Returns:
+      The `SecurityCurves`.
 
     Raises:
       ValueError: if an argument is not what it should be, or the list has none of `names`.

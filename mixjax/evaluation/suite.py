@@ -48,7 +48,7 @@ class Attack(NamedTuple):
 
     Attributes:
       names: for each run, the line of the report on which it counts.
-      num_steps: gradient steps of one run.
+      num_steps: gradient steps of one run; of a black-box attack its queries.
       function: the attack. What it needs, the names of its parameters say, as
         `attacks.on_mixture` explains; `run` is the number of the run, from 0 to
         `len(names) - 1`, traced. The arrays of a `jax.tree_util.Partial`, such as the variables of
@@ -56,8 +56,8 @@ class Attack(NamedTuple):
       threat: the allowed perturbations; None for a function that asks for none.
       bounds: lowest and highest value of an input, numbers or arrays that fit one input; None if
         the attack does not know: those of the attacks beside it, else [0, 1].
-      number: which random numbers it draws: attacks of one suite have different ones, and none
-        draws others because another stands before it. None: its place in the list, from 1.
+      number: which random numbers it draws. The attacks of a suite have different numbers, so what
+        one draws does not depend on the others. None: its place in the list, from 1.
     """
 
     names: tuple[str, ...]
@@ -154,15 +154,15 @@ def attack_suite(
 
     One run of PGD with 20 steps on the expected loss comes first: it is what papers report, and
     what it fools the others need not attack. Then AutoPGD on the expected cross-entropy, `-log` of
-    the mean probability, the expected difference of logits ratio, the expected margin and the
-    expected targeted ratio, each on single members as well; ARC and the lattice climber, which
-    know which members they have; under an l2 threat Carlini and Wagner's nearest fooling points,
-    dropped beyond the radius: of the mean probability, once along its own margin and once along
-    the expected loss as Pinot et al. do, and of half of the members by weight and of all; FAB,
+    the mean probability, the expected difference of logits ratio, the expected margin, the expected
+    targeted ratio, and the cross-entropy of single members; ARC and the lattice climber, which see
+    the members; under an l2 threat Carlini and Wagner's nearest fooling points, dropped beyond the
+    radius: of the mean probability, once along its own margin and once along the expected loss as
+    Pinot et al. do, and of half of the members by weight and of all; FAB if the budget has it,
     which looks for the nearest point where the mean probability errs; and at last a black-box
-    attack that needs nothing but the members' answers, as a check on all the
-    gradients. Of all the points on its path every run of PGD and AutoPGD returns that of lowest
-    exact expected accuracy, whatever loss it climbed.
+    attack that needs nothing but the members' logits, as a check on all the gradients. Of all the
+    points on its path every run of PGD and AutoPGD returns that of lowest exact expected accuracy,
+    whatever loss it climbed.
 
     Args:
       threat: the allowed perturbations, in the units of the inputs.
@@ -172,12 +172,14 @@ def attack_suite(
         input; every evaluation with these attacks takes inputs within them.
 
     Returns:
-      A list of attacks for `evaluate`, which anybody may extend, by a trained network for
+      A tuple of attacks for `evaluate`, which anybody may extend, by a trained network for
       example: `(*attack_suite(threat), Attack(("attack_network",), 1, function, threat))`. The
-      number of runs is the same for every `L`, and two lists of one budget share what is compiled.
+      number of runs is the same for every `L`, and two suites of one budget share what is compiled.
 
     Raises:
-      ValueError: if a number of the budget is not at least 1, or the threat is none.
+      ValueError: if the budget is no `Budget`, a number of it is not at least 1
+        (`num_boundary_targets`: 0) or a line is unknown, the threat is no `Threat`, or the bounds
+        are the wrong way round.
 
     Example:
       >>> from mixjax import evaluation, threats
@@ -208,7 +210,7 @@ def pgd_attacks(
     step_size: float,
     bounds: Bounds = (0.0, 1.0),
 ) -> tuple[Attack, ...]:
-    """PGD on what a mixture answers and on what each of its members answers.
+    """PGD on two losses of a mixture and on the cross-entropy of each of its members.
 
     A third of the runs climbs the expected cross-entropy, a third `-log` of the mean probability
     of the label, and the rest one member's cross-entropy each, the members taking turns. Every
@@ -218,14 +220,14 @@ def pgd_attacks(
 
     Args:
       threat: the allowed perturbations, in the units of the inputs.
-      num_runs: number of runs in all, whatever `L`; at least 3, and a third of it at least `L`
-        (known, and checked, when the attack meets a mixture).
+      num_runs: number of runs in all, whatever `L`; at least 3, and those on members,
+        `num_runs - 2 (num_runs // 3)`, at least `L` (checked when the attack meets a mixture).
       num_steps: gradient steps of a run.
       step_size: length of one step in the threat's norm, units of the inputs.
       bounds: lowest and highest value of an input.
 
     Returns:
-      A list of attacks, here of one: all runs share one compiled loop.
+      A tuple of one `Attack`: all runs share one compiled loop.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -398,7 +400,7 @@ def _auto_pgd(
 
 
 def _fab(key, run, logits_fn, weights, x, label, threat, bounds, *, num_steps):
-    """Towards one class each; whoever comes round to a class again starts at random."""
+    """Towards one class each; a run towards a class that had one starts at random."""
     log_probs = mixture.log_probs(logits_fn(x), weights)
     wrong = attacks.likeliest_wrong(log_probs, label, len(log_probs) - 1)
     return attacks.fab_targeted(
