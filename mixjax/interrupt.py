@@ -44,8 +44,8 @@ class Stopped(SystemExit):
 def interruptible() -> Iterator[Interrupt]:
     """Turns the first SIGTERM or SIGINT inside the `with` block into `interrupt.received`.
 
-    The second one kills the process. The handlers of before are back after the block. To be used
-    in the main thread, with `interrupt.received` asked after each step:
+    The second one kills the process. The previous handlers are restored after the block. To be used
+    in the main thread, with `interrupt.received` read after each step:
 
         with interruptible() as interrupt:
             for step in range(num_steps):

@@ -1,4 +1,4 @@
-"""How sure a mean is, over examples and over training runs, in double precision."""
+"""How certain a mean is, over examples and over training runs, in double precision."""
 
 from typing import Any
 
@@ -124,6 +124,12 @@ def paired_interval(values: Any, others: Any, *, z: float = 1.96) -> tuple[float
     References:
       Newcombe, Improved confidence intervals for the difference between binomial proportions based
       on paired data, 1998, method 10.
+
+    Example:
+      >>> from mixjax import intervals
+      >>> ends = intervals.paired_interval([1.0, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0])
+      >>> [round(end, 2) for end in ends]
+      [-0.1, 0.85]
     """
     values, others = np.asarray(values, np.float64), np.asarray(others, np.float64)
     checks.shape(values.shape, others=others)

@@ -3,13 +3,13 @@
 `logits` are `[C]`, `label` is an integer `[]`; `jax.vmap` adds members and examples. The sign is
 the defender's: the attacker ascends. A margin is the opposite: positive means correct.
 
-A class of logit -inf is masked: it is never answered, and values and gradients are those of the
+A class of logit -inf is masked: it is never predicted, and values and gradients are those of the
 other classes; where that class is the label the input is misclassified and a loss is infinite.
-Logits of half precision are taken to float32, for overconfident ones differ by more than they hold.
+Logits of half precision become float32, whose range holds the differences of overconfident ones.
 
-Those that take `weights` are of a mixture, whose members answer `[L, C]` logits. Each says in its
-own way how far the mixture is from being fooled, and each leads an attack elsewhere. A member that
-answers NaN errs: no more can be gained from it, and it decides nothing.
+The functions that take `weights` are losses of a mixture, whose members give `[L, C]` logits. Each
+says in its own way how far the mixture is from being fooled, and each leads an attack elsewhere. A
+member that answers NaN errs: no more can be gained from it, and it decides nothing.
 """
 
 from collections.abc import Callable
@@ -214,8 +214,8 @@ def mean_probability_margin(logits: Array, label: Array, weights: Array) -> Arra
 def expected_margin(logits: Array, label: Array, weights: Array) -> Array:
     """`sum_k weights_k margin_k`: `[L, C], [], [L] -> []`.
 
-    Negative where those who err do so by more than the others are right by: a member with large
-    logits decides, whatever its weight.
+    Negative where the members that err do so by more than the others are right by, each times its
+    weight: a member with large logits may decide, however small its weight.
 
     Raises:
       ValueError: if there is not one weight for each member.
@@ -334,6 +334,6 @@ def _margins(logits, label):
 
 
 def _finite_margins(logits, label, weights):
-    """0 for a member that errs by NaN or does not count: 0 times infinity is none."""
+    """Margins `[L]`, 0 for a member that answers NaN or has no weight: 0 times infinity is NaN."""
     checks.shape((len(logits),), weights=weights)
     return jnp.nan_to_num(jnp.where(weights > 0, _margins(logits, label), 0.0), nan=0.0)

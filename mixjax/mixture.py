@@ -1,12 +1,12 @@
 """A mixture of classifiers: for each input one of `L` members is drawn, by their `weights`.
 
 Everything here is about one example and exact: the risk of a mixture at a point is a finite sum,
-so nothing is ever estimated by drawing members; and written as one, because a matrix product would
-round its factors to a few digits on accelerators.
+so nothing is ever estimated by drawing members. It is written as a sum, because accelerators would
+round the factors of a matrix product to a few digits.
 
-A member of weight 0 does not count, whatever it answers. A member that answers NaN is wrong: no
-label is right in its eyes and it gives no class any probability; in an expected loss, which has no
-number for it, it is left out, so that the others can still be attacked.
+A member of weight 0 does not count, whatever it answers. A member that answers NaN is wrong, with
+any label, and gives no class any probability; from an expected loss, which has no number for it, it
+is left out, so that the others can still be attacked.
 """
 
 import jax
@@ -105,8 +105,8 @@ def log_probs(logits: Array, weights: Array) -> Array:
         the derivative in their weight is 0.
 
     Returns:
-      `[C]` log-probabilities of the answer of a drawn member, and of the averaged ensemble; -inf
-      for a class that no member answers.
+      `[C]` log-probabilities of the classes by the averaged ensemble; -inf for a class to which no
+      member of positive weight gives any probability.
 
     Raises:
       ValueError: if the logits are not `[L, C]` or there is not one weight for each member.
@@ -137,7 +137,7 @@ def log_probs(logits: Array, weights: Array) -> Array:
 
 
 def predict(key: Key, logits: Array, weights: Array) -> Array:
-    """Draws a member and returns its answer.
+    """Draws a member and returns the class that it predicts, the first of equal logits.
 
     Args:
       key: random key; consumed.

@@ -27,7 +27,7 @@ Step = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 def pmap_step(
     step: Step, *, axis_name: str = DATA_AXIS, devices: Sequence[Any] | None = None
 ) -> "PmapStep":
-    """The step on every device at once, the state plain: without an axis for the devices.
+    """The step on every device at once, for a state without an axis of devices.
 
     Args:
       step: `(state, data) -> (state, info)` on one device, with collectives over `axis_name`.
@@ -35,8 +35,8 @@ def pmap_step(
       devices: where to run, those of all processes; all devices if None.
 
     Returns:
-      `(state, data) -> (state, info)`, compiled. Its arguments lie best where `replicate` puts
-      them; its results lie there. With several processes they are the process's own arrays.
+      `(state, data) -> (state, info)`, compiled. Place its arguments by `replicate`; its results
+      are placed so. With several processes they are the process's own arrays.
     """
     everywhere = _devices(devices)
     # `pmap` insists on one argument with a mapped axis; the step does not see it.
@@ -97,7 +97,7 @@ def mesh(num_member_devices: int = 1, devices: Sequence[Any] | None = None) -> M
 
 
 def state_spec(state: PyTree, member_fields: Sequence[str]) -> PyTree:
-    """What of a state is split over the "member" axis, for `shard_step` and `place`.
+    """Which leaves of a state are split over the "member" axis, for `shard_step` and `place`.
 
     Args:
       state: any pytree; of NamedTuples, dataclasses and dicts the names of fields count.
@@ -142,8 +142,8 @@ def shard_step(step: Step, mesh: Mesh, spec: PyTree) -> jax.stages.Wrapped:
       spec: the state's `PartitionSpec`s, as from `state_spec`.
 
     Returns:
-      `(state, data) -> (state, info)`, compiled, on whole arrays. Its arguments lie best where
-      `place` puts them (state with `spec`, data without); its results lie there.
+      `(state, data) -> (state, info)`, compiled, on whole arrays. Place its arguments by `place`
+      (state with `spec`, data without); its results are placed so.
     """
     everywhere = PartitionSpec()
     # With the default check, `pmean` of gradients that were summed already would be silent.

@@ -1,8 +1,8 @@
 """A callable as a program and its constants: what it computes, apart from what it closes over.
 
 `take_apart` takes large arrays out of a function, so that two classifiers of one architecture share
-what is compiled; `identity` knows a function again in another process, by what it computes and
-with which arrays, and not by its name. Both trace it once, at the shapes of one example.
+what is compiled; `identity` recognises a function in another process, by what it computes and with
+which arrays, and not by its name. Both trace it, at the shapes of its arguments.
 """
 
 import hashlib
@@ -109,7 +109,7 @@ def fingerprint(function: Callable, *args: PyTree) -> Fingerprint:
 
 
 def fingerprint_of_jaxpr(closed: core.ClosedJaxpr) -> Fingerprint:
-    """The same of a program that is traced already; of its gradient it knows what it holds itself.
+    """The `Fingerprint` of a program that is traced already, without that of its gradient.
 
     Args:
       closed: from `jax.make_jaxpr`.
@@ -268,7 +268,7 @@ class _Writer:
         for derived in _derived(closed, num_constants):
             try:
                 traced = derived()
-            # What has no gradient is told by its forward program alone.
+            # What has no gradient is identified by its forward program alone.
             except Exception:  # Whatever it is that cannot be differentiated or mapped.
                 continue
             of_gradient, more = self.write(traced, digests)

@@ -33,7 +33,7 @@ class Geometry:
     Functions of a module, unlike closures, can be pickled.
 
     Attributes:
-      name: what the norm is called; an attack that knows a norm knows it by this name.
+      name: what the norm is called; by this name attacks that treat some norms apart know it.
       sample: `(key, shape, epsilon) -> [*shape]`, uniform in the ball of radius `epsilon`.
       steepest: `gradient -> direction` of norm 1 along which a linear loss grows fastest.
       project: `(delta, epsilon) -> delta`, the nearest point of the ball.

@@ -50,13 +50,13 @@ def attack(
       **numbers: of the attack, such as `num_steps`.
 
     Returns:
-      The attacked images `[N, ...]`, float32, and what the attack tells of each example: an
-      `attacks.AttackInfo` of PGD and AutoPGD, an `attacks.MixtureAttackInfo` of those that know the
-      members, None of `attacks.fgsm`. Its `accuracy` `[N]` is the exact expected accuracy at these
-      images: 0 where every member errs.
+      The attacked images `[N, ...]`, float32, and the attack's info with a leading axis `[N]`: an
+      `attacks.AttackInfo` of FGSM, PGD, AutoPGD and Square, an `attacks.MixtureAttackInfo` of ARC
+      and the lattice climber; None if the attack returns none. Its `accuracy` `[N]` is the exact
+      expected accuracy at these images, 0 where every member errs; FGSM leaves it None.
 
     Raises:
-      ValueError: in one line, before anything compiles, if an argument is not what it should be.
+      ValueError: in one line, before the attack compiles, if an argument is not what it should be.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, mixjax
@@ -84,7 +84,7 @@ def attack(
         given = partial(method, **numbers)
         told = (evaluation.Attack((attacks.name_of(method),), 1, given, threat, bounds),)
         transform = batches.for_work(told, members.logits_fn, weights, images)
-    # Compiled code is made for numbers, and found again by them; an array is none to look up.
+    # Compiled code is looked up by the numbers that it was made for; an array cannot be looked up.
     arrays = {name: value for name, value in numbers.items() if not _is_hashable(value)}
     known = tuple(entry for entry in numbers.items() if entry[0] not in arrays)
     told = inputs.as_pytree(partial(method, **arrays) if arrays else method), inputs.Static(known)

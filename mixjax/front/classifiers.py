@@ -1,4 +1,4 @@
-"""Anybody's classifier, checked before anything compiles, as what the rest of the library takes.
+"""Anybody's classifier, checked before an attack compiles, as what the rest of the library takes.
 
 A function of a batch is traced once, at one example, and its arrays are taken out of it: so
 classifiers of one architecture share what is compiled, and no weights are constants in it.
@@ -22,7 +22,7 @@ class Members(NamedTuple):
 
     Attributes:
       logits_fn: `x -> [L, C]`, a pytree whose leaves are the members' arrays.
-      alone: for each member `x -> [1, C]`; None where only all can answer together.
+      alone: for each member `x -> [1, C]`; None where one function gives the logits of all.
       weights: `[L]` probabilities.
     """
 

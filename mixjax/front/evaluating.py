@@ -43,7 +43,8 @@ def evaluate(
       labels: `[N]` integer classes.
       threat: the allowed perturbations, in the units of the inputs.
       weights: `[L]` probabilities of the members; None: equal ones.
-      budget: `evaluation.QUICK`, also if None, `evaluation.STANDARD` or one of your own.
+      budget: `evaluation.QUICK` if None, `evaluation.STANDARD`, `evaluation.AUTOATTACK` or one of
+        your own.
       attacks: more of them, to follow those of the budget: functions whose parameters say what they
         need (`attacks.on_mixture`), or several runs of one as an `evaluation.Attack`.
       key: random key; None: `jax.random.key(0)`. The same key gives the same answers, whatever the
@@ -59,8 +60,8 @@ def evaluate(
       `images` of lowest expected accuracy, `findings`, `report()`.
 
     Raises:
-      ValueError: in one line, before anything compiles, if an argument is not what it should be, or
-        if `folder` holds an evaluation of something else.
+      ValueError: in one line, before an attack compiles, if an argument is not what it should be,
+        or if `folder` holds an evaluation of something else.
       KeyboardInterrupt: after Ctrl-C; what is done is in `folder`, if there is one.
 
     Example:
@@ -119,7 +120,7 @@ def _as_attack(attack, threat):
 
 
 def _divides_itself(members, images, labels, clean):
-    """Whether the members want pixels of [0, 255], which uint8 is not scaled to."""
+    """Whether the members expect pixels in [0, 255]; here uint8 is scaled to [0, 1]."""
     rows = np.linspace(0, len(images) - 1, min(_NUM_PROBED, len(images))).astype(np.int32)
     pixels = jnp.asarray(images[rows], jnp.float32)
     answers = batches.judge_batch(members.logits_fn, members.weights, pixels, labels[rows], rows)

@@ -1,4 +1,4 @@
-"""The loop of a training run on the host: steps, measurements, checkpoints, going on from them.
+"""The loop of a training run on the host: steps, measurements, checkpoints, resuming from them.
 
 For any `(init, step)` whose state counts its steps in `step` and whose info holds the `loss`: a
 defence, an attack network, a filter. The loop sees the training as one compiled function of a few
@@ -68,9 +68,9 @@ def in_dispatches(
       most: the most steps at once, `K`, for a number that is traced; None: it is static, and `K`.
 
     Returns:
-      `(progress, examples, number) -> (progress, losses [K])`, pure; the losses behind the first
-      `number` are 0. As a static argument of `jit` the number makes one program for each, which
-      knows its length; traced there is one program for all.
+      `(progress, examples, number) -> (progress, losses [K])`, pure; the losses after the first
+      `number` are 0. If `number` is a static argument of `jit`, each value has a program of its
+      own, of known length; if it is traced, one program serves all.
     """
 
     def steps(progress, examples, number):
@@ -105,13 +105,13 @@ def run(
 ) -> Any:
     """Trains to the end, and returns the training's state that was best, or the last one.
 
-    At each mark the state is measured and saved. A run that was killed goes on from its newest
+    At each mark the state is measured and saved. A run that was killed continues from its newest
     sound checkpoint, to the same numbers; on SIGTERM or Ctrl-C it finishes its dispatch, saves, and
     ends the process with the exit code of the signal.
 
     Args:
       placement: the steps and where they run.
-      progress: where to start from if there is no checkpoint; else the form of one.
+      progress: where to start from if there is no checkpoint; else it gives structure and shapes.
       examples: what the steps draw their batches from.
       marks: the numbers of steps, ascending, after which is measured and saved; the last one is the
         end of the run.
@@ -131,7 +131,7 @@ def run(
       The state, in NumPy arrays.
 
     Raises:
-      ValueError: if the checkpoints belong to another config or are none of this run.
+      ValueError: if the checkpoints belong to another config or do not fit `progress`.
       FloatingPointError: at the first loss that is not finite.
       mixjax.interrupt.Stopped: after a signal, which ends the process.
     """

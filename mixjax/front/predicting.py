@@ -1,4 +1,4 @@
-"""`mixjax.predict`: what a mixture answers, a member drawn for each image."""
+"""`mixjax.predict`: the classes that a mixture predicts, a member drawn for each image."""
 
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ def predict(
     bounds: Bounds = (0.0, 1.0),
     batch_size: int = 256,
 ) -> np.ndarray:
-    """Draws a member for each image and returns its answer.
+    """Draws a member for each image and returns the class that it predicts.
 
     Args:
       key: random key; consumed. Image `n` draws by `fold_in(key, n)`, whatever the batch size.
@@ -30,7 +30,7 @@ def predict(
       weights: `[L]` probabilities of the members; None: equal ones.
       images: `[N, ...]` floats within `bounds`, or uint8, which is scaled to [0, 1].
       bounds: lowest and highest value of an input, numbers or arrays that fit one input.
-      batch_size: number of images answered at once, at most.
+      batch_size: number of images classified at once, at most.
 
     Returns:
       `[N]` integer classes.
@@ -48,7 +48,7 @@ def predict(
     checks.key(key=key)
     checks.at_least(1, batch_size=batch_size)
     bounds = batch.low_and_high(bounds)
-    labels = np.zeros(np.shape(images)[:1] or 1, np.int32)  # nobody asks for them
+    labels = np.zeros(np.shape(images)[:1] or 1, np.int32)  # the loop takes some, nobody reads them
     images = inputs.as_floats(inputs.checked(images, labels, bounds)[0])
     members = members_of(classify, weights, images[[0, -1]])
     answer = partial(

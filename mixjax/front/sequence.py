@@ -2,7 +2,7 @@
 
 What a `defenses.Succession` says as pure functions is compiled and called here, on one device: a
 folder for each member holds its checkpoints, the inputs that were attacked for it and the weights
-after it. A process that was killed goes on from there, to the same numbers.
+after it. After a kill the same call continues from there, to the same numbers.
 """
 
 import functools
@@ -25,7 +25,7 @@ from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key
 
 SELECTIONS = ("robust_accuracy", "clean_accuracy")
-_VALIDATION, _ATTACK = 2**31, 2**31 + 1  # keys that no member's number takes
+_VALIDATION, _ATTACK = 2**31, 2**31 + 1  # folded into keys; no member has such a number
 _MOST_DISPATCHED = 30  # steps at once on an accelerator, which waits for the host between them
 
 
@@ -88,25 +88,26 @@ def train_in_sequence(
 ) -> Sequence:
     """Trains the members of a mixture one after another.
 
-    Of each member the moving average of its variables is kept, of the validation at which the
-    mixture, the new member among the others at the weights proposed for it, was best. Member k of
-    two calls with one key is the same whatever `num_members` is.
+    Each member is kept as the moving average of its variables, as it was at the validation at which
+    the mixture of the members so far and the new one, at the weights proposed for it, was best. For
+    one key, member k is the same whatever `num_members` is.
 
     Args:
       key: random key; consumed.
       first: architecture and training of the first member.
       following: architecture of the others, and how they follow.
       train: `images [N, ...]` floats or uint8, and `labels [N]`.
-      validation: the same, to choose from a training's states by.
+      validation: the same, by which the best state of each training is chosen.
       threat: ball of the attack on validation data.
       plan: numbers of the training.
       num_members: `n`, at least 1.
-      folder: where the members are kept; the same call goes on from there.
+      folder: where the members are kept; the same call continues from there.
       config: what the folder belongs to.
       begin: members that are there already, trained anywhere; None: none.
-      select: by which accuracy of the validations the *first* member is chosen: the paper's
-        `bestAUA` is "robust_accuracy". The others are by that in any case.
-      num_settling: training examples, the first ones, that `method.settle` sees attacked.
+      select: by which accuracy on validation data the *first* member is chosen: the paper's
+        `bestAUA` is "robust_accuracy", by which the others are chosen in any case.
+      num_settling: number of training examples, the first ones, that are attacked for the
+        succession's `settle`.
       show: whether to show bars on standard error.
 
     Returns:
@@ -199,7 +200,7 @@ def train_by_double_oracle(
     config: dict[str, Any],
     show: bool = True,
 ) -> DoubleOracle:
-    """Double oracle of which the defender's answers are trained networks: `games.double_oracle`.
+    """Double oracle whose defender answers by trained networks: `games.double_oracle`.
 
     In each round the attacker answers the weights by the strongest point that `attacks` find for
     each example, and the defender answers the equilibrium's attack by a network trained on points
@@ -213,14 +214,17 @@ def train_by_double_oracle(
       response: architecture and training of the defender's answers, on inputs drawn for it, such
         as `natural_member`.
       train: `images [N, ...]` floats or uint8, and `labels [N]`.
-      validation: the same, to choose from a training's states by.
+      validation: the same, by which the best state of each training is chosen.
       threat: ball of the attack on validation data.
       plan: numbers of the training.
       attacks: the attacker's, such as a part of `evaluation.attack_suite`.
       num_members: number of members in the end, at least 2; fewer if the bounds meet.
-      folder: where the members and points are kept; the same call goes on from there.
+      folder: where the members and points are kept; the same call continues from there.
       config: what the folder belongs to.
       show: whether to show bars on standard error.
+
+    Returns:
+      The `DoubleOracle`.
 
     Raises:
       ValueError: if an argument is out of its range, or the folder belongs to another config.
@@ -338,7 +342,7 @@ def _trained(
     return variables
 
 
-# Remembered: what is compiled for one member serves the next one, if that looks at nobody.
+# Remembered: what is compiled for one member serves the next one, if that does not see the others.
 @functools.lru_cache(maxsize=64)
 def _steps(step, batch_size, augment):
     def batch(everything, number):

@@ -2,8 +2,8 @@
 
 `jax.export` writes both as StableHLO, for batches of any size; the variables stand beside it.
 Loaded again it is a function of a batch like any other, to be compiled, mapped and differentiated
-once in the images: what an attack needs. The format is JAX's, which promises to read it for half a
-year.
+once in the images: what an attack needs. The format is JAX's, which promises to read it for six
+months.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +20,9 @@ from mixjax.typing import Array, PyTree
 with _extras.needed("train"):
     import flatbuffers as flatbuffers  # with which `jax.export` writes and reads
 
-# A model may choose its way by the size of a batch: it must not, up to so many examples.
+# Largest batches, tried in turn: up to so many examples a model must compute the same for any size.
 _MOST = (1024, 128, 16)
-_FIXED = 16  # where it cannot be told for more than one size
+_FIXED = 16  # where the program can be written for one size only
 _PLATFORMS = ("cpu", "cuda")
 
 
@@ -33,7 +33,7 @@ class Program(NamedTuple):
       forward: `(leaves, x [B, ...]) -> logits [B, C]`, exported.
       pullback: `(leaves, x [B, ...], cotangents [B, C]) -> [B, ...]`, exported.
       most: the largest `B` of both; larger batches are taken in pieces.
-      is_fixed: whether it is the only `B`, up to which smaller batches are filled.
+      is_fixed: whether `most` is the only `B`; smaller batches are then filled up to it.
     """
 
     forward: bytes
@@ -85,8 +85,8 @@ def function(program: Program) -> Callable[[Sequence[Any], Array], Array]:
     """The classifier again: `(leaves, x [B, ...]) -> logits [B, C]`.
 
     It may be compiled, mapped over `x`, and differentiated in `x` by reverse mode, once; its
-    gradient in the leaves is 0. Only the platforms that it was written for run it: CPUs and NVIDIA
-    GPUs.
+    gradient in the leaves is 0. It runs only on the platforms that it was written for: CPUs and
+    NVIDIA GPUs.
     """
     written = program.forward, program.pullback
     calls = [export.deserialize(bytearray(each)).call for each in written]
@@ -175,7 +175,7 @@ def packed(leaves: Sequence[Array]) -> dict[str, np.ndarray]:
 
 
 def unpacked(arrays: dict[str, np.ndarray]) -> list[Array]:
-    """What was `packed`; anything else in `arrays` is left aside."""
+    """The leaves that were `packed`; anything else in `arrays` is ignored."""
     leaves = []
     for name in sorted(name for name in arrays if name.startswith("leaf_")):
         kind, array = str(arrays[name.replace("leaf", "kind")]), arrays[name]

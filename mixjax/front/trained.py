@@ -50,7 +50,7 @@ class Run:
 def load(folder: str | os.PathLike, model: Any = None) -> Run:
     """The run that `mixjax.train` left in a folder.
 
-    Without the model, its members are the program that was stored beside their variables: the same
+    Without the model, the members are the program that was stored beside their variables: the same
     function, for batches of any size, differentiable once in the images, on CPUs and NVIDIA GPUs.
 
     >>> import mixjax
@@ -67,8 +67,9 @@ def load(folder: str | os.PathLike, model: Any = None) -> Run:
       The `Run`.
 
     Raises:
-      ValueError: if the folder holds no finished run, a file of it is damaged, its program cannot
-        be read by this version of JAX, or `model` is another one.
+      ValueError: if the folder holds no finished run, a file of it is damaged, `model` is needed
+        because the program could not be stored or this version of JAX cannot read it, or `model` is
+        another one.
     """
     folder = pathlib.Path(folder)
     if not (folder / files.CONFIG).exists():

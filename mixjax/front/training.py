@@ -85,7 +85,7 @@ def train(
       threat: the ball of the attacker, in the units of the scaled images.
       num_members: `L`; 1 is plain adversarial training.
       num_epochs: passes over the images; `num_members` times as many if `update` is "one".
-      folder: where to keep checkpoints, metrics and members: the same call goes on from there,
+      folder: where to keep checkpoints, metrics and members: the same call continues from there,
         whenever it was stopped, and `mixjax.load` reads it. None: nowhere.
       key: random key; None: `jax.random.key(0)`. The same key gives the same numbers.
       batch_size: images per step; 128 if None, or as many as there are.
@@ -93,10 +93,10 @@ def train(
         updates. Adam if None, its rate up to .005 after 30 % of the run and down to 0.
       augment: `(key, images [B, ...]) -> images`, such as `partial(data.augment, pad=2)`, of images
         as they were given; None: nothing.
-      objective: what both players raise and lower: `defenses.adversarial_training()` if None,
+      objective: what both players raise and lower: `defenses.adversarial_training()` if None, or
         `defenses.trades()`.
       attack: `(key, loss_fn, x, threat) -> (x_adv, info)` on one example; PGD if None.
-      num_attack_steps: its gradient steps, of 2.5 radii together.
+      num_attack_steps: gradient steps of that PGD, of 2.5 radii together.
       ramp: part of the run over which the radius grows from 0, in [0, 1).
       update: "all" members on each attacked batch, or, as in the paper, "one" of them.
       weighing: how weights are found; `defenses.oracle_weighing(num_steps=5)` by default,
@@ -105,9 +105,9 @@ def train(
         has steps, at most 100.
       num_weight_batches: batches on which a weight step finds the weights.
       average_decay: of the moving average of the variables, in [0, 1); 0: none.
-      validation: `(images, labels)` to choose the epoch by; None: a tenth of the images, at most
-        1000, is held out.
-      num_validation_steps: steps of PGD on these.
+      validation: `(images, labels)` by which the epoch is chosen; None: a tenth of the images, at
+        most 1000, is held out.
+      num_validation_steps: gradient steps of PGD on these.
       bounds: lowest and highest value of an image.
       progress: whether to show a bar on standard error.
 
@@ -115,7 +115,7 @@ def train(
       A `Run`: `members`, functions of a batch of images, `weights [L]`, `history`, `folder`.
 
     Raises:
-      ValueError: in one line, before anything compiles, if an argument is not what it should be or
+      ValueError: in one line, before a step compiles, if an argument is not what it should be or
         `folder` holds a run with other settings, images or model: it names what differs.
       FloatingPointError: if the loss is no longer finite: a lower learning rate may help.
       KeyboardInterrupt: after Ctrl-C, when the state is saved.
@@ -402,6 +402,6 @@ def _kept_in(folder):
 
 
 def _short(closed):
-    """A program with its arrays, in as many characters as a sentence bears."""
+    """A program with its arrays, in few enough characters for an error message."""
     found = program.fingerprint_of_jaxpr(closed)
     return hashlib.sha256(" ".join(found).encode()).hexdigest()[:12]

@@ -40,7 +40,7 @@ class PlayersState(NamedTuple):
 
 
 class PlayersInfo(NamedTuple):
-    """What a person wants to see of an update, everything from before the step it belongs to.
+    """What a person wants to see of an update; a player's numbers are from before its step.
 
     Attributes:
       f: `[]` value where the last of the players to move took its gradient.

@@ -20,7 +20,7 @@ class Table(NamedTuple):
     """A game with the same equilibria, on losses that float32 can tell apart.
 
     What an example costs in any case moves no player, but small differences would be lost beside
-    it, and sums of large losses would run over.
+    it, and sums of large losses would overflow.
 
     Attributes:
       losses: `[N, M, L]` what is paid above the least loss of the example, in units of `unit`.
@@ -57,7 +57,7 @@ def expected(losses, weights):
 def mean_losses(attack, losses):
     """`[N, M], [N, M, ...] -> [...]`: mean losses under an attack."""
     flat = losses.reshape(attack.size, -1)
-    mass = attack.reshape(-1) / attack.shape[0]  # before the sum, which would run over
+    mass = attack.reshape(-1) / attack.shape[0]  # before the sum, which would overflow
     return jnp.matmul(mass, flat, precision="highest").reshape(losses.shape[2:])
 
 
@@ -80,7 +80,7 @@ def tempered(weights, losses, temperature, mass):
     """`[N]` temperatures, highest expected losses, and `[N, M]` logits below them.
 
     The logits are `(expected - highest) / temperature + log mass`: at low temperatures the quotient
-    of the losses themselves could run over.
+    of the losses themselves could overflow.
     """
     check_table(weights, losses)
     checks.positive(temperature=temperature)

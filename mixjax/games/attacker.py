@@ -1,8 +1,8 @@
 """The attacker who draws: for each example, probabilities `attack [N, M]` of `M` candidate points.
 
 They come from `solve`, from the averages of `hedge` and `regret_matching`, or from here: the
-softmax of the entropic relaxation, and the best response, which draws nothing. An `Attacker` is
-such an attack with its points, so that it can be played against classifiers that were not there
+softmax of the entropic relaxation, and the best response, which is deterministic. An `Attacker` is
+such an attack with its points, so that it can be played against classifiers that did not exist
 when it was found.
 """
 

@@ -68,9 +68,9 @@ def solve(losses: Any) -> Equilibrium:
     few different rows, as those of 0/1 losses have.
 
     Losses of any size may stand beside each other: what an example costs in any case moves nobody
-    and is taken off, candidates that are worse for the attacker than another whatever the weights
-    are left out, and each member has a unit of its own, its risk alone, since a solver of linear
-    programs takes small coefficients beside large ones for nothing.
+    and is subtracted; a candidate that another one beats for all weights is left out; and each
+    member has a unit of its own, its risk alone, since a solver of linear programs takes small
+    coefficients beside large ones for 0.
 
     Takes the table in double precision, `8 N M L` bytes, and a few arrays `[N, M]` of memory, and
     one pass over the table for each program. On one CPU core 8 members at 64 candidates each of
@@ -80,7 +80,7 @@ def solve(losses: Any) -> Equilibrium:
       losses: `[N, M, L]` losses of the members at the candidates, finite and at least 0.
 
     Returns:
-      The equilibrium. `gap` says how good it is whatever the programs say: it is computed from the
+      The equilibrium. `gap` says how good it is, whatever the solver did: it is computed from the
       two strategies alone and enlarged by all that rounding can have hidden.
 
     Raises:
@@ -155,7 +155,7 @@ def duality_gap(weights: Any, attack: Any, losses: Any) -> Array | float:
         weights, attack = (np.asarray(x, np.float64) for x in (weights, attack))
         table, _ = _tables.above_sure(losses)
         exponent = int(np.frexp(table.max())[1])
-        # By a power of two, which rounds nothing: sums of large losses would run over.
+        # By a power of two, which rounds nothing: sums of large losses would overflow.
         np.ldexp(table, -exponent, out=table)
         upper = _tables.upper_bound(weights / weights.sum(), table)
         lower = _tables.lower_bounds(attack / attack.sum(axis=1, keepdims=True), table).min()
@@ -171,8 +171,8 @@ def duality_gap(weights: Any, attack: Any, losses: Any) -> Array | float:
 def _above_sure_gains(losses):
     """`[N, M, L]` less the least loss of each example, and `[N]` these losses.
 
-    Of the candidates that matter: if one costs each member at most what another costs every member,
-    nobody plays it, and it counts as a loss of -1 of everybody.
+    Of the candidates that matter: if one costs no member more than another costs every member, it
+    is never played, and counts as a loss below 0 of every member.
     """
     table = np.array(losses, np.float64)
     least, most = table.min(axis=2), table.max(axis=2)

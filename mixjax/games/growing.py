@@ -6,11 +6,11 @@ the answer to the attack. Members and points are whatever the caller's functions
 half-planes and points of the plane, or parameters of networks and batches of images.
 
 What is certain of the bounds. `lower`: the attack's points exist, so no mixture of the members
-found so far has less risk; with a `defender`, no mixture of anything in its class has, if its
-answers are best responses in that class, or as much less as they fall short. `upper`: the risk of
-the weights under every point found so far; their true risk is higher by as much as the attacker's
-last answer falls short of a best response, which nobody here can know. Both bounds of a round take
-in everything found until its end, so that a late discovery also corrects earlier strategies.
+found so far has less risk; with a `defender`, no mixture of anything in its class has, except for
+what its answers lack to best responses in that class. `upper`: the risk of the weights under every
+point found so far; their true risk is higher by what the attacker's last answer lacks to a best
+response, which cannot be known here. Both bounds of a round take everything into account that was
+found until its end, so that a late discovery also corrects earlier strategies.
 """
 
 import math
@@ -35,7 +35,7 @@ class Round(NamedTuple):
       risk: `[]` risk of the weights of this round, the attacker's answer to them included.
       response: `[]` least mean loss of a member under the attack of this round, the defender's
         answer to it included.
-      upper: `[]` least risk of the weights of all rounds so far, under all points so far.
+      upper: `[]` least risk of the weights of any round so far, under all points so far.
       lower: `[]` highest mean loss of the best member so far under the attack of any round.
       num_members: number of members at the end of the round.
       num_candidates: number of points per example at the end of the round.
@@ -95,13 +95,13 @@ def double_oracle(
       tolerance: the game ends as soon as `upper - lower` is at most this; below 0: never.
       defender: `(attack [N, M], points, round) -> member`, a member trained against the attack;
         None: the members are given.
-      strategies: `losses [N, M, L] -> (weights [L], attack [N, M])`, from which the answers are
-        sought; an equilibrium if None, `boosting(...)` for boosted adversarial training.
+      strategies: `losses [N, M, L] -> (weights [L], attack [N, M])`, to which the players answer;
+        an equilibrium if None, `boosting(...)` for boosted adversarial training.
 
     Returns:
-      The weights of least risk under all points and the attack under which the best member pays
-      most, of those of any round, with `upper` and `lower` that risk and that loss; and the grown
-      game.
+      Of the strategies of all rounds, the weights of least risk under all points and the attack
+      under which the best member pays most, as an `Equilibrium` with that risk as `upper` and that
+      loss as `lower`; and the grown game.
 
     Raises:
       ValueError: if there are no members or no points, `num_rounds` is not positive, `tolerance` is
@@ -178,7 +178,7 @@ def boosting(share: float) -> Strategies:
     """The strategies of boosted adversarial training, to compare with an equilibrium's.
 
     Each new member takes `share` of the weight from the others, and is trained against the last
-    answer of the attacker alone. `double_oracle` with these is Pinot's algorithm.
+    answer of the attacker alone. `double_oracle` with these is the algorithm of Pinot et al.
 
     Args:
       share: the paper's `alpha`, in (0, 1).

@@ -103,7 +103,7 @@ def regret_matching(losses: Array, *, num_steps: int, best_response: bool = Fals
     Args:
       losses: `[N, M, L]` losses of the members at the candidates, finite and at least 0.
       num_steps: number of moves of each player, static.
-      best_response: whether the attacker answers the weights of the moment exactly; static.
+      best_response: whether the attacker plays a best response to the current weights; static.
 
     Returns:
       The averaged strategies and their bounds.

@@ -78,7 +78,7 @@ def merge(losses: np.ndarray) -> Patterns:
 
 def _codes(flat):
     """`[R, L] -> [R]` numbers, equal for equal rows; None if too many rows differ."""
-    # A table of real-valued losses is told by its first rows, before all of them are sorted.
+    # A table of real-valued losses is recognised by its first rows, before all of them are sorted.
     if len(np.unique(flat[:_SAMPLE], axis=0)) > _MAX_ROWS:
         return None
     codes, size = np.zeros(len(flat), int), 1

@@ -70,7 +70,7 @@ def extragradient(
       ascent: optimiser of `v`, its learning rate included.
 
     Returns:
-      The `Method`; its info tells of the gradients one step ahead.
+      The `Method`; value and gradients in its info are those one step ahead.
 
     Raises:
       ValueError: as `minimax`.
@@ -104,7 +104,7 @@ def unrolled(
     *,
     num_unrolled_steps: int = 5,
 ) -> Method:
-    """`u` descends `f(u, v_k(u))`, through `k` steps that `v` would take; `v` takes one of them.
+    """`u` descends `f(u, v_k(u))`, through `k` steps that `v` would take; `v` takes the first one.
 
     Args:
       f: `(u, v, *args) -> []`, twice differentiable.

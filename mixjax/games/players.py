@@ -42,9 +42,10 @@ def minimax(
     """`v` ascends `f` and `u` descends `f + penalty / 2 |df/dv|^2`, as `v` will answer.
 
     The penalty's gradient `penalty * d2f/dudv df/dv` is what `u` gains by knowing that `v` will
-    answer with one more step of length `penalty`. Where steps without it circle around `f = u v`
-    or leave it, these converge. Where minimax and maximin differ, they find the minimax if `v` is
-    much the faster of the two; at equal rates they may stop at a maximin just as well.
+    answer with one more step of length `penalty`. On `f = u v` steps without it circle around the
+    saddle point or spiral away from it, and these converge. Where minimax and maximin differ, they
+    find the minimax if `v` is much the faster of the two; at equal rates they may stop at a maximin
+    just as well.
 
     In the order "simultaneous", the algorithm as it is printed, both gradients are taken at the
     old point: on `f = u v` plain steps lead to `v + sigma u` and `u - lambda (v + penalty u)`. In

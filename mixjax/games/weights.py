@@ -48,7 +48,7 @@ def entropic_risk(
     """`mean_n alpha_n log sum_m mass_nm exp(sum_k weights_k losses_nmk / alpha_n)`.
 
     Per example it lies between `max_m - alpha log M` and `max_m` of the expected losses, if all
-    candidates have the mass `1 / M`. One candidate of their total mass does for equal ones.
+    candidates have the mass `1 / M`. Equal candidates may be merged into one of their total mass.
 
     Args:
       weights: `[L]` probabilities of the members.
@@ -98,7 +98,7 @@ def oracle(
       losses: `[N, M, L]` losses of the members at the candidates, within [0, `loss_bound`].
       num_steps: number of best responses, static.
       loss_bound: largest possible loss.
-      iterate: "best": the weights of least risk of those that a best response was found to;
+      iterate: "best": the weights of least risk, of those to which a best response was found;
         "last": those after the last step, whose own risk is not computed.
 
     Returns:

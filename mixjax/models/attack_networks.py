@@ -1,8 +1,8 @@
 """Networks that attack: from an input and its label to the direction in which to move it.
 
-The direction is not bounded; what an attacker may make of it is known to `mixjax.attacks`. Inputs
-are in [0, 1] and rescaled to [-1, 1] here; the label comes as a one-hot vector, scaled so that
-hundreds of pixels do not drown it.
+The direction is not bounded; `attacks.follow` and `attacks.squash` make an attacked input of it.
+Inputs are in [0, 1] and rescaled to [-1, 1] here; the label comes as a one-hot vector, scaled so
+that it counts beside hundreds of pixels.
 """
 
 import math
@@ -35,7 +35,7 @@ def attack_network(
       hidden: units of each hidden layer.
       dropout: probability of dropping a hidden unit in training; needs a key.
       label_scale: the label's entry of the one-hot vector, positive; None: `sqrt(size)` for the
-        `size` numbers of an example, which is the length of an input of -1 and 1.
+        `size` numbers of an example, the Euclidean norm of an input of entries -1 and 1.
 
     Returns:
       The `Model`, whose `apply` is `(variables, x [..., *input_shape], label [...], train=False,
@@ -48,6 +48,15 @@ def attack_network(
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 4.1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mixjax import models
+      >>> network = models.attack_network(2, input_shape=(2, 2, 1), hidden=(8,))
+      >>> variables = jax.eval_shape(network.init, jax.random.key(0))
+      >>> x, label = jax.ShapeDtypeStruct((5, 2, 2, 1), jnp.float32), jnp.zeros(5, int)
+      >>> jax.eval_shape(network.apply, variables, x, label).shape
+      (5, 2, 2, 1)
     """
     checks.at_least(1, num_classes=num_classes)
     for units in hidden:

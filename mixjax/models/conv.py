@@ -10,8 +10,8 @@ Under `jax.vmap` an axis that the kernel does not carry is folded into the batch
 looped over, one plain convolution per element. Which loop is the caller's choice: `unrolled`
 (Python) or `scanned` (`lax.map`); `grouped` is JAX's own convolution, to compare with. All three
 take the arguments of `lax.conv_general_dilated`, so that Flax takes them as
-`nn.Conv(conv_general_dilated=unrolled)`. Forward and reverse mode work to any order. How the maps
-are computed on a CPU is their lowering's affair: 3 x 3 ones of many channels go by `winograd`.
+`nn.Conv(conv_general_dilated=unrolled)`. Forward and reverse mode work to any order. The lowering
+decides how the maps are computed on a CPU: 3 x 3 kernels of many channels by `winograd`.
 """
 
 import functools
@@ -65,7 +65,7 @@ def _convolve(
     *,
     loop: str,
 ) -> Array:
-    """`lax.conv_general_dilated`, which does all but NHWC / HWIO without groups and dilation."""
+    """As `lax.conv_general_dilated`, which does all but NHWC / HWIO without groups or dilation."""
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     # Only what our networks use has maps of its own; anything else, such as a dilated or a grouped
     # convolution of somebody's own network, is JAX's and stays correct.
@@ -133,8 +133,7 @@ def _forward_on_cpu(x, w, *, window):
     if _by_eigen(window, x, w):
         (top, bottom), sides = window.padding
         # One more row of the result makes it larger than the image, which sends it to Eigen; the
-        # row is cut off again. It costs one part in the height, and gains two cores in the place of
-        # one.
+        # row is cut off again. It costs `1 / height` more work and gains two cores instead of one.
         window = window._replace(padding=((top, bottom + 1), sides))
         return _forward_formula(x, w, window=window)[:, :-1]
     return _forward_formula(x, w, window=window)

@@ -88,8 +88,8 @@ def load_pretrained(path: str | os.PathLike, model: Model, *, sha256: str | None
     Args:
       path: the `.npz` or `.safetensors` file.
       model: the network to fill, of the same width and depth.
-      sha256: digest of the file that is asked for; None: any. A damaged number in an `.npz` file
-        is found without it, in a `.safetensors` file, which has no checksums, it is not.
+      sha256: digest that the file must have; None: any. A damaged number in an `.npz` file is found
+        without it, but not in a `.safetensors` file, which has no checksums.
 
     Returns:
       Variables for `model.apply`, float32.
@@ -97,6 +97,7 @@ def load_pretrained(path: str | os.PathLike, model: Model, *, sha256: str | None
     Raises:
       ValueError: if the file is of another kind, broken or of another digest, or a name is
         unknown, missing or of another shape than in the model; it names the file and the name.
+      OSError: if the file cannot be read.
     """
     path = pathlib.Path(path)
     state = {name.removeprefix("module."): value for name, value in _read(path, sha256).items()}
@@ -169,7 +170,7 @@ def save_pretrained(path: str | os.PathLike, model: Model, variables: PyTree) ->
 
 
 def _shapes(model) -> tuple[dict[Any, Any], Any]:
-    """Shapes of the model's variables by their place, and how these hang together."""
+    """Shapes of the model's variables by their place, and the structure of their tree."""
     shapes, structure = jax.tree.flatten_with_path(jax.eval_shape(model.init, jax.random.key(0)))
     return {_entries(place): leaf.shape for place, leaf in shapes}, structure
 

@@ -39,7 +39,7 @@ def wide_resnet(
     Args:
       num_classes: number of classes `C`.
       depth: number of convolutions in sequence and the last layer, `6 n + 4`.
-      width: the stages have 16, 32 and 64 times as many channels.
+      width: the stages have `16 width`, `32 width` and `64 width` channels.
       dropout: probability of dropping an activation between a block's convolutions in training.
       negative_slope: of the activation below 0; 0 is ReLU.
       input_shape: `(H, W, channels)` of one example.
@@ -108,9 +108,11 @@ def preact_resnet18(
 ) -> Model:
     """ResNet18 for 32 x 32 images with BatchNorm and ReLU before the convolutions.
 
-    Arguments, result and errors are those of `resnet18`, and
+    All other arguments, the result and the errors are those of `resnet18`.
 
     Args:
+      num_classes: number of classes `C`.
+      width: channels of the first stage.
       final_norm: BatchNorm and ReLU before the last layer, too; some published weights have none.
 
     References:

@@ -1,4 +1,4 @@
-"""A run's folder: what was asked, what happened, what came out, and from which code and machine.
+"""A run's folder: its config, its metrics, its result, and from which code and machine they came.
 
 `open_run` makes the folder with `config.json`; `append_metrics` adds a line to `metrics.jsonl`
 while the run trains; `write_result` writes `result.json` with its `provenance`; `plot_curves`,

@@ -11,8 +11,7 @@ import numpy as np
 from mixjax import _extras, files
 
 # Okabe and Ito, Color universal design, 2008: blue, vermilion, green, orange, purple, sky, black;
-# and grey:
-# colours that colour-blind readers can tell apart; never colour alone.
+# and grey. Colour-blind readers can tell them apart; still, never colour alone.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#8A8A8A")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = "os^DvPX"
@@ -47,7 +46,7 @@ def figure(width: float, height: float, panels: int | tuple[int, int]) -> tuple[
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour, line and marker of the curve of this number, which no other of eight has."""
+    """Colour, line and marker of the curve of this number, different for any eight in a row."""
     return {
         "color": COLORS[number % len(COLORS)],
         "linestyle": STYLES[number % len(STYLES)],
@@ -119,7 +118,7 @@ def write(figure: Any, path: str | os.PathLike, *, is_small: bool = False) -> No
 
     Args:
       figure: as from `figure`.
-      path: the file of the first; the second has the ending `.pdf`.
+      path: the PNG file; the PDF has the ending `.pdf` instead.
       is_small: fewer dots and 256 colours, for figures that a repository keeps.
     """
     buffer = io.BytesIO()

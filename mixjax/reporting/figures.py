@@ -20,7 +20,7 @@ def plot_curves(
     """Standard and robust accuracy against epochs per classifier, one line for each run.
 
     Args:
-      path: file to write, as PNG.
+      path: the PNG to write; the same figure as PDF is written beside it.
       runs: `name -> entries` of `read_metrics`; those without `epoch`, `clean_accuracy` or
         `robust_accuracy` are left out.
       attack: what the robust accuracy is under, norm and radius with it, for the title.
@@ -47,7 +47,7 @@ def plot_weights(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[st
     """The weights of each run's mixture against epochs per classifier, one panel for each run.
 
     Args:
-      path: file to write, as PNG.
+      path: the PNG to write; the same figure as PDF is written beside it.
       runs: `name -> entries` of `read_metrics`; those without `epoch` or `weights` are left out.
 
     Raises:
@@ -79,7 +79,7 @@ def plot_attacks(
     """Rows: clean, attacked, difference; under each image what the members make of it.
 
     Args:
-      path: file to write, as PNG.
+      path: the PNG to write; the same figure as PDF is written beside it.
       images: `[N, H, W, C]` clean examples in [0, 1], C = 1 or 3; a handful.
       attacked: `[N, H, W, C]` the same under attack.
       labels: `[N]` true classes.
@@ -116,7 +116,7 @@ def plot_suite(path: str | os.PathLike, report: Mapping[str, Any], *, threat: st
     Bars are Wilson's 95 % intervals.
 
     Args:
-      path: file to write, as PNG.
+      path: the PNG to write; the same figure as PDF is written beside it.
       report: as from `evaluation.Evaluation.report`.
       threat: norm and radius, for the title.
     """
@@ -149,7 +149,7 @@ def plot_security(
     Bars are Wilson's 95 % intervals over the examples.
 
     Args:
-      path: file to write, as PNG.
+      path: the PNG to write; the same figure as PDF is written beside it.
       curves: `name -> curves` with the entries of `SecurityCurves.report`.
       norm: of the radius, for the axis.
 

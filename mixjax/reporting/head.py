@@ -71,7 +71,7 @@ def compared(
     *,
     what: str = "of the examples withstand the attacks",
 ) -> str:
-    """A sentence that says which of two classifiers is better, or that nothing tells them apart.
+    """A sentence that says which of two classifiers is better, or that the examples do not show it.
 
     Args:
       first: name of one.

@@ -60,7 +60,7 @@ def without_paths(value: Any) -> Any:
 
 
 def _from_home(text):
-    """The two folders whose names may have any character, also those that end a path, cut off."""
+    """`text` without working directory and home, whose names may hold what ends a path."""
     for folder, name in ((os.getcwd(), ""), (os.path.expanduser("~"), "~/")):
         if folder := folder.rstrip("/"):
             found = rf"(?<![^=,:;\s]){re.escape(folder)}(/|$)"

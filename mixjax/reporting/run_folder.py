@@ -31,8 +31,8 @@ def open_run(
     Args:
       run_dir: the folder; missing, empty, or, with `resume`, one of the same config.
       config: dict that JSON can hold; stored as `config.json` and compared.
-      resume: whether to continue a run that is there. Without one a new run begins, so that one
-        command may be given again and again until a run is finished.
+      resume: whether to continue a run that is there. If there is none a new run begins, so that
+        one command can be repeated until a run is finished.
       argument: what to call the folder in an error.
 
     Yields:
