@@ -81,7 +81,11 @@ def accuracy(logits: Array, label: Array, weights: Array) -> Array:
 def correct(logits: Array, label: Array) -> Array:
     """Whether the label's logit exceeds every other: `[..., C], [] -> [...]`.
 
-    A tie and a NaN are errors: nobody may count on how `argmax` breaks them.
+    A tie and a NaN are errors: `argmax` would decide them by the order of the classes.
+
+    Args:
+      logits: `[..., C]` logits, of one member or of several.
+      label: `[]` integer class.
 
     Example:
       >>> import jax.numpy as jnp

@@ -257,7 +257,7 @@ class _Writer:
     """
 
     def __init__(self):
-        self._written: dict[int, Any] = {}  # program -> itself, lest its number is given away
+        self._written: dict[int, Any] = {}  # holds the program: a freed one's `id` is given away
         self._digests: dict[int, Any] = {}
         self.calls_python = False
 

@@ -26,7 +26,7 @@ def read_cifar(
       uint8 images `[N, 32, 32, 3]` and uint8 labels `[N, num_labels]`.
 
     Raises:
-      ValueError: if a member is absent or no whole number of records.
+      ValueError: if a member is absent, or the members do not hold a whole number of records.
     """
     chunks = []
     with tarfile.open(path, "r:gz") as archive:

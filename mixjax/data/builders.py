@@ -64,7 +64,7 @@ def read(
 
 def _prepare(builder, data_dir, folder, manual_dir):
     data_dir.mkdir(parents=True, exist_ok=True)
-    # Gone afterwards: neither a part of a file nor an archive that nobody needs again stays.
+    # Removed afterwards: neither parts of files nor archives, which are not needed again, stay.
     with tempfile.TemporaryDirectory(prefix=".download-", dir=data_dir) as downloads:
         try:
             builder.download_and_prepare(

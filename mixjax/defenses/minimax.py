@@ -52,6 +52,20 @@ def against_network(
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 4. The game there is `models.attack_network(dropout=0.5, label_scale=1.0)`,
       `move=attacks.squash`, `bounds=(-inf, inf)`, `games.minimax` with its default order.
+
+    Example:
+      >>> import functools, jax, jax.numpy as jnp, optax
+      >>> from mixjax import defenses, games, models, threats
+      >>> defense = defenses.against_network(
+      ...     models.linear(2, input_shape=(3,)),
+      ...     models.attack_network(2, input_shape=(3,), hidden=(4,)),
+      ...     functools.partial(games.minimax, descent=optax.sgd(0.1), ascent=optax.sgd(0.1)),
+      ...     threats.linf(0.1),
+      ... )
+      >>> images, labels = jnp.array([[0.1, 0.9, 0.2], [0.8, 0.1, 0.3]]), jnp.array([0, 1])
+      >>> state, info = jax.jit(defense.step)(defense.init(jax.random.key(0)), images, labels)
+      >>> int(state.step)
+      1
     """
 
     def payoff(params, v, state, key, images, labels):

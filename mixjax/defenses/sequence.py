@@ -103,6 +103,15 @@ def boosted(
 
     References:
       Pinot et al., Randomization matters, 2020, algorithm 1.
+
+    Example:
+      >>> import functools, numpy as np, optax
+      >>> from mixjax import attacks, defenses, models, threats
+      >>> pgd = functools.partial(attacks.pgd, num_steps=20, step_size=0.025)
+      >>> model = models.linear(2, input_shape=(3,))
+      >>> succession = defenses.boosted(model, optax.sgd(0.1), threats.linf(0.1), pgd, alpha=0.25)
+      >>> succession.propose(np.ones(1))  # weights of the first member and of the second
+      array([0.75, 0.25])
     """
     checks.positive(alpha=alpha)
     checks.fraction(alpha=alpha)

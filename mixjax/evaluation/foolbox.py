@@ -15,8 +15,8 @@ def foolbox_model(logits_fn: LogitsFn, weights: Array, *, bounds: Bounds = (0.0,
 
     foolbox has no notion of a drawn member: it attacks the averaged ensemble, which predicts the
     class of highest mean probability. Score its points with `mixture.accuracy`. It calls the
-    function step by step: pass a compiled `logits_fn`. Needs foolbox, `pip install
-    "mixjax[peers]"`.
+    function step by step: pass a compiled `logits_fn`. Needs foolbox:
+    `pip install "mixjax[peers]"`.
 
     Args:
       logits_fn: `x -> [L, C]`, the members' logits on one input.

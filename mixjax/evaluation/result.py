@@ -49,7 +49,7 @@ class Evaluation(NamedTuple):
       num_steps: for each run, its steps, as the attack says.
       labels: `[N]` the true classes.
       correct: `[N, R + 1, L]` whether each member is right, at the clean point and at that of each
-        run; where a run was left out because the example was lost, nobody is.
+        run; false for all where a run was left out because the example was lost.
       averaged_correct: `[N, R + 1]` whether the class of highest mean probability is right.
       is_nan: `[N, R + 1, L]` whether each member answers NaN, which is never right.
       is_complete: `[N]` whether the example met every run, lost or not.

@@ -101,6 +101,19 @@ def evaluate(
       ValueError: if images, labels or weights are not what they should be, there are too few runs
         for the members, or `folder` holds another evaluation (the message names the differing
         settings) or is in use by another process.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from mixjax import evaluation, threats
+      >>> images, labels = np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 0])
+      >>> attacks = evaluation.pgd_attacks(
+      ...     threats.linf(0.2), num_runs=3, num_steps=2, step_size=0.2
+      ... )
+      >>> found = evaluation.evaluate(  # one member, whose logits are the pixels
+      ...     jax.random.key(0), lambda x: x[None], [1.0], images, labels, attacks
+      ... )
+      >>> found.clean_accuracy, found.robust_accuracy
+      (1.0, 0.5)
     """
     if num_complete is not None:
         checks.at_least(0, num_complete=num_complete)

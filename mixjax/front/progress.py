@@ -6,7 +6,7 @@ import tqdm
 
 
 class Bars:
-    """One bar after the other, for whoever is under attack; nothing if they are off."""
+    """One bar after the other, one for each name; none at all if they are off."""
 
     def __init__(self, shown: bool = True, *, name: str = "", unit: str = "run") -> None:
         """Whether anything is `shown`, what stands before each name, and what is counted."""

@@ -191,6 +191,13 @@ def boosting(share: float) -> Strategies:
 
     References:
       Pinot et al., Randomization matters, 2020, algorithm 1.
+
+    Example:
+      >>> import numpy as np
+      >>> from mixjax import games
+      >>> weights, attack = games.boosting(0.5)(np.zeros((1, 2, 3)))  # two points, three members
+      >>> weights, attack
+      (array([0.25, 0.25, 0.5 ]), array([[0., 1.]]))
     """
     checks.positive(share=share)
     checks.fraction(share=share)

@@ -70,7 +70,7 @@ def hedge(
     def step(state, _):
         (guess_members, guess_values), (sum_members, sum_values) = state
         # Optimism: the last loss stands in for the next one. Against a player who learns as well it
-        # is a good guess, and the gap falls as 1 / T in the place of 1 / sqrt(T).
+        # is a good guess, and the gap falls as 1 / T instead of 1 / sqrt(T).
         paid, won = sum_members + guess_members, sum_values + guess_values
         # Differences first: their products may be infinite, those of the sums would all be.
         weights = _softmax.probabilities(rate * (jnp.min(paid) - paid))

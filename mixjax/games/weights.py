@@ -166,6 +166,16 @@ def projected_subgradient(
     Raises:
       ValueError: if `num_steps` or `loss_bound` is not positive, `weights` is not on the simplex or
         `iterate` is unknown.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import games
+      >>> respond = lambda weights, step: jnp.array([1.0, 0.5])  # the second member is better
+      >>> weights, risks = games.projected_subgradient(
+      ...     respond, jnp.array([0.5, 0.5]), num_steps=8, iterate="last"
+      ... )
+      >>> weights, float(risks[0])
+      (Array([0., 1.], dtype=float32), 0.75)
     """
     checks.at_least(1, num_steps=num_steps)
     checks.positive(loss_bound=loss_bound)

@@ -183,7 +183,7 @@ def cores() -> int:
 
 
 def _kernel_gradient_formula(x, y, *, window):
-    """`x` convolved with `y`, the batch in the place of the input channels."""
+    """`x` convolved with `y`, the batch as the input channels."""
     padding = [
         (low, size - 1 - image - low + (out - 1) * stride + 1)
         for image, size, stride, (low, _), out in zip(

@@ -1,9 +1,10 @@
-"""Winograd's F(2 x 2, 3 x 3): a 3 x 3 convolution with 16 multiplications in the place of 36.
+"""Winograd's F(2 x 2, 3 x 3): a 3 x 3 convolution with 16 multiplications instead of 36.
 
 The padded images are cut into tiles of 4 x 4 that overlap by two. A tile gives 2 x 2 pixels of the
-result: 16 sums of its values meet 16 sums of the kernel's in as many matrix products over the
-channels, and sums of these are the pixels. With many channels, XLA's convolution on a CPU takes
-1.3 to 1.6 times as long; the result differs from it by about 1e-6 of its largest value.
+result: 16 sums of its values and 16 sums of the kernel's values are the factors of as many matrix
+products over the channels, and sums of these are the pixels. With many channels, XLA's convolution
+on a CPU takes 1.3 to 1.6 times as long; the result differs from it by about 1e-6 of its largest
+value.
 
 References:
   Lavin and Gray, Fast algorithms for convolutional neural networks, 2016, section 4.1.
@@ -52,8 +53,8 @@ def convolve(x: Array, w: Array, *, transposed: bool = False) -> Array:
 
     The height `H` and the width `W` are even. With `transposed` the images are `[B, H, W, K]`,
     the kernel is flipped, and the result is the input gradient `[B, H, W, C]`. To flip a kernel
-    is to exchange the first and the last of its sums: the images' are exchanged in their place,
-    and XLA computes the kernel's but once for a convolution and its gradient.
+    is to exchange the first and the last of its sums: those of the images are exchanged instead,
+    and XLA computes the kernel's only once for a convolution and its gradient.
     """
     # Both axes of the kernel at once, one product of 16 x 9: done along one axis and then the other
     # it would be two passes over the kernel.
