@@ -36,7 +36,7 @@ def over_seeds(values: Any) -> tuple[float, tuple[float, float]]:
     """Mean over trainings that differ in their seed, and Student's 95 % interval for it.
 
     What a method does, not what one of its runs did: the interval of one run over its examples
-    says nothing of how the next seed would come out.
+    says nothing about another seed.
 
     Args:
       values: `[S]` one number for each seed, at least two.

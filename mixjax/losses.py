@@ -265,7 +265,7 @@ def accuracy_margin(
       logits: `[L, C]` logits of the members on one example.
       label: `[]` the true class.
       weights: `[L]` probabilities of the members; those of weight 0 do not count.
-      share: weight of the members that shall err, in (0, 1].
+      share: weight of the members that are to err, in (0, 1].
 
     Raises:
       ValueError: if there is not one weight for each member, or `share` is out of its range.

@@ -37,7 +37,7 @@ def read(
       progress: whether TensorFlow Datasets shows what it does.
 
     Raises:
-      DataError: saying what to do, if the data can neither be found nor be had.
+      DataError: saying what to do, if the data can neither be found nor be obtained.
     """
     tfds.display_progress_bar(progress)
     folder = data_dir / source.name / source.version

@@ -1,4 +1,4 @@
-"""The one error that says a data set cannot be had."""
+"""The one error that says a data set cannot be obtained."""
 
 
 class DataError(ValueError):

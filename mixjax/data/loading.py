@@ -1,4 +1,4 @@
-"""`load`: a data set by its name, from wherever it can be had soonest."""
+"""`load`: a data set by its name, from the nearest place that has it."""
 
 import contextlib
 import os
@@ -59,7 +59,7 @@ def load(
       A `Dataset` of NumPy arrays, images uint8 `[N, H, W, C]`, labels int32 `[N]`.
 
     Raises:
-      DataError: saying in one line what to do, if the data cannot be had or is damaged.
+      DataError: saying in one line what to do, if the data cannot be obtained or is damaged.
       ValueError: if the name is unknown or `num_validation` or `seed` is out of range.
 
     Example:

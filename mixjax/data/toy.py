@@ -52,8 +52,8 @@ def half_planes(
 ) -> tuple[Array, Array]:
     """Random linear classifiers `x @ slope + offset`, wrong on less than `max_risk` of the points.
 
-    All coefficients are normal: the slope's with deviation 1, the offset with `spread`. The slope
-    is then brought to length 1, and the offset with it.
+    All coefficients are normal: the slope's with standard deviation 1, the offset with `spread`.
+    Both are then divided by the length of the slope.
 
     Args:
       key: random key; consumed.

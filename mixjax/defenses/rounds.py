@@ -43,7 +43,7 @@ def cat_and_mouse(
 
     Args:
       model: the classifier.
-      optimizer: of its parameters, learning rate included; its state goes on through the rounds.
+      optimizer: of its parameters, learning rate included; its state is kept from round to round.
       threat: the attacker's ball, in the units of the images.
       attack: `(key, loss_fn, x, threat) -> (x_adv, info)` on one example; the paper's is FGSM.
       num_steps_per_round: training steps of a round.

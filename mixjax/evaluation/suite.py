@@ -167,7 +167,7 @@ def attack_suite(
     Args:
       threat: the allowed perturbations, in the units of the inputs.
       budget: `QUICK`, `STANDARD`, `AUTOATTACK` (for one classifier the attacks, in number, steps
-        and order, of the published AutoAttack, whose figures it stands beside) or one of your own.
+        and order, of the published AutoAttack, to compare with its figures) or one of your own.
       bounds: lowest and highest value of an input, of any range, numbers or arrays that fit one
         input; every evaluation with these attacks takes inputs within them.
 

@@ -40,8 +40,8 @@ class Table(NamedTuple):
 def project(values):
     """`[L] -> [L]`: the nearest point of the simplex, wherever the values are.
 
-    What lies 1 or more below the highest value gets nothing. Brought to within 1 of each other
-    first, since float32 has no digits left for a sum of 1 beside values of 1e7.
+    What lies 1 or more below the highest value gets 0: so the values are first shifted to a maximum
+    of 0 and cut at -1, since float32 has no digits left for a sum of 1 beside values of 1e7.
     """
     near = jnp.maximum(values - jnp.max(values), -1.0)
     # By sorting: `L log L`, exact, and differentiable almost everywhere.

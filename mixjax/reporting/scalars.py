@@ -21,8 +21,8 @@ def open_scalars(
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Gives a function that writes the numbers of an entry of the metrics as scalars.
 
-    Of a list, such as `weights`, there is one scalar for each number. A run that goes on after a
-    kill writes a file of its own: TensorBoard shows the last value of each step.
+    A list, such as `weights`, becomes one scalar for each number. A run that continues after a kill
+    writes a file of its own: TensorBoard shows the last value of each step.
 
     Args:
       run_dir: folder of the run; the scalars go into `tensorboard` below it.
