@@ -266,15 +266,27 @@ def for_work(
     if jax.default_backend() != "cpu":
         return jax.jit
     x = jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
-    cost = jax.jit(logits_fn).lower(x).cost_analysis()
-    if not cost or "flops" not in cost:
+    flops = _count_flops(logits_fn, x)
+    if flops is None:
         return jax.jit
     runs = [len(each.names) for each in attacks]
     passes = [count_passes(each, logits_fn, single(weights), x) for each in attacks]
     costs = (each.forward + 2 * each.backward for each in passes)
-    per_network = share * float(cost["flops"]) / len(weights) * len(images)
+    per_network = share * flops / len(weights) * len(images)
     flops = per_network * sum(number * each for number, each in zip(runs, costs, strict=True))
     return _at_level(next((level for limit, level in _LEVELS if flops < limit), None))
+
+
+def _count_flops(logits_fn, x):
+    """Operations of one forward pass of all members; None where XLA does not say."""
+    lowered = jax.jit(logits_fn).lower(x)
+    try:
+        cost = lowered.cost_analysis()
+    except jax.errors.JaxRuntimeError:
+        # A classifier read from a file is a program for batches of any size, whose shapes only the
+        # compiler finds out.
+        cost = lowered.compile({"xla_backend_optimization_level": 0}).cost_analysis()
+    return float(cost["flops"]) if cost and "flops" in cost else None
 
 
 @functools.cache

@@ -16,8 +16,9 @@ from flax import linen as nn
 from flax import nnx
 
 import mixjax
-from mixjax import data, models, program, reporting, threats
+from mixjax import data, evaluation, mixture, models, program, reporting, threats
 from mixjax.front import loop, stored
+from mixjax.front.classifiers import members_of
 
 SHAPE = (3, 4, 1)
 THREAT = threats.linf(0.1)
@@ -117,6 +118,16 @@ def test_what_was_read_again_is_attacked_like_any_other_mixture(whole):
     attack = partial(mixjax.attack, images=images, labels=labels, threat=THREAT, **setting)
     found, want = (attack(each.members, method=mixjax.attacks.fgsm)[0] for each in (run, whole))
     chex.assert_trees_all_close(found, want, atol=1e-5)
+    # Evaluated as well, for which its passes are counted: a program for any batch size has none.
+    fgsm = evaluation.Attack(("fgsm",), 1, mixjax.attacks.fgsm, THREAT)
+    floats = np.float32(images) / 255
+    members = members_of(run.members, run.weights, floats[:2])
+    mixed = members.logits_fn, members.weights
+    found = evaluation.evaluate(
+        jax.random.key(0), *mixed, floats, labels, (fgsm,), alone=False, num_complete=0
+    )
+    want = mixture.accuracy(members.logits_fn(found.images[0]), labels[0], members.weights)
+    np.testing.assert_allclose(found.accuracies[0, 1], want)
 
 
 def test_a_finished_run_is_read_and_not_trained_again(whole, monkeypatch):
