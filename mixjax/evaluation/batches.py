@@ -279,13 +279,13 @@ def for_work(
 
 def _count_flops(logits_fn, x):
     """Operations of one forward pass of all members; None where XLA does not say."""
-    lowered = jax.jit(logits_fn).lower(x)
+    lowered = _at_level(0)(logits_fn).lower(x)
     try:
         cost = lowered.cost_analysis()
     except jax.errors.JaxRuntimeError:
         # A classifier read from a file is a program for batches of any size, whose shapes only the
         # compiler finds out.
-        cost = lowered.compile({"xla_backend_optimization_level": 0}).cost_analysis()
+        cost = lowered.compile().cost_analysis()
     return float(cost["flops"]) if cost and "flops" in cost else None
 
 
