@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mixjax import checks
-from mixjax.models.initialization import he_normal
+from mixjax.models.initialization import Dense, he_normal
 from mixjax.models.model import Model, from_linen
 
 
@@ -96,5 +96,5 @@ class _Dense(nn.Module):
     def __call__(self, x, train=False):
         drop = nn.Dropout(self.dropout, deterministic=not (train and self.has_rng("dropout")))
         for units in self.sizes[:-1]:
-            x = drop(nn.relu(nn.Dense(units)(x)))
-        return nn.Dense(self.sizes[-1])(x)
+            x = drop(nn.relu(Dense(units)(x)))
+        return Dense(self.sizes[-1])(x)

@@ -242,6 +242,7 @@ def _primitive(name, formula, *, kernel, on_cpu=None):
         folded = bind(*arguments)
         return folded.reshape(*images.shape[:2], *folded.shape[1:]), 0
 
+    @functools.lru_cache(1024)  # asked in every trace, and what it says never changes
     def abstract(*avals, window):
         return jax.make_jaxpr(functools.partial(formula, window=window))(*avals).out_avals[0]
 

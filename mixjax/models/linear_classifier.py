@@ -5,7 +5,7 @@ import math
 from flax import linen as nn
 
 from mixjax import checks
-from mixjax.models.initialization import he_normal
+from mixjax.models.initialization import Dense, he_normal
 from mixjax.models.model import Model, from_linen
 
 
@@ -40,4 +40,4 @@ class _Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(self.num_classes)(x.reshape(-1, math.prod(self.input_shape)))
+        return Dense(self.num_classes)(x.reshape(-1, math.prod(self.input_shape)))

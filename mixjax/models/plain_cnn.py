@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from mixjax import checks
 from mixjax.models import conv as convolutions
-from mixjax.models.initialization import he_normal
+from mixjax.models.initialization import Conv, Dense, he_normal
 from mixjax.models.model import Model, from_linen
 from mixjax.typing import Array
 
@@ -128,9 +128,9 @@ class _PlainCNN(nn.Module):
     def __call__(self, x):
         x = 2.0 * x - 1.0
         for channels in self.channels:
-            x = nn.relu(nn.Conv(channels, (5, 5), conv_general_dilated=self.conv)(x))
+            x = nn.relu(Conv(channels, (5, 5), conv_general_dilated=self.conv)(x))
             x = max_pool(x, self.window)
         x = x.reshape(x.shape[0], -1)
         for units in self.units[:-1]:
-            x = nn.relu(nn.Dense(units)(x))
-        return nn.Dense(self.units[-1])(x)
+            x = nn.relu(Dense(units)(x))
+        return Dense(self.units[-1])(x)

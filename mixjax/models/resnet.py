@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from mixjax import checks
 from mixjax.models import conv as convolutions
-from mixjax.models.initialization import he_normal
+from mixjax.models.initialization import Conv, Dense, he_normal
 from mixjax.models.model import Model, from_linen
 from mixjax.typing import Array
 
@@ -107,7 +107,7 @@ def layers(
         dtype=dtype,
         axis_name=axis_name if train else None,
     )
-    return partial(nn.Conv, use_bias=False, dtype=dtype, conv_general_dilated=conv), norm
+    return partial(Conv, use_bias=False, dtype=dtype, conv_general_dilated=conv), norm
 
 
 def normalized(x: Array, mean: float | Sequence[float], std: float | Sequence[float]) -> Array:
@@ -144,7 +144,7 @@ class _ResNet(nn.Module):
         # last digits of a mean over pixels, and attacks compare logits that are close to each
         # other.
         x = x.astype(jnp.float32).mean((1, 2))
-        return nn.Dense(self.num_classes)(x)
+        return Dense(self.num_classes)(x)
 
 
 class _Block(nn.Module):

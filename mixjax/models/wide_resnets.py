@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from mixjax import checks
 from mixjax.models import conv as convolutions
-from mixjax.models.initialization import he_normal
+from mixjax.models.initialization import Dense, he_normal
 from mixjax.models.model import Model, from_linen
 from mixjax.models.resnet import CHANNEL_MEAN, CHANNEL_STD, check_std, layers, normalized
 from mixjax.typing import Array
@@ -180,7 +180,7 @@ class _PreActivationResNet(nn.Module):
         if self.final_norm:
             x = activate(norm()(x))
         x = x.astype(jnp.float32).mean((1, 2))
-        return nn.Dense(self.num_classes)(x)
+        return Dense(self.num_classes)(x)
 
 
 class _Block(nn.Module):
