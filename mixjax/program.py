@@ -169,22 +169,34 @@ def _taken_apart(function, *args, same=id):
     # Traced at abstract values, where every array that is no input must be a constant of the
     # function.
     closed = jax.make_jaxpr(flat)(*leaves)
-    found: dict[int, Any] = {}
-
-    def collect(value):
-        # By identity: one array used twice stays one constant.
-        return found.setdefault(id(value), value)
+    # By identity: one array used twice stays one constant.
+    found = {id(value): value for value in _arrays(closed)}
 
     def opened(values, *leaves):
         taken = dict(zip(constants, values, strict=True))
         return _evaluate(closed, leaves, lambda value: taken[names[id(value)]])
 
     inputs = [_shape(aval) for aval in closed.in_avals]
-    jax.eval_shape(lambda *leaves: _evaluate(closed, leaves, collect), *inputs)
     names = {key: same(value) for key, value in found.items()}
     constants = {names[key]: value for key, value in found.items()}
     values = tuple(constants.values())
     return jax.make_jaxpr(opened)(values, *inputs), values, structures[-1]
+
+
+def _arrays(closed):
+    """The arrays of a program in the order in which `_evaluate` takes them."""
+    jaxpr, constants = _parts(closed)
+    yield from constants
+    for equation in jaxpr.eqns:
+        yield from _written_out(equation.invars)
+        inner = _opened(equation)
+        if inner is not None:
+            yield from _arrays(inner)
+    yield from _written_out(jaxpr.outvars)
+
+
+def _written_out(atoms):
+    return [each.val for each in atoms if isinstance(each, core.Literal) and np.ndim(each.val)]
 
 
 def _evaluate(closed, arguments, take):
