@@ -107,7 +107,9 @@ def problem(flags: argparse.Namespace, num_members: int) -> Problem:
     """
     generator = np.random.default_rng(flags.seed)
     model = build_model(flags)
-    variables = ensemble.init(model.init, jax.random.key(flags.seed), num_members)
+    # Compiled as a whole: layer by layer it would take longer than to attack a small batch.
+    init = jax.jit(lambda key: ensemble.init(model.init, key, num_members))
+    variables = init(jax.random.key(flags.seed))
 
     def noisy(leaf):
         noise = generator.uniform(0.0, 0.2, leaf.shape) if leaf.ndim == 2 else 0.0

@@ -69,7 +69,7 @@ def test_a_ratio_is_taken_turn_by_turn():
     assert timing.ratio(slow, fast, cpu=True) == (8.0, 3.0, 9.0)
 
 
-@pytest.mark.parametrize("width", [1, 8, 64])
+@pytest.mark.parametrize("width", [1, 64])
 def test_multiply_adds_are_those_of_the_convolutions_that_the_model_makes(width):
     total = 0
 
@@ -82,7 +82,7 @@ def test_multiply_adds_are_those_of_the_convolutions_that_the_model_makes(width)
     model = models.resnet18(10, width, conv=counting)
     variables = jax.eval_shape(model.init, jax.random.key(0))
     total = 0
-    jax.eval_shape(model.apply, variables, jnp.zeros((1, 32, 32, 3)))
+    jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
     assert cost.multiply_adds(width) == total + 8 * width * 10
 
 
@@ -142,15 +142,14 @@ def test_logits_that_differ_stop_the_benchmark():
         True: jax.jit(lambda variables, x: model.apply(variables, x, train=True)[0]),
     }
 
-    def theirs(train, wrong=0.0):
+    def theirs(train):
+        """In evaluation they are ours, in training a thousandth larger."""
         members = [jax.tree.map(lambda leaf, i=i: leaf[i], problem.variables) for i in range(2)]
         rows = [apply[train](member, problem.images) for member in members]
-        return np.stack(rows) * (1 + wrong * train)
+        return np.stack(rows) * (1 + 1e-3 * train)
 
-    found = comparison.compare_logits(FLAGS, problem, theirs)
-    assert 0 <= found["evaluation"] < found["tolerance"]
-    with pytest.raises(ValueError, match=r"logits differ in training mode by 0\.001"):
-        comparison.compare_logits(FLAGS, problem, lambda train: theirs(train, 1e-3))
+    with pytest.raises(ValueError, match=r"logits differ in training mode by 0\.001 of"):
+        comparison.compare_logits(FLAGS, problem, theirs)
 
 
 def test_both_sides_get_weights_that_no_exchange_of_vectors_leaves_alone():

@@ -13,6 +13,7 @@ import benchmarks
 from benchmarks import minimax_step, timing
 
 FLAGS = argparse.Namespace(width=2, hidden=4, batch_size=3, seed=0, order="simultaneous")
+STEPS = minimax_step.STEPS
 
 
 def timings():
@@ -43,13 +44,27 @@ def test_ratios_are_theirs_over_ours_turn_by_turn():
     assert "costs 4.5 (4 to 5) plain ones" in minimax_step.table(found)
 
 
+class Problem(minimax_step.Problem):
+    """What one step has compiled serves the next of that name."""
+
+    @functools.cached_property
+    def defenses(self):
+        descent, ascent = optax.sgd(1.0), optax.sgd(0.0)
+        return {name: super(Problem, self).defense(name, descent, ascent) for name in STEPS}
+
+    def defense(self, name, descent, ascent):
+        return self.defenses[name]
+
+
+PROBLEM = Problem(FLAGS)
+
+
 @functools.cache
 def loss_and_gradient(name):
     """Of a step of that name."""
-    problem = minimax_step.Problem(FLAGS)
-    defense = problem.defense(name, optax.sgd(1.0), optax.sgd(0.0))
-    state = problem.state(name, defense)
-    new, info = jax.jit(defense.step)(state, problem.images, problem.labels)
+    defense = PROBLEM.defenses[name]
+    state = PROBLEM.state(name, defense)
+    new, info = jax.jit(defense.step)(state, PROBLEM.images, PROBLEM.labels)
     moved = jax.tree.map(np.subtract, state.variables["params"], new.variables["params"])
     return np.float32(info[0] + info.penalty), moved
 
@@ -73,15 +88,14 @@ class Sides:
 
 @pytest.mark.parametrize(("factor", "message"), [(1.0, None), (1.01, "plain steps differ")])
 def test_gradients_that_differ_stop_the_benchmark(factor, message):
-    problem = minimax_step.Problem(FLAGS)
     if message is None:
-        found = minimax_step.compare(problem, Sides(factor))
+        found = minimax_step.compare(PROBLEM, Sides(factor))
         assert set(found) == {"plain", "sens", "minimax"}
         assert all(each["relative_distance_of_gradients"] < 1e-4 for each in found.values())
         assert found["sens"]["loss"] != found["plain"]["loss"] != found["minimax"]["loss"]
     else:
         with pytest.raises(ValueError, match=message):
-            minimax_step.compare(problem, Sides(factor))
+            minimax_step.compare(PROBLEM, Sides(factor))
 
 
 def test_without_torch_one_line_names_the_extra(monkeypatch, capsys, tmp_path):
