@@ -11,6 +11,21 @@ SHORT = (
 ).split()
 
 
+class _Normalized(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(4)(x.reshape(x.shape[0], -1))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        return nn.Dense(self.num_classes)(nn.relu(x))
+
+
+def normalized(num_classes, *, input_shape):
+    """One hidden layer with BatchNorm."""
+    return models.from_linen(_Normalized(num_classes), input_shape)
+
+
 class _Perceptron(nn.Module):
     num_classes: int
     width: int

@@ -20,9 +20,8 @@ def start():
 
 @jax.jit
 def advance(state):
-    key = jax.random.fold_in(state["key"], state["step"])
-    noise = jax.random.uniform(key)
-    return {"x": state["x"] * 0.9 + noise, "key": state["key"], "step": state["step"] + 1}
+    x = state["x"] * 0.9 + jnp.sin(state["step"])
+    return {"x": x, "key": state["key"], "step": state["step"] + 1}
 
 
 def train(directory, num_steps):
@@ -91,7 +90,7 @@ def last_saved():
 
 
 codes = []
-for delay in np.random.default_rng(0).uniform(0.0, 0.3, 3):
+for delay in (0.0, 0.2):
     codes.append(in_a_process_of_its_own(lambda: train(folder / "killed", 10_000), delay))
 for event, number in (("os.rename", 6), ("os.remove", 15)):
     codes.append(in_a_process_of_its_own(lambda: killed_at(event, number)))
@@ -108,7 +107,7 @@ def test_after_every_kill_the_run_goes_on_from_the_step_before_and_ends_with_the
     finished = children.run([sys.executable, "-c", RUN, str(tmp_path)])
     assert finished.returncode == 0, finished.stderr
     codes, log = json.loads((tmp_path / "history.json").read_text())
-    assert codes == [-9] * 5
+    assert codes == [-9] * 4
     saved = 0
     for kind, step, *rest in map(json.loads, log.splitlines()):
         if kind == "restored":

@@ -80,6 +80,14 @@ def everything(apply_all, variables, x):
     }
 
 
+@functools.cache
+def everything_of_a_loop(make):
+    """What the members are to give, on however many devices."""
+    model, variables, x = members_and_input(make)
+    looped = functools.partial(looped_apply, model.apply)
+    return jax.device_get(jax.jit(functools.partial(everything, looped))(variables, x))
+
+
 def assert_close(got, want, rtol=1e-4):
     chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -90,15 +98,9 @@ def assert_close(got, want, rtol=1e-4):
 def test_the_members_together_are_a_loop_over_the_members(make):
     """In value, input gradient, parameter gradient and gradient of a gradient."""
     model, variables, x = members_and_input(make)
-    together = jax.jit(
-        lambda variables, x: everything(
-            functools.partial(ensemble.apply, model.apply), variables, x
-        )
-    )
-    looped = jax.jit(
-        lambda variables, x: everything(functools.partial(looped_apply, model.apply), variables, x)
-    )
-    got, want = together(variables, x), looped(variables, x)
+    together = functools.partial(ensemble.apply, model.apply)
+    got = jax.jit(functools.partial(everything, together))(variables, x)
+    want = everything_of_a_loop(make)
     assert_close(got, want)
     # The comparison could tell one member from another.
     rows = np.asarray(want["logits"])
@@ -129,14 +131,22 @@ def looped_expectation(variables, weights, x):
     return sum(weights[k] * member_score(member, x) for k, member in enumerate(members))
 
 
+FOUR_WEIGHTS = np.float32([0.1, 0.2, 0.3, 0.4])
+
+
+@functools.cache
+def expectation_of_a_loop():
+    _, variables, x = members_and_input(small_net)
+    want = jax.jit(functools.partial(expectation_and_derivatives, looped_expectation))
+    return jax.device_get(want(variables, FOUR_WEIGHTS, x))
+
+
 def test_an_expectation_taken_member_by_member_is_the_weighted_sum():
     """In value, in the gradient of every argument and in the gradient of a gradient."""
     _, variables, x = members_and_input(small_net)
-    weights = jnp.array([0.1, 0.2, 0.3, 0.4])
     expectation_fn = functools.partial(ensemble.expectation, member_score)
     got = jax.jit(functools.partial(expectation_and_derivatives, expectation_fn))
-    want = jax.jit(functools.partial(expectation_and_derivatives, looped_expectation))
-    assert_close(got(variables, weights, x), want(variables, weights, x))
+    assert_close(got(variables, FOUR_WEIGHTS, x), expectation_of_a_loop())
 
 
 def test_an_attack_on_an_expectation_keeps_the_activations_of_one_member():
@@ -160,28 +170,34 @@ def test_an_attack_on_an_expectation_keeps_the_activations_of_one_member():
 
 def test_the_members_take_any_leading_axes():
     model, variables, _ = members_and_input(small_net)
-    x = jax.random.uniform(jax.random.key(4), (2, 7, 5))
-    got = ensemble.apply(model.apply, variables, x)
+    x = np.random.default_rng(4).uniform(size=(2, 7, 5)).astype(np.float32)
+    got = jax.jit(functools.partial(ensemble.apply, model.apply))(variables, x)
     chex.assert_shape(got, (4, 2, 7, NUM_CLASSES))
-    np.testing.assert_allclose(got, looped_apply(model.apply, variables, x), rtol=1e-5, atol=1e-6)
+    want = jax.jit(functools.partial(looped_apply, model.apply))(variables, x)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_every_member_starts_from_a_key_of_its_own(key):
     model, *_ = small_net()
-    variables = ensemble.init(model.init, key, 3)
-    keys = jax.random.split(key, 3)
-    for k in range(3):
-        member = jax.tree.map(lambda leaf, k=k: leaf[k], variables)
-        assert_close(member, model.init(keys[k]), rtol=1e-7)
-    weights = np.asarray(variables["w"])
+
+    @jax.jit
+    def together_and_alone(key):
+        alone = [model.init(each) for each in jax.random.split(key, 3)]
+        return ensemble.init(model.init, key, 3), alone
+
+    variables, alone = jax.device_get(together_and_alone(key))
+    for k, member in enumerate(alone):
+        assert_close(jax.tree.map(lambda leaf, k=k: leaf[k], variables), member, rtol=1e-7)
+    weights = variables["w"]
     assert min(np.max(np.abs(weights[i] - weights[j])) for i in range(3) for j in range(i)) > 0.1
 
 
 def test_one_member_still_has_its_axis(key):
     model, *_ = small_net()
-    variables = ensemble.init(model.init, key, 1)
+    variables = jax.eval_shape(lambda key: ensemble.init(model.init, key, 1), key)
     assert variables["w"].shape == (1, 5, 6)
-    assert ensemble.apply(model.apply, variables, jnp.ones(5)).shape == (1, 3)
+    logits = jax.eval_shape(lambda v: ensemble.apply(model.apply, v, jnp.ones(5)), variables)
+    assert logits.shape == (1, 3)
 
 
 @pytest.mark.parametrize("num_members", [0, -1, 1.5])
@@ -198,8 +214,9 @@ def test_an_update_replaces_one_member_and_leaves_the_others():
         new = {"w": -member["w"], "step": member["step"] + 10}
         return new, jnp.sum(member["w"])
 
+    update = jax.jit(lambda k: ensemble.update(update_one, members, k))
     for index in range(4):
-        new, info = jax.jit(lambda k: ensemble.update(update_one, members, k))(index)
+        new, info = update(index)
         want = np.arange(8.0).reshape(4, 2)
         want[index] *= -1
         step = np.arange(4) + 10 * (np.arange(4) == index)
@@ -226,9 +243,11 @@ def test_however_many_members_their_network_is_traced_once(num_members, key):
     model, *_ = small_net()
     apply_fn = chex.assert_max_traces(model.apply, n=1)
     apply_all = jax.jit(functools.partial(ensemble.apply, apply_fn))
-    variables = ensemble.init(model.init, key, num_members)
+    variables = jax.jit(lambda key: ensemble.init(model.init, key, num_members))(key)
     for value in (1.0, 2.0):
-        chex.assert_shape(apply_all(variables, jnp.full(5, value)), (num_members, NUM_CLASSES))
+        chex.assert_shape(
+            apply_all(variables, np.full(5, value, np.float32)), (num_members, NUM_CLASSES)
+        )
 
 
 # A member without a gradient: `sqrt(-1)` is NaN, and so is `0 * NaN` on the way back.
@@ -264,62 +283,68 @@ def test_a_member_without_a_gradient_leaves_that_of_the_others(make):
         others = jax.tree.map(lambda leaf: leaf[1:], variables)
         return score(looped_apply(model.apply, others, x))
 
-    assert np.all(np.isnan(ensemble.apply(apply_fn, members, x)[0]))
-
     def derivatives(fn):
         def penalty(x):
             return jnp.sum(jax.grad(fn)(x) ** 2)
 
-        return jax.jit(jax.vmap(lambda x: (fn(x), jax.grad(fn)(x), jax.grad(penalty)(x))))(x[None])
+        return jax.vmap(lambda x: (fn(x), jax.grad(fn)(x), jax.grad(penalty)(x)))
 
-    assert_close(derivatives(together), derivatives(alone))
+    @jax.jit
+    def compiled(x):
+        logits = ensemble.apply(apply_fn, members, x[0])
+        return logits, derivatives(together)(x), derivatives(alone)(x)
+
+    logits, found, want = compiled(x[None])
+    assert np.all(np.isnan(logits[0])) and np.all(np.isfinite(logits[1:]))
+    assert_close(found, want)
 
 
-@pytest.mark.parametrize("weights", [(0.0, 0.2, 0.3, 0.5), (0.4, 0.1, 0.2, 0.3)])
-def test_a_member_without_a_gradient_is_left_out_of_an_expectation(weights):
+def test_a_member_without_a_gradient_is_left_out_of_an_expectation():
+    """Whether it has weight or none."""
     _, variables, x = members_and_input(small_net)
     broken, members = with_a_broken_member(small_net()[0].apply, variables)
 
     def score(member, x):
         return jnp.sum(jnp.sin(broken(member, x)) * jnp.array([1.0, 2.0, 4.0]))
 
-    def derivatives(fn, members, weights):
-        gradient = jax.grad(fn, argnums=3)
+    def derivatives(members, weights, x):
+        gradient = jax.grad(ensemble.expectation, argnums=3)
 
         def penalty(x):
             return jnp.sum(gradient(score, members, weights, x) ** 2)
 
-        return (
-            fn(score, members, weights, x),
-            gradient(score, members, weights, x),
-            jax.grad(penalty)(x),
-        )
+        value = ensemble.expectation(score, members, weights, x)
+        return value, gradient(score, members, weights, x), jax.grad(penalty)(x)
 
-    weights = jnp.array(weights)
-    got = derivatives(ensemble.expectation, members, weights)
-    others = jax.tree.map(lambda leaf: leaf[1:], (members, weights))
-    assert_close(got, derivatives(ensemble.expectation, *others))
-    in_weights = jax.grad(ensemble.expectation, argnums=2)(score, members, weights, x)
-    assert in_weights[0] == 0 and np.all(np.isfinite(in_weights))
+    @jax.jit
+    def compiled(members, weights, x):
+        others = jax.tree.map(lambda leaf: leaf[1:], (members, weights))
+        in_weights = jax.grad(ensemble.expectation, argnums=2)(score, members, weights, x)
+        return derivatives(members, weights, x), derivatives(*others, x), in_weights
+
+    for weights in ((0.0, 0.2, 0.3, 0.5), (0.4, 0.1, 0.2, 0.3)):
+        found, want, in_weights = compiled(members, np.float32(weights), x)
+        assert_close(found, want)
+        assert in_weights[0] == 0 and np.all(np.isfinite(in_weights))
 
 
 def test_an_expectation_of_which_no_member_of_weight_answers_is_no_number():
     _, variables, x = members_and_input(small_net)
     broken, members = with_a_broken_member(small_net()[0].apply, variables)
-    weights = jnp.array([1.0, 0.0, 0.0, 0.0])
-    value = ensemble.expectation(lambda m, x: jnp.sum(broken(m, x)), members, weights, x)
-    assert np.isnan(value)
+    weights = np.float32([1.0, 0.0, 0.0, 0.0])
+    expectation = functools.partial(ensemble.expectation, lambda m, x: jnp.sum(broken(m, x)))
+    assert np.isnan(jax.jit(expectation)(members, weights, x))
 
 
 def test_the_members_are_differentiated_in_forward_mode_too():
     model, variables, x = members_and_input(small_net)
-    tangent = jnp.arange(5.0)
+    tangent = np.arange(5.0, dtype=np.float32)
 
     def derivative(apply_all):
         def scalar(x):
             return jnp.sum(jnp.sin(apply_all(model.apply, variables, x)))
 
-        return jax.jvp(jax.grad(scalar), (x,), (tangent,))
+        return jax.jit(lambda x: jax.jvp(jax.grad(scalar), (x,), (tangent,)))(x)
 
     assert_close(derivative(ensemble.apply), derivative(looped_apply))
 
@@ -327,28 +352,30 @@ def test_the_members_are_differentiated_in_forward_mode_too():
 # Members spread over devices: `[L, ...]` leaves in, the same numbers out.
 
 
-def over_shards(num_devices, function, variables, *args):
+def over_shards(num_devices, function, num_arguments):
     """`shard_map`: each device holds `L / num_devices` members."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:num_devices]), ("member",))
     spread = jax.shard_map(
-        lambda variables, *args: function(variables, *args),
-        mesh=mesh,
-        in_specs=(P("member"), *(P() for _ in args)),
+        function,
+        mesh=jax.sharding.Mesh(np.array(jax.devices()[:num_devices]), ("member",)),
+        in_specs=(P("member"), *[P()] * num_arguments),
         out_specs=P("member"),
         check_vma=False,
     )
-    return jax.jit(spread)(variables, *args)
+    return jax.jit(spread)
 
 
-def over_axis(transform, num_devices, function, variables, *args):
+def over_axis(transform, num_devices, function, num_arguments):
     """`pmap`, or `vmap` with a named axis: a leading axis of devices instead."""
-    local = jax.tree.map(lambda leaf: leaf.reshape(num_devices, -1, *leaf.shape[1:]), variables)
-    out = transform(
-        lambda variables, *args: function(variables, *args),
-        axis_name="member",
-        in_axes=(0, *(None for _ in args)),
-    )(local, *args)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+    spread = transform(function, axis_name="member", in_axes=(0, *[None] * num_arguments))
+
+    def run(variables, *args):
+        local = jax.tree.map(
+            lambda leaf: leaf.reshape(num_devices, -1, *leaf.shape[1:]), jax.device_get(variables)
+        )
+        out = jax.device_get(spread(local, *args))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+
+    return run
 
 
 def jitted_vmap(function, **settings):
@@ -356,7 +383,6 @@ def jitted_vmap(function, **settings):
 
 
 SPREADS = {
-    "shard_map over 4": functools.partial(over_shards, 4),
     "shard_map over 2": functools.partial(over_shards, 2),
     "pmap over 4": functools.partial(over_axis, jax.pmap, 4),
     "vmap over 2": functools.partial(over_axis, jitted_vmap, 2),
@@ -383,9 +409,8 @@ def test_members_on_several_devices_are_those_of_one(spread):
         (first, first_x), (second, second_x) = out["gradients"], out["second"]
         return first, second, replicated((out["logits"], first_x, second_x))
 
-    first, second, same = spread(on_device, variables, x)
-    looped = functools.partial(looped_apply, model.apply)
-    want = jax.jit(functools.partial(everything, looped))(variables, x)
+    first, second, same = jax.device_get(spread(on_device, 1)(variables, x))
+    want = everything_of_a_loop(small_net)
     assert_close(first, want["gradients"][0])
     assert_close(second, want["second"][0])
     wanted = want["logits"], want["gradients"][1], want["second"][1]
@@ -397,7 +422,7 @@ def test_members_on_several_devices_are_those_of_one(spread):
 def test_a_batch_on_several_devices_is_that_of_one(spread):
     """Per-example input gradients inside of a vmap, as an attack takes them."""
     model, variables, _ = members_and_input(small_net)
-    xs = jax.random.uniform(jax.random.key(5), (6, 5))
+    xs = np.random.default_rng(5).uniform(size=(6, 5)).astype(np.float32)
 
     def scalar(apply_all, variables, x):
         return jnp.array([0.1, 0.2, 0.3, 0.4]) @ jnp.sin(apply_all(variables, x))[:, 1]
@@ -409,13 +434,12 @@ def test_a_batch_on_several_devices_is_that_of_one(spread):
 
     looped = functools.partial(looped_apply, model.apply)
     want = jax.jit(jax.vmap(lambda x: jax.grad(scalar, argnums=2)(looped, variables, x)))(xs)
-    for copy in spread(on_device, variables, xs):
+    for copy in np.asarray(spread(on_device, 1)(variables, xs)):
         assert_close(copy, want)
 
 
 def test_an_expectation_over_several_devices_is_that_of_one(spread):
     _, variables, x = members_and_input(small_net)
-    weights = jnp.array([0.1, 0.2, 0.3, 0.4])
 
     def on_device(variables, weights, x):
         fn = functools.partial(ensemble.expectation, member_score, axis_name="member")
@@ -423,10 +447,9 @@ def test_an_expectation_over_several_devices_is_that_of_one(spread):
         (first, *rest), (second, *others) = out["gradients"], out["second"]
         return first, second, replicated((out["value"], rest, others))
 
-    first, second, same = spread(on_device, variables, weights, x)
-    want = jax.jit(functools.partial(expectation_and_derivatives, looped_expectation))(
-        variables, weights, x
-    )
+    spread_out = spread(on_device, 2)(variables, FOUR_WEIGHTS, x)
+    first, second, same = jax.device_get(spread_out)
+    want = expectation_of_a_loop()
     assert_close(first, want["gradients"][0])
     assert_close(second, want["second"][0])
     wanted = want["value"], list(want["gradients"][1:]), list(want["second"][1:])
@@ -435,7 +458,7 @@ def test_an_expectation_over_several_devices_is_that_of_one(spread):
 
 
 def test_an_update_finds_its_member_on_whatever_device(spread):
-    members = {"w": jnp.arange(8.0).reshape(4, 2)}
+    members = {"w": np.arange(8.0, dtype=np.float32).reshape(4, 2)}
 
     def update_one(member):
         return {"w": -member["w"]}, {"loss": jnp.sum(member["w"])}
@@ -445,8 +468,9 @@ def test_an_update_finds_its_member_on_whatever_device(spread):
         mean = ensemble.mean(jnp.sum(members["w"], axis=1), axis_name="member")
         return new, replicated((info, mean))
 
+    update = spread(on_device, 1)
     for index in (0, 2, 3):
-        new, (info, mean) = spread(on_device, members, jnp.int32(index))
+        new, (info, mean) = update(members, np.int32(index))
         want = np.arange(8.0).reshape(4, 2)
         want[index] *= -1
         np.testing.assert_array_equal(new["w"], want)

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from mixjax import mixture
 
-NAN, INF = jnp.nan, jnp.inf
+NAN, INF = np.nan, np.inf
+ACCURACY = jax.jit(mixture.accuracy)
+CORRECT = jax.jit(mixture.correct)
+EXPECTED_LOSS = jax.jit(mixture.expected_loss)
+LOG_PROBS = jax.jit(mixture.log_probs)
+PREDICT = jax.jit(jax.vmap(mixture.predict, in_axes=(0, None, None)))
+# Of the log of the mean probability of the first class, in both.
+SLOPES = jax.jit(jax.grad(lambda logits, weights: mixture.log_probs(logits, weights)[0], (0, 1)))
 few = hypothesis.settings(max_examples=25, deadline=None)
 
 
@@ -30,14 +37,14 @@ def probabilities(logits):
 
 
 def test_expected_loss_weighs_each_member_with_its_own_weight():
-    losses, weights = jnp.array([1.0, 10.0, 100.0]), jnp.array([0.5, 0.3, 0.2])
-    np.testing.assert_allclose(mixture.expected_loss(losses, weights), 23.5, rtol=1e-6)
+    losses, weights = np.float32([1.0, 10.0, 100.0]), np.float32([0.5, 0.3, 0.2])
+    np.testing.assert_allclose(EXPECTED_LOSS(losses, weights), 23.5, rtol=1e-6)
 
 
 def test_the_gradient_of_the_expected_loss_in_the_weights_is_the_losses():
-    losses, weights = jnp.array([1.0, 10.0, 100.0]), jnp.array([0.5, 0.3, 0.2])
-    np.testing.assert_array_equal(jax.grad(mixture.expected_loss, 1)(losses, weights), losses)
-    np.testing.assert_array_equal(jax.grad(mixture.expected_loss)(losses, weights), weights)
+    losses, weights = np.float32([1.0, 10.0, 100.0]), np.float32([0.5, 0.3, 0.2])
+    found = jax.jit(jax.grad(mixture.expected_loss, (0, 1)))(losses, weights)
+    chex.assert_trees_all_equal(found, (weights, losses))
 
 
 @few
@@ -48,14 +55,14 @@ def test_accuracy_is_the_weight_of_the_members_that_are_right(drawn):
     for member, weight in zip(logits, weights, strict=True):
         if all(member[label] > z for k, z in enumerate(member) if k != label):
             want += weight
-    np.testing.assert_allclose(mixture.accuracy(logits, label, weights), want, atol=1e-6)
+    np.testing.assert_allclose(ACCURACY(logits, label, weights), want, atol=1e-6)
 
 
 def test_accuracy_is_not_that_of_averaged_logits():
-    logits = jnp.array([[9.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    weights = jnp.array([0.2, 0.3, 0.5])
-    assert jnp.argmax(weights @ logits) == 0
-    np.testing.assert_allclose(mixture.accuracy(logits, 0, weights), 0.2, rtol=1e-6)
+    logits = np.float32([[9.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    weights = np.float32([0.2, 0.3, 0.5])
+    assert np.argmax(weights @ logits) == 0
+    np.testing.assert_allclose(ACCURACY(logits, 0, weights), 0.2, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -72,18 +79,19 @@ def test_accuracy_is_not_that_of_averaged_logits():
     ],
 )
 def test_ties_and_nan_are_errors(logits, correct):
-    assert mixture.correct(jnp.array(logits), 0) == correct
-    assert mixture.accuracy(jnp.array([logits]), 0, jnp.ones(1)) == float(correct)
+    logits = np.float32(logits)
+    assert CORRECT(logits, 0) == correct
+    assert ACCURACY(logits[None], 0, np.ones(1, np.float32)) == float(correct)
 
 
 @pytest.mark.parametrize("label", [-1, 3, 100])
 def test_a_label_outside_of_the_classes_is_never_right(label):
-    assert not mixture.correct(jnp.array([1.0, 2.0, 3.0]), label)
+    assert not CORRECT(np.float32([1.0, 2.0, 3.0]), label)
 
 
-def test_correct_takes_any_leading_axes(key):
-    logits = jax.random.normal(key, (2, 3, 5))
-    np.testing.assert_array_equal(mixture.correct(logits, 2), jnp.argmax(logits, axis=-1) == 2)
+def test_correct_takes_any_leading_axes():
+    logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
+    np.testing.assert_array_equal(CORRECT(logits, 2), np.argmax(logits, axis=-1) == 2)
 
 
 @few
@@ -91,70 +99,60 @@ def test_correct_takes_any_leading_axes(key):
 def test_log_probs_are_the_log_of_the_mean_probability(drawn):
     logits, weights, _ = drawn
     want = np.log(weights @ probabilities(logits))
-    np.testing.assert_allclose(mixture.log_probs(logits, weights), want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(LOG_PROBS(logits, weights), want, rtol=1e-4, atol=1e-5)
 
 
 def test_log_probs_stay_finite_where_probabilities_underflow():
-    logits = jnp.array([[0.0, 500.0], [0.0, 400.0]])
-    got = mixture.log_probs(logits, jnp.array([0.25, 0.75]))
+    logits = np.float32([[0.0, 500.0], [0.0, 400.0]])
+    got = LOG_PROBS(logits, np.float32([0.25, 0.75]))
     np.testing.assert_allclose(got, [-400.0 + np.log(0.75), 0.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("other", [0.0, 1e3, -1e3, 1e30])
 def test_a_member_of_weight_zero_does_not_matter(other):
-    logits = jnp.array([[0.3, -0.2, 1.0], [other, 0.0, -other]])
-    weights = jnp.array([1.0, 0.0])
-    alone = jax.nn.log_softmax(logits[0])
-    np.testing.assert_allclose(mixture.log_probs(logits, weights), alone, rtol=1e-6)
-    assert mixture.accuracy(logits, 2, weights) == 1.0
-
-    def probability(logits):
-        return mixture.log_probs(logits, weights)[0]
-
-    gradient = jax.grad(probability)(logits)
+    logits = np.float32([[0.3, -0.2, 1.0], [other, 0.0, -other]])
+    weights = np.float32([1.0, 0.0])
+    (p,) = probabilities(logits[:1])
+    np.testing.assert_allclose(LOG_PROBS(logits, weights), np.log(p), rtol=1e-6)
+    assert ACCURACY(logits, 2, weights) == 1.0
+    gradient = np.asarray(SLOPES(logits, weights)[0])
     np.testing.assert_array_equal(gradient[1], 0.0)
-    np.testing.assert_allclose(
-        gradient[0], jax.grad(lambda z: jax.nn.log_softmax(z)[0])(logits[0]), atol=1e-6
-    )
+    np.testing.assert_allclose(gradient[0], np.eye(3)[0] - p, atol=1e-6)
 
 
 def test_the_gradient_of_log_probs_in_the_weights_is_the_members_share():
-    logits, weights = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([0.25, 0.75])
-    gradient = jax.grad(lambda weights: mixture.log_probs(logits, weights)[0])(weights)
-    p = probabilities(np.asarray(logits))[:, 0]
+    logits, weights = np.float32([[1.0, 0.0], [0.0, 2.0]]), np.float32([0.25, 0.75])
+    _, gradient = SLOPES(logits, weights)
+    p = probabilities(logits)[:, 0]
     np.testing.assert_allclose(gradient, p / (weights @ p), rtol=1e-5)
 
 
 def test_predict_answers_as_often_as_the_members_weigh(key):
-    logits = jnp.array([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0], [0.0, 9.0, 0.0]])
-    weights = jnp.array([0.5, 0.3, 0.2, 0.0])
-    keys = jax.random.split(key, 20_000)
-    answers = jax.vmap(mixture.predict, in_axes=(0, None, None))(keys, logits, weights)
-    shares = np.bincount(answers, minlength=3) / len(keys)
+    logits = np.float32([[3, 0, 0], [0, 3, 0], [0, 0, 3], [0, 9, 0]])
+    weights = np.float32([0.5, 0.3, 0.2, 0.0])
+    answers = PREDICT(jax.random.split(key, 20_000), logits, weights)
+    shares = np.bincount(answers, minlength=3) / len(answers)
     np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=0.015)  # four standard errors
 
 
 def test_predict_never_draws_a_member_of_weight_zero(key):
-    weights = jnp.array([0.0, 0.6, 0.0, 0.4, 0.0])
-    answers = jax.vmap(mixture.predict, in_axes=(0, None, None))(
-        jax.random.split(key, 5000), jnp.eye(5), weights
-    )
+    weights = np.float32([0.0, 0.6, 0.0, 0.4, 0.0])
+    answers = PREDICT(jax.random.split(key, 20_000), np.eye(5, dtype=np.float32), weights)
     assert set(np.unique(answers)) == {1, 3}
 
 
 def test_the_average_of_answers_is_the_exact_accuracy(key):
-    logits, label = jnp.array([[3.0, 0.0], [0.0, 1.0], [2.0, 1.0]]), 0
-    weights = jnp.array([0.1, 0.3, 0.6])
-    keys = jax.random.split(key, 20_000)
-    answers = jax.vmap(mixture.predict, in_axes=(0, None, None))(keys, logits, weights)
-    exact = mixture.accuracy(logits, label, weights)
+    logits, label = np.float32([[3.0, 0.0], [0.0, 1.0], [2.0, 1.0]]), 0
+    weights = np.float32([0.1, 0.3, 0.6])
+    answers = np.asarray(PREDICT(jax.random.split(key, 20_000), logits, weights))
+    exact = ACCURACY(logits, label, weights)
     np.testing.assert_allclose(exact, 0.7, rtol=1e-6)
     np.testing.assert_allclose(np.mean(answers == label), exact, atol=0.015)
 
 
-@pytest.mark.parametrize("weights", [[0.5, 0.6], [-0.5, 1.5], [jnp.nan, 1.0]])
+@pytest.mark.parametrize("weights", [[0.5, 0.6], [-0.5, 1.5], [NAN, 1.0]])
 def test_weights_off_the_simplex_are_refused(weights, key):
-    logits, weights = jnp.zeros((2, 3)), jnp.array(weights)
+    logits, weights = np.zeros((2, 3)), jnp.array(weights)
     with pytest.raises(ValueError, match="weights must be on the simplex.*got"):
         mixture.accuracy(logits, 0, weights)
     with pytest.raises(ValueError, match="weights must be on the simplex.*got"):
@@ -170,11 +168,9 @@ class Variants(chex.TestCase):
     def test_compiled_or_not_on_any_device_a_batch_has_the_accuracies_of_its_examples(self):
         accuracy = jax.vmap(mixture.accuracy, in_axes=(0, 0, None))
         batch = self.variant(accuracy)(self.LOGITS, self.LABELS, self.WEIGHTS)
-        one_by_one = [
-            mixture.accuracy(z, k, self.WEIGHTS)
-            for z, k in zip(self.LOGITS, self.LABELS, strict=True)
-        ]
-        chex.assert_trees_all_close(batch, jnp.stack(one_by_one), atol=1e-6)
+        examples = zip(np.asarray(self.LOGITS), np.asarray(self.LABELS), strict=True)
+        one_by_one = [np.asarray(ACCURACY(z, k, self.WEIGHTS)) for z, k in examples]
+        chex.assert_trees_all_close(batch, np.stack(one_by_one), atol=1e-6)
 
     @chex.all_variants
     def test_compiled_or_not_on_any_device_the_mean_probability_is_that_of_its_members(self):
@@ -193,26 +189,26 @@ class Variants(chex.TestCase):
 
 
 def test_a_member_of_weight_zero_does_not_count_whatever_it_answers():
-    weights, nan, inf = jnp.array([0.0, 1.0]), jnp.nan, jnp.inf
-    for odd in (nan, inf):
-        assert mixture.expected_loss(jnp.array([odd, 2.0]), weights) == 2.0
-    logits = jnp.array([[nan, nan], [1.0, 0.0]])
-    assert mixture.accuracy(logits, 0, weights) == 1.0
-    want = jax.nn.log_softmax(logits[1])
-    np.testing.assert_allclose(mixture.log_probs(logits, weights), want, rtol=1e-6)
+    weights = np.float32([0.0, 1.0])
+    for odd in (NAN, INF):
+        assert EXPECTED_LOSS(np.float32([odd, 2.0]), weights) == 2.0
+    logits = np.float32([[NAN, NAN], [1.0, 0.0]])
+    assert ACCURACY(logits, 0, weights) == 1.0
+    (want,) = np.log(probabilities(logits[1:]))
+    np.testing.assert_allclose(LOG_PROBS(logits, weights), want, rtol=1e-6)
 
 
 def test_a_member_that_answers_nan_leaves_the_others_their_loss_and_gradient():
-    weights = jnp.array([0.25, 0.75])
-    value, gradient = jax.value_and_grad(mixture.expected_loss)(jnp.array([jnp.nan, 2.0]), weights)
+    weights, losses = np.float32([0.25, 0.75]), np.float32([NAN, 2.0])
+    value, gradient = jax.jit(jax.value_and_grad(mixture.expected_loss))(losses, weights)
     assert value == 1.5
     np.testing.assert_array_equal(gradient, [0.0, 0.75])
-    assert np.isnan(mixture.expected_loss(jnp.full(2, jnp.nan), weights))  # nobody to attack
-    logits = jnp.array([[jnp.nan, 0.0], [1.0, 1.0]])
-    log_p, slope = jax.value_and_grad(lambda z: mixture.log_probs(z, weights)[0])(logits)
-    np.testing.assert_allclose(log_p, np.log(0.75 / 2), rtol=1e-6)
+    assert np.isnan(EXPECTED_LOSS(np.float32([NAN, NAN]), weights))  # nobody to attack
+    logits = np.float32([[NAN, 0.0], [1.0, 1.0]])
+    np.testing.assert_allclose(LOG_PROBS(logits, weights)[0], np.log(0.75 / 2), rtol=1e-6)
+    slope, _ = SLOPES(logits, weights)
     np.testing.assert_allclose(slope, [[0.0, 0.0], [0.5, -0.5]], rtol=1e-6)
-    assert mixture.accuracy(jnp.array([[0.0, jnp.nan], [1.0, 0.0]]), 0, weights) == 0.75
+    assert ACCURACY(np.float32([[0.0, NAN], [1.0, 0.0]]), 0, weights) == 0.75
 
 
 def test_three_weights_for_two_members_are_refused():
@@ -234,9 +230,14 @@ def test_three_weights_for_two_members_are_refused():
 def test_logits_of_numpy_meet_traced_labels_weights_and_keys(key):
     logits = np.float32([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0]])
     weights = np.float32([0.25, 0.75])
-    accuracies = jax.vmap(mixture.accuracy, in_axes=(None, 0, None))(logits, np.arange(3), weights)
+
+    @jax.jit
+    def traced(labels, keys):
+        of_mixture = jax.vmap(mixture.accuracy, in_axes=(None, 0, None))(logits, labels, weights)
+        of_first = jax.vmap(lambda label: mixture.correct(logits[0], label))(labels)
+        return of_mixture, of_first, jax.vmap(lambda k: mixture.predict(k, logits, weights))(keys)
+
+    accuracies, correct, answers = traced(np.arange(3), jax.random.split(key, 50))
     np.testing.assert_allclose(accuracies, [0.25, 0.75, 0.0])
-    correct = jax.vmap(lambda label: mixture.correct(logits[0], label))(np.arange(3))
     np.testing.assert_array_equal(correct, [True, False, False])
-    answers = jax.vmap(lambda key: mixture.predict(key, logits, weights))(jax.random.split(key, 50))
     assert set(np.asarray(answers).tolist()) == {0, 1}

@@ -8,26 +8,16 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from mixjax import attacks, evaluation, losses, mixture, threats
+from mixjax import attacks, losses, mixture, threats
 from tests import linear_game
 from tests.linear_game import LinearGame
 
 NORMS = {np.inf: (threats.linf, (0.05, 0.12)), 2: (threats.l2, (0.15, 0.4))}
 ORDERS = [pytest.param(np.inf, id="linf"), pytest.param(2, id="l2")]
 TWO = {kind: linear_game.two(seed, kind) for seed, kind in enumerate(["steeper", "opposed"])}
-MORE = {num: linear_game.random(num, num, num_examples=25) for num in (3, 5)}
+MORE = {num: linear_game.random(num, num, num_examples=n) for num, n in ((3, 25), (5, 12))}
 GAMES = {**TWO, **MORE}
 NUM_MEMBERS, NUM_EXAMPLES = 5, 60  # the most of any: all games are attacked in one shape
-BUDGET = evaluation.Budget(
-    num_restarts=1,
-    num_targets=1,
-    num_member_runs=5,
-    num_steps=20,
-    num_member_aware_runs=1,
-    num_member_aware_steps=20,
-    num_orders=5,
-    num_queries=10,
-)
 
 
 @functools.cache
@@ -135,28 +125,6 @@ def test_the_lattice_climber_reaches_93_percent_on_three_and_five_and_misses_nob
     for epsilon in NORMS[order][1]:
         points = points_of(lattice_climber, name, order, epsilon)
         risks = check(points, name, order, epsilon, 0.93)
-        assert missed(risks, name, order, epsilon).size == 0
-
-
-@pytest.mark.parametrize("name", ["steeper", "opposed", 5])
-def test_the_suite_reaches_97_percent_of_the_optimum_and_misses_nobody(name):
-    game, all_of_it, order = GAMES[name], padded(GAMES[name]), np.inf
-    for epsilon in NORMS[order][1]:
-        found = evaluation.evaluate(
-            jax.random.key(2),
-            jax.tree_util.Partial(LinearGame.logits, all_of_it),
-            all_of_it.weights,
-            all_of_it.x,
-            all_of_it.labels,
-            evaluation.attack_suite(NORMS[order][0](epsilon), BUDGET),
-            alone=False,
-            num_complete=0,
-        )
-        risks = 1 - found.worst[: len(game.x)]
-        best = optimum(name, order, epsilon)
-        above = np.any(risks > best + 1e-6)  # by rounding, if at all
-        assert not above or np.all(risks <= game.optimal_risk(order, epsilon * (1 + 1e-4)) + 1e-6)
-        assert risks.mean() >= 0.97 * best.mean(), f"{risks.mean()} of {best.mean()}"
         assert missed(risks, name, order, epsilon).size == 0
 
 

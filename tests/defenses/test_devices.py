@@ -94,7 +94,7 @@ def play(name, axis):
     def step(state, batch):
         return defense.step(state, *parallel.local_share(batch, axis))
 
-    state, infos = MAKE[name](model, None).init(jax.random.key(0)), []
+    state, infos = jax.jit(MAKE[name](model, None).init)(jax.random.key(0)), []
     if axis is None:
         step = jax.jit(step)
     else:

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from mixjax import attacks, defenses, games, losses, models, threats
+from tests.perceptron import normalized
 
 C, B = 3, 6
 SHAPE = (2, 3, 1)
@@ -40,6 +41,24 @@ def mean_loss(params, v):
     return jnp.mean(losses_under(params, v))
 
 
+SLOPE_IN_V = jax.jit(jax.grad(mean_loss, 1))
+
+
+@jax.jit
+def step_written_out(u, v, penalty, is_alternating):
+    """The new parameters of both, and the loss at which the classifier takes its step."""
+    new_v = moved(v, jax.grad(mean_loss, 1)(u, v), UP)
+    answered = jax.tree.map(lambda new, old: jnp.where(is_alternating, new, old), new_v, v)
+
+    def objective(u):
+        norm = optax.tree.norm(jax.grad(mean_loss, 1)(u, answered), squared=True)
+        loss = mean_loss(u, answered)
+        return loss + penalty / 2 * norm, loss
+
+    slope, loss = jax.grad(objective, has_aux=True)(u)
+    return moved(u, slope, -DOWN), new_v, loss
+
+
 def moved(tree, gradient, rate):
     return jax.tree.map(lambda leaf, slope: leaf + rate * slope, tree, gradient)
 
@@ -59,18 +78,10 @@ def test_a_step_against_a_network_is_the_game_s(penalty, order):
     state = defense.init(jax.random.key(0))
     u, v = state.variables["params"], state.opponent["params"]
     new, info = jax.jit(defense.step)(state, *batch())
-    expected_v = moved(v, jax.jit(jax.grad(mean_loss, 1))(u, v), UP)
-    answered = v if order == "simultaneous" else expected_v
-
-    @jax.jit
-    @jax.grad
-    def slope(u):
-        norm = optax.tree.norm(jax.grad(mean_loss, 1)(u, answered), squared=True)
-        return mean_loss(u, answered) + penalty / 2 * norm
-
-    assert_equal(new.opponent["params"], expected_v)
-    assert_equal(new.variables["params"], moved(u, slope(u), -DOWN))
-    assert float(info.f) == pytest.approx(float(jax.jit(mean_loss)(u, answered)), rel=1e-4)
+    new_u, new_v, loss = step_written_out(u, v, penalty, order == "alternating")
+    assert_equal(new.opponent["params"], new_v)
+    assert_equal(new.variables["params"], new_u)
+    assert float(info.f) == pytest.approx(float(loss), rel=1e-4)
     assert new.step == 1
 
 
@@ -84,7 +95,6 @@ def test_the_paper_s_attacker_plays_with_the_output_as_it_is():
     state = defense.init(jax.random.key(0))
     u, v = state.variables["params"], state.opponent["params"]
 
-    @jax.jit
     def f(u, v):
         def one(x, label):
             z = x + 0.1 * jnp.tanh(NETWORK.apply({"params": v}, x, label))
@@ -93,8 +103,10 @@ def test_the_paper_s_attacker_plays_with_the_output_as_it_is():
         return jnp.mean(jax.vmap(one)(*batch()))
 
     new, info = jax.jit(defense.step)(state, *batch())
-    assert float(info.f) == pytest.approx(float(f(u, v)), rel=1e-5)
-    assert_equal(new.opponent["params"], moved(v, jax.grad(f, 1)(u, v), UP))
+    value_and_slope = jax.jit(jax.value_and_grad(f, 1))
+    value, slope = value_and_slope(u, v)
+    assert float(info.f) == pytest.approx(float(value), rel=1e-5)
+    assert_equal(new.opponent["params"], moved(v, slope, UP))
     several = defenses.against_several(
         MODEL,
         optax.sgd(DOWN),
@@ -108,9 +120,8 @@ def test_the_paper_s_attacker_plays_with_the_output_as_it_is():
     state = several.init(jax.random.key(0))
     (opponent,) = state.opponent
     _, info = jax.jit(several.step)(state, *batch())
-    assert float(info.loss) == pytest.approx(
-        float(f(state.variables["params"], opponent["params"])), rel=1e-5
-    )
+    value, _ = value_and_slope(state.variables["params"], opponent["params"])
+    assert float(info.loss) == pytest.approx(float(value), rel=1e-5)
 
 
 @pytest.mark.parametrize("make", [games.maximin, games.alternating, games.extragradient])
@@ -125,20 +136,21 @@ def test_every_method_of_the_games_trains(make):
 
 
 def test_statistics_come_from_the_batch_that_the_new_network_attacked():
-    shape = (4, 4, 1)
-    model = models.small_resnet(C, width=2, input_shape=shape)
-    network = models.attack_network(C, input_shape=shape, hidden=(5,))
-    images = np.random.default_rng(0).uniform(size=(B, *shape)).astype(np.float32)
-    labels = np.arange(B) % C
+    model = normalized(C, input_shape=SHAPE)
+    images, labels = batch()
     method = functools.partial(
         games.alternating, descent=optax.sgd(DOWN), ascent=optax.sgd(50 * UP)
     )
-    defense = defenses.against_network(model, network, method, THREAT)
+    defense = defenses.against_network(model, NETWORK, method, THREAT)
     state = defense.init(jax.random.key(0))
     new, _ = jax.jit(defense.step)(state, images, labels)
-    attacked, _ = attacks.attack_network_batch(network, new.opponent, None, images, labels, THREAT)
-    variables = {**state.variables, "params": new.variables["params"]}
-    _, expected = jax.jit(functools.partial(model.apply, train=True))(variables, attacked)
+
+    @jax.jit
+    def trained(variables, opponent):
+        x, _ = attacks.attack_network_batch(NETWORK, opponent, None, images, labels, THREAT)
+        return model.apply(variables, x, train=True)[1]
+
+    expected = trained({**state.variables, "params": new.variables["params"]}, new.opponent)
     assert_equal(new.variables["batch_stats"], expected["batch_stats"])
 
 
@@ -182,9 +194,18 @@ RISKS = {
 }
 
 
+@jax.jit
+def risks_and_slopes(u, attacked, vs):
+    """`name -> (value, gradient)` of every risk."""
+    of_each = {}
+    for name, (_, risk) in RISKS.items():
+        of_each[name] = jax.value_and_grad(lambda u, risk=risk: risk(table(u, attacked, vs)))(u)
+    return of_each
+
+
 @pytest.mark.parametrize("name", RISKS)
 def test_of_several_attacks_the_worst_is_descended_and_every_network_learns(name):
-    settings, risk = RISKS[name]
+    settings, _ = RISKS[name]
     defense = defenses.against_several(
         MODEL,
         optax.sgd(DOWN),
@@ -197,18 +218,15 @@ def test_of_several_attacks_the_worst_is_descended_and_every_network_learns(name
     state = defense.init(jax.random.key(0))
     u, vs = state.variables["params"], [variables["params"] for variables in state.opponent]
     new, info = jax.jit(defense.step)(state, *batch())
-    uphill = jax.jit(jax.grad(mean_loss, 1))
-    expected = [moved(v, uphill(u, v), UP) for v in vs]
+    expected = [moved(v, SLOPE_IN_V(u, v), UP) for v in vs]
     for variables, want in zip(new.opponent, expected, strict=True):
         assert_equal(variables["params"], want)
 
-    def objective(params):
-        return risk(table(params, u, expected))
-
-    value, gradient = jax.jit(jax.value_and_grad(objective))(u)
+    value, gradient = risks_and_slopes(u, u, expected)[name]
     assert float(info.loss) == pytest.approx(float(value), rel=1e-4)
     assert_equal(new.variables["params"], moved(u, gradient, -DOWN))
-    assert jnp.abs(jax.tree.leaves(vs[0])[1] - jax.tree.leaves(vs[1])[1]).max() > 1e-3
+    first, second = (np.asarray(jax.tree.leaves(v)[1]) for v in vs)
+    assert abs(first - second).max() > 1e-3
 
 
 def test_fixed_attacks_alone_need_no_networks():
@@ -216,7 +234,8 @@ def test_fixed_attacks_alone_need_no_networks():
     state = defense.init(jax.random.key(0))
     _, info = jax.jit(defense.step)(state, *batch())
     u = state.variables["params"]
-    assert float(info.loss) == pytest.approx(float(jnp.max(jnp.mean(table(u, u, []), 0))), rel=1e-5)
+    losses_of_attacks = np.asarray(jax.jit(lambda u: table(u, u, []))(u))
+    assert float(info.loss) == pytest.approx(losses_of_attacks.mean(axis=0).max(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from mixjax import attacks, defenses, models, threats
+from tests.perceptron import normalized
 
 D, C, B = 6, 3, 8
 SHAPE = (2, 3, 1)
@@ -40,6 +41,7 @@ def slopes(params, images, labels):
     return jax.nn.softmax(logits) - jnp.eye(C)[labels]
 
 
+@jax.jit
 def attacked_by_hand(params, images, labels):
     gradient = slopes(params, images, labels) @ params["kernel"].T
     return jnp.clip(images + EPSILON * jnp.sign(gradient).reshape(images.shape), 0, 1)
@@ -56,17 +58,29 @@ def penalty_by_hand(params, attacked, labels, gamma):
     return gamma / 2 * jnp.sum(gradient**2)
 
 
+@jax.jit
+def by_hand(params, attacked, images, labels, clean_weight, gamma):
+    """`(objective, penalty, gradient)`."""
+
+    def objective(params):
+        penalty = penalty_by_hand(params, attacked, labels, gamma)
+        loss = (1 - clean_weight) * loss_by_hand(params, attacked, labels)
+        return loss + clean_weight * loss_by_hand(params, images, labels) + penalty, penalty
+
+    (value, penalty), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+    return value, penalty, gradient
+
+
 def first_step(defense, images, labels):
     """The parameters before, the change of them at learning rate 1, and the info."""
     state = defense.init(jax.random.key(0))
     new, info = jax.jit(defense.step)(state, images, labels)
-    before = layer(state.variables)
+    before, after = jax.device_get((layer(state.variables), layer(new.variables)))
     assert new.step == 1
-    return before, jax.tree.map(lambda a, b: (a - b) / RATE, layer(new.variables), before), info
+    return before, jax.tree.map(lambda a, b: (a - b) / RATE, after, before), info
 
 
-def assert_descends(change, objective, params):
-    gradient = jax.jit(jax.grad(objective))(params)
+def assert_descends(change, gradient):
     for name in ("kernel", "bias"):
         np.testing.assert_allclose(change[name], -gradient[name], rtol=1e-3, atol=1e-5)
 
@@ -82,32 +96,26 @@ def test_sens_descends_the_loss_on_the_attack_held_fixed_and_its_sensitivity(pen
     attacked = attacked_by_hand(params, images, labels)
     gamma = B * (EPSILON / 2 if penalty is None else penalty)  # eta is 2 epsilon, its unit 1/2
 
-    def objective(params):
-        loss = (1 - clean_weight) * loss_by_hand(params, attacked, labels)
-        loss += clean_weight * loss_by_hand(params, images, labels)
-        return loss + penalty_by_hand(params, attacked, labels, gamma)
-
-    assert_descends(change, objective, params)
-    cost = float(penalty_by_hand(params, attacked, labels, gamma))
-    assert float(info.penalty) == pytest.approx(cost, rel=1e-4)
-    assert float(info.loss + info.penalty) == pytest.approx(float(objective(params)), rel=1e-5)
+    value, cost, gradient = by_hand(params, attacked, images, labels, clean_weight, gamma)
+    assert_descends(change, gradient)
+    assert float(info.penalty) == pytest.approx(float(cost), rel=1e-4)
+    assert float(info.loss) + float(info.penalty) == pytest.approx(float(value), rel=1e-5)
 
 
 def test_sens_weighs_each_feature_s_slope_by_the_width_of_its_bounds():
     """`gamma / N` is `epsilon (high - low) / 2` for each feature: eta in units of [-1, 1]."""
     images, labels = batch()
-    low, high = -jnp.ones(SHAPE), jnp.arange(1.0, 7.0).reshape(SHAPE)
+    low, high = np.full(SHAPE, -1, np.float32), np.arange(1, 7, dtype=np.float32).reshape(SHAPE)
 
     def attack(key, loss_fn, x, threat):
         return fgsm(key, loss_fn, x, threat, bounds=(low, high))
 
     defense = defenses.sensitivity(MODEL, optax.sgd(RATE), THREAT, attack, bounds=(low, high))
     params, _, info = first_step(defense, images, labels)
-    gradient = slopes(params, images, labels) @ params["kernel"].T
-    attacked = images + EPSILON * jnp.sign(gradient).reshape(images.shape)  # far from all bounds
-    gradient = slopes(params, attacked, labels) @ params["kernel"].T / B
+    gradient = jax.jit(lambda x: slopes(params, x, labels) @ params["kernel"].T)
+    step = EPSILON * np.sign(gradient(images)).reshape(images.shape)  # far from all bounds
     rates = EPSILON * (high - low).reshape(1, D) / 2
-    cost = B / 2 * float(jnp.sum(rates * gradient**2))
+    cost = B / 2 * np.sum(rates * (np.asarray(gradient(images + step)) / B) ** 2)
     assert float(info.penalty) == pytest.approx(cost, rel=1e-4)
 
 
@@ -146,12 +154,9 @@ def test_lwa_descends_the_loss_on_the_attack_alone(clean_weight):
     params, change, info = first_step(defense, images, labels)
     attacked = attacked_by_hand(params, images, labels)
 
-    def objective(params):
-        loss = (1 - clean_weight) * loss_by_hand(params, attacked, labels)
-        return loss + clean_weight * loss_by_hand(params, images, labels)
-
-    assert_descends(change, objective, params)
-    assert float(info.loss) == pytest.approx(float(objective(params)), rel=1e-5)
+    value, _, gradient = by_hand(params, attacked, images, labels, clean_weight, 0.0)
+    assert_descends(change, gradient)
+    assert float(info.loss) == pytest.approx(float(value), rel=1e-5)
     assert info.penalty == 0
 
 
@@ -161,28 +166,22 @@ def test_each_round_of_cat_and_mouse_is_against_the_classifier_of_the_last():
     before = [state.variables]
     for index in range(6):
         images, labels = batch(index)
-        new, info = step(state, images, labels)
+        new, info = jax.device_get(step(state, images, labels))
         params, opponent = layer(state.variables), layer(before[index // 2 * 2])
         attacked = attacked_by_hand(opponent, images, labels)
-
-        def objective(params, index=index, images=images, labels=labels, attacked=attacked):
-            clean = loss_by_hand(params, images, labels)
-            if index < 2:  # round 0
-                return clean
-            return (clean + loss_by_hand(params, attacked, labels)) / 2
-
-        assert float(info.loss) == pytest.approx(float(objective(params)), rel=1e-5)
+        clean_weight = 1.0 if index < 2 else 0.5  # in round 0 there is no attack
+        value, _, gradient = by_hand(params, attacked, images, labels, clean_weight, 0.0)
+        assert float(info.loss) == pytest.approx(float(value), rel=1e-5)
         change = jax.tree.map(lambda a, b: (a - b) / RATE, layer(new.variables), params)
-        assert_descends(change, objective, params)
+        assert_descends(change, gradient)
         np.testing.assert_array_equal(layer(new.opponent)["kernel"], opponent["kernel"])
         state = new
         before.append(state.variables)
 
 
 def test_batch_statistics_are_those_of_the_attacked_batch():
-    model = models.small_resnet(C, width=2, input_shape=(4, 4, 1))
-    images = np.random.default_rng(0).uniform(size=(B, 4, 4, 1)).astype(np.float32)
-    labels = np.arange(B) % C
+    model = normalized(C, input_shape=SHAPE)
+    images, labels = batch()
     defense = defenses.sensitivity(model, optax.sgd(RATE), threats.linf(0.3), fgsm)
     state = defense.init(jax.random.key(0))
     new, _ = jax.jit(defense.step)(state, images, labels)
@@ -193,8 +192,12 @@ def test_batch_statistics_are_those_of_the_attacked_batch():
 
         return fgsm(None, loss_fn, x, threats.linf(0.3))[0]
 
-    attacked = jax.jit(jax.vmap(attack))(images, labels)
-    _, expected = jax.jit(functools.partial(model.apply, train=True))(state.variables, attacked)
+    @jax.jit
+    def trained():
+        attacked = jax.vmap(attack)(images, labels)
+        return model.apply(state.variables, attacked, train=True)[1]
+
+    expected = trained()
     for leaf, want in zip(
         jax.tree.leaves(new.variables["batch_stats"]),
         jax.tree.leaves(expected["batch_stats"]),

@@ -14,11 +14,12 @@ from mixjax import attacks, evaluation, threats
 SLOPES = np.float32([[2.0, -1.0, 0.5, 0.0], [0.0, 1.0, 1.0, -2.0]])
 WEIGHTS = [0.25, 0.75]
 THREAT = threats.l2(0.125)
-LINES = "apgd_expected_loss", "arc"
-BUDGET = evaluation.Budget(1, 1, 2, 8, 1, 4, 1, 20, lines=LINES)
-AUTO_PGD, ARC = evaluation.attack_suite(THREAT, BUDGET)
+BUDGET = evaluation.Budget(1, 1, 2, 8, 1, 4, 1, 20, lines=("apgd_expected_loss",))
+(AUTO_PGD,) = evaluation.attack_suite(THREAT, BUDGET)
+FGSM = evaluation.Attack(("fgsm",), 1, attacks.fgsm, THREAT)
 
 
+@jax.tree_util.Partial
 def logits_fn(x):
     """Member k scores class 0 by `SLOPES[k] . (x - 1/2)` and class 1 by 0."""
     scores = jnp.sum(SLOPES * (x - 0.5)[None], axis=1)
@@ -43,8 +44,7 @@ def of_mixture(images, labels):
 
 
 def of_suite(images, labels):
-    one_step = (evaluation.Attack(("fgsm",), 1, attacks.fgsm, THREAT),)
-    found = evaluation.evaluate(jax.random.key(0), logits_fn, WEIGHTS, images, labels, one_step)
+    found = evaluation.evaluate(jax.random.key(0), logits_fn, WEIGHTS, images, labels, (FGSM,))
     return [found.worst, found.lower, *found.averaged.correct.T]
 
 
@@ -60,9 +60,9 @@ def of_curves(images, labels):
         WEIGHTS,
         images,
         labels,
-        (ARC,),
+        (FGSM,),
         [THREAT.epsilon],
-        names=("arc",),
+        names=FGSM.names,
     )
     return [*found.accuracies.values()]
 
@@ -70,14 +70,13 @@ def of_curves(images, labels):
 def of_validation(images, labels):
     validate = functools.partial(evaluation.validate, threat=THREAT, num_steps=8, step_size=0.05)
     return evaluation.over_batches(
-        functools.partial(jax.jit(validate), jax.random.key(0), logits_fn_, jnp.float32(WEIGHTS)),
+        functools.partial(jax.jit(validate), jax.random.key(0), logits_fn, jnp.float32(WEIGHTS)),
         images,
         labels,
         batch_size=6,
     )
 
 
-logits_fn_ = jax.tree_util.Partial(logits_fn)
 EVALUATIONS = (of_mixture, of_suite, of_findings, of_curves, of_validation)
 
 

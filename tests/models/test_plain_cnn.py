@@ -91,8 +91,8 @@ def test_sizes_below_one_are_refused():
 
 
 class Variants(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
-    def test_compiled_or_not_on_any_device_an_image_has_the_logits_that_it_has_in_a_batch(self):
+    @chex.variants(with_jit=True, with_pmap=True)
+    def test_compiled_for_one_device_or_all_an_image_has_the_logits_that_it_has_in_a_batch(self):
         model = models.cifar_cnn(4, 2, input_shape=(7, 8, 1))
         variables = jax.jit(model.init)(jax.random.key(0))
         images = np.random.default_rng(1).uniform(size=(3, 7, 8, 1)).astype(np.float32)
