@@ -47,6 +47,7 @@ from mixjax.front.sequence import Sequence, train_by_double_oracle, train_in_seq
 
 PROGRAM = "experiments.pinot_2020.boosted_table"
 _ORACLE_STEPS, _MODEL_STEPS = 5, 20
+_OTHER_ALPHAS = (0.02, 0.1)  # of the grid of boosted adversarial training
 # Passes per member of the two attacks that the double oracle's attacker runs: PGD and ARC, each of
 # 20 steps; ARC asks for two gradients of each member a step.
 _RESPONSE = 21 + 60
@@ -273,10 +274,10 @@ def independent(config, dataset, model):
     return defenses.independent(model, *parts(config, dataset), average_decay=config.average_decay)
 
 
-def bat(config, dataset, model):
-    """Boosted adversarial training."""
+def bat(config, dataset, model, alpha=None):
+    """Boosted adversarial training; `alpha` in the place of the config's."""
     del model
-    return setting.boosted(config, dataset, config.alpha)[1]
+    return setting.boosted(config, dataset, config.alpha if alpha is None else alpha)[1]
 
 
 def barre(config, dataset, model):
@@ -416,6 +417,13 @@ ROWS: dict[str, tuple[Callable[[Config, int], float], Callable[[Place], Trained]
     "mrboost": (together_cost, lambda place: in_sequence(place, together_cost, mrboost)),
     "double_oracle": (oracle_cost, double_oracle),
     "algorithm_2": (algorithm_2_cost, algorithm_2),
+    **{
+        f"bat_alpha_{alpha:g}": (
+            boosted_cost,
+            lambda place, alpha=alpha: in_sequence(place, boosted_cost, partial(bat, alpha=alpha)),
+        )
+        for alpha in _OTHER_ALPHAS
+    },
 }
 
 
