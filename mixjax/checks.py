@@ -228,16 +228,22 @@ def key(**values: Any) -> None:
             raise ValueError(f"{name} must be one random key, got shape {list(np.shape(value))}")
 
 
-def one_number(x: Any, **functions: Callable[[Any], Any]) -> None:
-    """Raises `ValueError` unless every function of one input `x` returns one number."""
-    for name, function in functions.items():
-        answer = jax.eval_shape(function, x)
+def one_number(x: Any, **functions: Callable[[Any], Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Raises `ValueError` unless every function of one input `x` returns one number.
+
+    Returns:
+      What each returns, by its name: they are traced together, for they may share a network.
+    """
+    answers = jax.eval_shape(lambda x: {name: each(x) for name, each in functions.items()}, x)
+    for name in functions:
+        answer = answers[name]
         if not hasattr(answer, "shape") or answer.shape != ():
             got = f"shape {list(answer.shape)}" if hasattr(answer, "shape") else f"{answer}"
             raise ValueError(
                 f"{name} must return one number for one example, got {got}: "
                 "make the batch by jax.vmap"
             )
+    return answers
 
 
 def non_empty(num_axes: int, **values: Any) -> None:

@@ -142,11 +142,33 @@ def move(x: Array, delta: Array, threat: Threat, bounds: Bounds) -> Array:
     return jnp.clip(x + threat.project(delta), *bounds).astype(x.dtype)
 
 
-def nothing_visited(loss_fn: LossFn, accuracy_fn: AccuracyFn | None, x: Array) -> Visited:
+def shapes_visited(x: Array, accuracy_fn: AccuracyFn | None, **loss_fn: LossFn) -> Visited:
+    """The shapes and dtypes of what `visit` returns.
+
+    Args:
+      x: one input.
+      accuracy_fn: as of the attack.
+      **loss_fn: the loss, under the name that a message calls it by.
+
+    Raises:
+      ValueError: unless both return one number.
+    """
+    given: dict[str, Callable] = {**loss_fn}
+    if accuracy_fn is not None:
+        given["accuracy_fn"] = accuracy_fn
+    # Of the check, without another trace of the network: that takes as long as all the rest.
+    loss, *accuracy = checks.one_number(x, **given).values()
+
+    def visited(point, loss, *accuracy):
+        return Visited(point, loss, _errors_count(*accuracy) if accuracy else None)
+
+    return jax.eval_shape(visited, x, loss, *accuracy)
+
+
+def nothing_visited(shapes: Visited) -> Visited:
     """What a loop carries before its first point, which is kept whatever it is."""
     # Shapes alone, so that the first point costs no forward pass of its own.
-    visited = jax.eval_shape(lambda x: visit(loss_fn, accuracy_fn, x), x)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), visited)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def keep_better(best: Visited, new: Visited, is_first: bool | Array = False) -> Visited:

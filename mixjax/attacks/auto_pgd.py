@@ -18,6 +18,7 @@ from mixjax.attacks._steps import (
     keep_better,
     move,
     nothing_visited,
+    shapes_visited,
     visit,
     visit_and_grad,
 )
@@ -85,10 +86,11 @@ def apgd(
       Array([0.75, 0.25], dtype=float32)
     """
     checks.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
-    x, bounds = as_input(x, threat, bounds, loss_fn=loss_fn, accuracy_fn=accuracy_fn)
+    x, bounds = as_input(x, threat, bounds)
+    shapes = shapes_visited(x, accuracy_fn, loss_fn=loss_fn)
 
     def run(key):
-        return _run(key, loss_fn, accuracy_fn, x, threat, num_steps, bounds)
+        return _run(key, loss_fn, accuracy_fn, x, shapes, threat, num_steps, bounds)
 
     return _best_run(run, jax.random.split(key, num_restarts))
 
@@ -153,12 +155,9 @@ def apgd_targeted(
     checks.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
     checks.non_empty(1, targets=targets)
     targets = jnp.asarray(targets)
-    x, bounds = as_input(
-        x,
-        threat,
-        bounds,
-        targeted_loss_fn=lambda x: targeted_loss_fn(x, targets[0]),
-        accuracy_fn=accuracy_fn,
+    x, bounds = as_input(x, threat, bounds)
+    shapes = shapes_visited(
+        x, accuracy_fn, targeted_loss_fn=lambda x: targeted_loss_fn(x, targets[0])
     )
     num_runs = len(targets) * num_restarts
 
@@ -168,7 +167,7 @@ def apgd_targeted(
         def loss_fn(x):
             return targeted_loss_fn(x, target)
 
-        return _run(key, loss_fn, accuracy_fn, x, threat, num_steps, bounds)
+        return _run(key, loss_fn, accuracy_fn, x, shapes, threat, num_steps, bounds)
 
     return _best_run(run, (jax.random.split(key, num_runs), jnp.repeat(targets, num_restarts)))
 
@@ -227,9 +226,9 @@ class _Climb(NamedTuple):
     best: Visited  # to be returned
 
 
-def _run(key, loss_fn, accuracy_fn, x, threat, num_steps, bounds):
+def _run(key, loss_fn, accuracy_fn, x, shapes, threat, num_steps, bounds):
     first = move(x, threat.sample(key, x.shape), threat, bounds)
-    nothing = nothing_visited(loss_fn, accuracy_fn, x)
+    nothing = nothing_visited(shapes)
     climb = _Climb(
         point=first,
         previous=first,

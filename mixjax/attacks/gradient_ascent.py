@@ -17,6 +17,7 @@ from mixjax.attacks._steps import (
     keep_better,
     move,
     nothing_visited,
+    shapes_visited,
     value_and_grad,
     visit,
     visit_and_grad,
@@ -131,7 +132,8 @@ def pgd(
     checks.positive(step_size=step_size)
     if start is not None:
         checks.threat(start=start)
-    x, bounds = as_input(x, threat, bounds, loss_fn=loss_fn, accuracy_fn=accuracy_fn)
+    x, bounds = as_input(x, threat, bounds)
+    shapes = shapes_visited(x, accuracy_fn, loss_fn=loss_fn)
     first = x
     if random_start:
         # Clipped to the bounds like every later point: a start outside would be no input at all.
@@ -148,7 +150,7 @@ def pgd(
         point = move(x, delta, threat, bounds)
         return (point, best, num_zero_gradients + is_zero(gradient)), visited.loss
 
-    carry = (first, nothing_visited(loss_fn, accuracy_fn, x), jnp.zeros((), jnp.int32))
+    carry = (first, nothing_visited(shapes), jnp.zeros((), jnp.int32))
     (last, best, num_zero_gradients), losses = jax.lax.scan(step, carry, jnp.arange(num_steps) == 0)
     end = visit(loss_fn, accuracy_fn, last)
     best = end if iterate == "last" else keep_better(best, end)

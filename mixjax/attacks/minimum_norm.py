@@ -141,9 +141,8 @@ def carlini_wagner(
     checks.positive(learning_rate=learning_rate, initial_const=initial_const)
     checks.inside(bounds, x=x)
     x = jnp.asarray(x)
-    checks.one_number(x, margin_fn=margin_fn)
-    if fooled_fn is not None:
-        checks.one_number(x, fooled_fn=fooled_fn)
+    given = {"margin_fn": margin_fn, "fooled_fn": fooled_fn}
+    checks.one_number(x, **{name: fn for name, fn in given.items() if fn is not None})
     if steps_between_checks is None:
         steps_between_checks = max(-(-num_steps // 10), _FEWEST_BETWEEN_CHECKS)
     checks.at_least(1, steps_between_checks=steps_between_checks)
