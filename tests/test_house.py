@@ -197,14 +197,19 @@ def relative(path):
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=relative)
-def test_everything_public_is_documented(path):
-    assert undocumented(path.read_text()) == []
+def found_in(paths, look):
+    """`file -> what` of the files in which `look` finds something in the text."""
+    found = {relative(path): look(path.read_text()) for path in paths}
+    return {path: what for path, what in found.items() if what}
 
 
-@pytest.mark.parametrize("name", public_modules())
-def test_everything_public_has_types(name):
-    assert untyped(importlib.import_module(name)) == []
+def test_everything_public_is_documented():
+    assert found_in(LIBRARY, undocumented) == {}
+
+
+def test_everything_public_has_types():
+    found = {name: untyped(importlib.import_module(name)) for name in public_modules()}
+    assert {name: what for name, what in found.items() if what} == {}
 
 
 def test_what_has_no_type_is_found_in_a_planted_module():
@@ -237,20 +242,17 @@ class _B:
     assert "mixjax.attacks._steps" not in public_modules()
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=relative)
-def test_the_library_does_not_print_warn_log_or_pickle(path):
-    assert forbidden_uses(path.read_text()) == []
+def test_the_library_does_not_print_warn_log_or_pickle():
+    assert found_in(LIBRARY, forbidden_uses) == {}
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=relative)
-def test_the_caller_compiles(path):
-    assert relative(path) in MAY_COMPILE or jit_uses(path.read_text()) == []
+def test_the_caller_compiles():
+    assert {*found_in(LIBRARY, jit_uses)} <= {*MAY_COMPILE}
 
 
 def test_a_threat_is_made_by_a_function_or_found_in_the_table_of_names():
     paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-    found = {relative(path): things_by_name(path.read_text()) for path in paths}
-    assert not {path: lines for path, lines in found.items() if lines}
+    assert found_in(paths, things_by_name) == {}
     assert things_by_name("x = 1\ngetattr(threats, name)(0.1)") == [2]
     assert things_by_name("getattr(mixjax.threats, 'l2')") == [1]
     assert things_by_name("threats.BY_NAME['l2'](0.1)\ngetattr(config, 'threats')") == []
@@ -278,10 +280,11 @@ def test_two_things_have_two_names():
     assert twice == {"attack_network", "trades"}
 
 
-@pytest.mark.parametrize("path", TESTS, ids=relative)
-def test_only_the_fixture_children_starts_processes(path):
-    starts = {"subprocess", "multiprocessing"} & imported_libraries(path.read_text())
-    assert relative(path) == "tests/children.py" or not starts
+def test_only_the_fixture_children_starts_processes():
+    def starts(text):
+        return {"subprocess", "multiprocessing"} & imported_libraries(text)
+
+    assert {*found_in(TESTS, starts)} == {"tests/children.py"}
 
 
 def test_what_chex_does_is_not_done_by_hand():
@@ -330,9 +333,9 @@ def test_importing_mixjax_imports_nothing_heavy_and_its_parts_only_when_used(chi
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("name", sorted({*mixjax.__all__} - CALLS))
-def test_a_submodule_is_an_attribute_of_mixjax(name):
-    assert getattr(mixjax, name) is importlib.import_module(f"mixjax.{name}")
+def test_a_submodule_is_an_attribute_of_mixjax():
+    for name in {*mixjax.__all__} - CALLS:
+        assert getattr(mixjax, name) is importlib.import_module(f"mixjax.{name}")
 
 
 def test_every_public_submodule_is_listed():

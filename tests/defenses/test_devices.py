@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -21,8 +22,8 @@ def pgd(key, loss_fn, x, threat):
 
 def weaker(key, loss_fn, x, threat):
     """Worst on some devices' parts of a batch only."""
-    x_adv, info = pgd(key, loss_fn, x, threat)
-    return (x + x_adv) / 2, info
+    del key, loss_fn
+    return x + threat.project(jnp.full_like(x, threat.epsilon)), ()
 
 
 def minimax(penalty):
