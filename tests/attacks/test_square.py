@@ -183,7 +183,7 @@ def run_inside(make, shape):
     return jax.jit(run)
 
 
-def test_a_batch_is_a_vmap_of_single_attacks_in_and_out_of_jit(key):
+def test_a_batch_is_a_vmap_of_single_attacks(key):
     keys, tops = jax.random.split(key, 3), np.float32([0.1, 0.6, 0.95])
 
     def attack(key, top):
@@ -191,8 +191,8 @@ def test_a_batch_is_a_vmap_of_single_attacks_in_and_out_of_jit(key):
             key, lambda x: -jnp.sum((x - top) ** 2), IMAGE, threats.linf(0.3), num_queries=30
         )
 
-    batch, compiled = jax.jit(jax.vmap(attack))(keys, tops), jax.jit(attack)
-    for k, one in enumerate([attack, compiled, compiled]):
+    batch, one = jax.jit(jax.vmap(attack))(keys, tops), jax.jit(attack)
+    for k in range(3):
         answer = one(keys[k], tops[k])
         for got, want in zip(jax.tree.leaves(batch), jax.tree.leaves(answer), strict=True):
             np.testing.assert_allclose(got[k], want, rtol=1e-4, atol=1e-5)
