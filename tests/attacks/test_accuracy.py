@@ -210,3 +210,18 @@ def test_the_network_runs_once_for_loss_and_accuracy(attack, key):
         return len(re.findall(r"stablehlo.convolution", program.as_text()))
 
     assert count(judged=True) == count(judged=False) > 0
+
+
+@pytest.mark.parametrize("attack", [attacks.pgd, attacks.apgd])
+def test_the_network_is_traced_once_for_each_thing_that_is_done_with_it(attack, key):
+    """To be checked, in the loop over the steps, and at the last point: a deep one takes long."""
+    asked = []
+
+    def logits_fn(x):
+        asked.append(x.shape)
+        return jnp.stack([x, -x])
+
+    numbers = {"num_steps": 5, **({"step_size": 0.1} if attack is attacks.pgd else {})}
+    mixed = logits_fn, np.float32([0.25, 0.75]), np.float32([0.5, 0.4]), 0, threats.linf(0.1)
+    jax.eval_shape(lambda key: attacks.on_mixture(attack, key, *mixed, **numbers)[0], key)
+    assert len(asked) == 3
