@@ -249,6 +249,8 @@ def restore(
       manager: an open `Manager`.
       template: pytree of arrays or `jax.ShapeDtypeStruct`s like the saved state; its shardings
         decide where the arrays go: a template on one device restores there what was saved on four.
+        For arrays that are bound to no device (`committed`) those restored are not either: what was
+        compiled for the first ones serves them.
       step: None for the newest sound checkpoint; "best" for the sound one of highest metric, the
         latest among equals; a number for that checkpoint and no other.
 
@@ -344,10 +346,22 @@ def _as_array(leaf):
 
 
 def _like(template, value):
-    """A restored leaf as the kind of number that the template has, if it is one."""
+    """A restored leaf as what the template has: its kind of number, or an array like its own."""
     if isinstance(template, bool | int | float | complex | np.generic):
         return type(template)(np.asarray(value)[()])
+    # Orbax binds each array to its device, and what is bound would be compiled anew by `jax.jit`.
+    if isinstance(template, jax.Array) and not template.committed:
+        return _unbound(value)
     return value
+
+
+def _unbound(array):
+    """The array where JAX puts what is bound to no device."""
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        data = _unbound(jax.random.key_data(array))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    # A copy: an array that shares the memory of another could not be donated.
+    return jax.device_put(np.array(array))
 
 
 def _settle(manager):

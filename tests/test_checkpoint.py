@@ -160,6 +160,21 @@ def test_a_state_of_four_devices_continues_on_two_and_on_one(tmp_path):
     assert {leaf.sharding for leaf in jax.tree.leaves(one)} == {device}
 
 
+def test_what_was_bound_to_no_device_is_restored_so_and_compiles_nothing_anew(tmp_path, caplog):
+    state = {"x": jnp.arange(3.0), "key": jax.random.key(1)}
+    step = jax.jit(lambda state: state | {"x": 2 * state["x"]}, donate_argnums=0)
+    with checkpoint.open(tmp_path, CONFIG) as manager:
+        checkpoint.save(manager, 3, state, {"robust_accuracy": 0.5})
+        again, _, _ = checkpoint.restore(manager, state)
+    assert not any(leaf.committed for leaf in jax.tree.leaves(again))
+    assert bits(again) == bits(state)
+    expected = bits(step(state))
+    with jax.log_compiles(True):
+        assert bits(step(again)) == expected
+    assert again["x"].is_deleted()  # and its memory serves the next state
+    assert not [each for each in caplog.messages if each.startswith("Compiling")]
+
+
 def test_the_latest_and_the_best_are_kept_and_nothing_else(tmp_path):
     accuracies = {1: 0.1, 2: 0.5, 3: 0.3, 4: 0.45, 5: 0.2, 6: 0.05, 7: 0.04}
     with checkpoint.open(tmp_path, CONFIG, num_latest=2, num_best=3) as manager:
