@@ -123,7 +123,8 @@ def _shown(config):
 def _costs(setting):
     """What training cost the classifiers of the tables, round 0 and those between included."""
     config, attack = setting.config, fgsm(setting.config)
-    each = training.step_cost(setting, functools.partial(_make, setting, attack), 0.1)
+    row = {"round": (functools.partial(_make, setting, attack), 0.1)}
+    each = training.step_costs(setting, row)["round"]
     names = {f"Adv FGSM{number}": number * config.steps for number in _shown(config)}
     cost = {"No defense": 1.0} | dict.fromkeys(names, each)
     begun = {name: float(config.steps) for name in names}

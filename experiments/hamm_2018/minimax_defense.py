@@ -156,10 +156,11 @@ def lengths(setting: Setting, variables) -> tuple[dict[str, int], dict]:
     """Steps of each row, and what training costs it; Adv FGSM1 goes on from round 0."""
     config = setting.config
     numbers = {row: config.steps for row in ROWS}
-    cost = {"No defense": 1.0}
-    for row, make in defences(setting, numbers).items():
-        args = (jnp.float32(0.1), *([variables] if row == "Adv FGSM1" else []))
-        cost[row] = training.step_cost(setting, make, *args)
+    made = {
+        row: (make, jnp.float32(0.1), *([variables] if row == "Adv FGSM1" else []))
+        for row, make in defences(setting, numbers).items()
+    }
+    cost = {"No defense": 1.0} | training.step_costs(setting, made)
     begun = {"Adv FGSM1": float(config.steps)} if "Adv FGSM1" in cost else {}
     if config.equal_compute:
         numbers |= training.equal_steps(cost, config.steps, begun)

@@ -111,15 +111,16 @@ def experiment(setting: Setting) -> Outcome:
         filters[name] = train(setting, name, make, num_steps=config.steps).u["filter"]
     rows, pictures, answers = {}, {}, {}
     images, digits = (part[:8] for part in dataset.test)
-    makes = {label: judge(config, reader, transform, label) for label in READERS}
+    make = judge(config, reader, transform)
     read = jax.jit(functools.partial(answer, reader, transform))
     key = jax.random.fold_in(jax.random.key(config.seed), 4)
     for name, params in filters.items():
         pictures[name] = np.asarray(transform(params, key, images))
         rows[name] = {}
-        for label, make in makes.items():
+        for number, label in enumerate(READERS):
             place = f"{name.replace(' ', '_')}-{label}"
-            state = train(setting, place, make, params, num_steps=config.network_steps)
+            args = params, jnp.int32(number)
+            state = train(setting, place, make, *args, num_steps=config.network_steps)
             answers_of = functools.partial(read, params, state.variables, key)
             correct = scores.over_test(
                 setting, lambda x, y, _, f=answers_of, label=label: f(x) == READERS[label](y)
@@ -169,18 +170,22 @@ def players(config: Config, method, body, reader, transform):
     return make
 
 
-def judge(config: Config, reader, transform, label: str):
-    """`params of a filter -> Training` of a fresh reader of a label on what it filters."""
+def judge(config: Config, reader, transform):
+    """`(params of a filter, number of a label) -> Training` of a fresh reader of what it filters.
+
+    The number is that of the label in `READERS`, whose readers share what is compiled.
+    """
     optimizer = optax.adam(config.network_learning_rate)
 
-    def make(params):
+    def make(params, number):
         reading = defenses.learning_with_adversary(
             reader, optimizer, training.ball(1.0), training.stay
         )
 
         def step(state, images, digits):
             seen = transform(params, noise_key(config, state), images)
-            return reading.step(state, seen, READERS[label](digits))
+            labels = jnp.stack([read(digits) for read in READERS.values()])[number]
+            return reading.step(state, seen, labels)
 
         return Training(reading.init, step)
 

@@ -81,7 +81,7 @@ def experiment(setting: Setting) -> Outcome:
         num_examples=len(setting.dataset.test.labels),
     )
     figures = {"errors.png": "Test errors during training (figures 2 and 6).", **figures}
-    cost = {name: training.step_cost(setting, make, 0.1) for name, make in makes.items()}
+    cost = training.step_costs(setting, {name: (make, 0.1) for name, make in makes.items()})
     cost = {"No defense": 1.0, **cost}
     costs = training.costs(cost, {name: config.steps for name in cost}, {})
     return reports.outcome(setting, rows, figures, costs=costs)

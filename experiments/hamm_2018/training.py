@@ -20,7 +20,7 @@ import optax
 
 from experiments.hamm_2018.settings import RunConfig
 from experiments.hamm_2018.variants import ATTACKERS, STRONG, Attacker, tutorial
-from mixjax import attacks, checkpoint, data, defenses, models, reporting, threats
+from mixjax import attacks, checkpoint, data, defenses, files, models, reporting, threats
 from mixjax.front import loop
 from mixjax.typing import Array, PyTree, Training
 
@@ -260,15 +260,21 @@ def compiled(make, seed: int, batch_size: int, most: int):
     return jax.jit(loop.in_dispatches(step, batch, most=most))
 
 
-def step_cost(setting: Setting, make, *args) -> float:
-    """Operations of one training step, over those of a step on images as they are.
+def step_costs(setting: Setting, rows: dict[str, tuple]) -> dict[str, float]:
+    """Operations of one training step of each row, over those of a step on images as they are.
+
+    They are counted once and stand in `step_costs.json` in the folder of the run.
 
     Args:
       setting: what is trained on what.
-      make: `(*args) -> Defense`.
-      *args: as in training.
+      rows: row to `(make, *args)`, `make` as `(*args) -> Defense`, as in training.
     """
-    return _operations(setting, make, *args) / _plain(setting)
+    path = setting.folder / "step_costs.json"
+    if not path.exists():
+        plain = _operations(setting, undefended(setting))
+        found = {row: _operations(setting, *each) / plain for row, each in rows.items()}
+        files.write_json(path, found, "step costs")
+    return files.read_json(path)
 
 
 def equal_steps(cost: dict[str, float], steps: int, begun: dict[str, float]) -> dict[str, int]:
@@ -296,11 +302,6 @@ def costs(cost: dict[str, float], steps: dict[str, int], begun: dict[str, float]
         }
         for row, each in cost.items()
     }
-
-
-@functools.cache
-def _plain(setting: Setting) -> float:
-    return _operations(setting, undefended(setting))
 
 
 def _operations(setting: Setting, make, *args) -> float:

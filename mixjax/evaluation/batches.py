@@ -17,7 +17,7 @@ from mixjax import attacks, checks, mixture
 from mixjax.batch import example_keys, to_float
 from mixjax.evaluation import inputs
 from mixjax.evaluation.inputs import UNIT
-from mixjax.evaluation.passes import count_passes
+from mixjax.evaluation.passes import trace
 from mixjax.evaluation.suite import Attack
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
@@ -266,27 +266,16 @@ def for_work(
     if jax.default_backend() != "cpu":
         return jax.jit
     x = jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
-    flops = _count_flops(logits_fn, x)
-    if flops is None:
+    operations = inputs.operations(logits_fn, x)
+    if operations is None:
         return jax.jit
     runs = [len(each.names) for each in attacks]
-    passes = [count_passes(each, logits_fn, single(weights), x) for each in attacks]
+    known = inputs.shape_of(logits_fn, x), single(weights), x, jax.eval_shape(jax.random.key, 0)
+    passes = [trace(each, *known)[1] for each in attacks]
     costs = (each.forward + 2 * each.backward for each in passes)
-    per_network = share * flops / len(weights) * len(images)
+    per_network = share * operations / len(weights) * len(images)
     flops = per_network * sum(number * each for number, each in zip(runs, costs, strict=True))
     return _at_level(next((level for limit, level in _LEVELS if flops < limit), None))
-
-
-def _count_flops(logits_fn, x):
-    """Operations of one forward pass of all members; None where XLA does not say."""
-    lowered = _at_level(0)(logits_fn).lower(x)
-    try:
-        cost = lowered.cost_analysis()
-    except jax.errors.JaxRuntimeError:
-        # A classifier read from a file is a program for batches of any size, whose shapes only the
-        # compiler finds out.
-        cost = lowered.compile().cost_analysis()
-    return float(cost["flops"]) if cost and "flops" in cost else None
 
 
 @functools.cache

@@ -30,6 +30,7 @@ from mixjax.evaluation.inputs import (
     as_pytree,
     check_evaluation,
     numbered,
+    shape_of,
 )
 from mixjax.evaluation.passes import trace
 from mixjax.evaluation.result import Evaluation, expected_accuracy
@@ -283,7 +284,7 @@ def attack_in_turn(
     """
     num_examples = len(images)
     x = jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
-    logits = jax.eval_shape(subject.logits_fn, x)
+    logits = shape_of(subject.logits_fn, x)
     run_key = jax.eval_shape(lambda key: example_keys(key, jnp.zeros(1, jnp.int32))[0], key)
     runs = [(_CLEAN._replace(bounds=bounds), 0), *runs]
     names = [attack.names[run] for attack, run in runs]

@@ -77,7 +77,9 @@ def attack(
     images, labels = inputs.checked(images, labels, bounds)
     images = inputs.as_floats(images)
     members = members_of(classify, weights, images[[0, -1]])
-    inputs.check_members(members.logits_fn, members.weights, images.shape[1:], labels)
+    inputs.check_members(
+        members.logits_fn, members.weights, images.shape[1:], labels, shape_of=inputs.shape_of
+    )
     weights = batches.single(members.weights)
     transform = parallel.over_examples()
     if transform is None:

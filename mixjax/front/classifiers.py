@@ -204,6 +204,11 @@ def _hint_of_vmap(function, x):
     return ": it takes one image, wrap it in jax.vmap" if alone else ""
 
 
+@jax.jit  # once for all classifiers of one program
+def _apart(classify, images):
+    return jax.vmap(classify)(images)
+
+
 def _check_batches(function, name, pure, constants, images):
     """Raises `ValueError` if an answer depends on the rest of the batch."""
     two = np.array(images, np.float32)
@@ -212,7 +217,7 @@ def _check_batches(function, name, pure, constants, images):
         two[1] = two.mean()
     # Not of the function itself: a dataclass or a bound Linen module cannot be hashed.
     together = np.asarray(jax.jit(lambda x: function(x))(jnp.asarray(two)), np.float32)
-    apart = np.asarray(jax.jit(jax.vmap(pure, (None, 0)))(constants, two), np.float32)
+    apart = np.asarray(_apart(jax.tree_util.Partial(pure, constants), two), np.float32)
     if together.ndim == 3:
         together = together.swapaxes(0, 1)
     # Where it overflows nothing can be compared; answers of NaN are a finding of the report.

@@ -69,9 +69,9 @@ def evaluate(
       >>> from mixjax import evaluation, threats
       >>> classify = lambda x: jnp.stack([x.sum(axis=1), jnp.ones(len(x))], axis=1)
       >>> images, labels = np.array([[0.6, 0.5], [0.9, 0.8]]), np.array([0, 0])
-      >>> tiny = evaluation.Budget(1, 1, 1, 5, 1, 2, 1, 5)
+      >>> one = evaluation.QUICK._replace(lines=("pgd_expected_loss",))  # attack of all of them
       >>> report = mixjax.evaluate(
-      ...     classify, images, labels, threats.linf(0.1), budget=tiny, progress=False
+      ...     classify, images, labels, threats.linf(0.1), budget=one, progress=False
       ... )
       >>> report.clean_accuracy, report.robust_accuracy
       (1.0, 0.5)

@@ -126,12 +126,12 @@ def train(
     Example:
       >>> import mixjax, numpy as np
       >>> from mixjax import models, threats
-      >>> labels = np.arange(40) % 2
+      >>> labels = np.arange(34) % 2
       >>> images = (0.2 + 0.6 * labels)[:, None, None, None] * np.ones((1, 2, 2, 1))
       >>> model = models.linear(2, input_shape=(2, 2, 1))
       >>> run = mixjax.train(model, images, labels, threats.linf(0.1), num_epochs=2, progress=False)
       >>> len(run.members), run.weights.shape, run.members[0](images).shape
-      (2, (2,), (40, 2))
+      (2, (2,), (34, 2))
     """
     if not isinstance(model, Model):
         raise ValueError(
@@ -168,10 +168,11 @@ def train(
         average_decay=average_decay,
         bounds=bounds,
     )
-    batches = _batches(key, augment, num_examples, batch_size, num_weight_batches)
+    batches = _batches(augment, num_examples, batch_size, num_weight_batches)
+    known = jax.random.fold_in(key, 1), examples  # arguments: another key compiles nothing anew
     progress_at_start = loop.start(training.init(jax.random.fold_in(key, 0)))
     placement, traced, dispatch_steps = _placed(
-        training.step, batches, progress_at_start, examples, batch_size, steps_per_epoch
+        training.step, batches, progress_at_start, known, batch_size, steps_per_epoch
     )
     config = {
         "kind": KIND,
@@ -218,7 +219,7 @@ def train(
             best = loop.run(
                 placement,
                 progress_at_start,
-                examples,
+                known,
                 marks=range(steps_per_epoch, num_steps + 1, steps_per_epoch),
                 dispatch_steps=dispatch_steps,
                 measure=validate,
@@ -309,11 +310,8 @@ def _pgd(objective, num_steps, bounds):
     return attack
 
 
-def _batches(key, augment, num_examples, batch_size, num_weight_batches):
-    """`(examples, step, spread) -> (images, labels, others)`, what a step sees."""
-    data_key, augment_key = jax.random.split(jax.random.fold_in(key, 1))
-    # The other batches of a weight step come in an order of their own.
-    other_key, other_augment_key = jax.random.split(jax.random.fold_in(data_key, 1))
+def _batches(augment, num_examples, batch_size, num_weight_batches):
+    """`((key, examples), step, spread) -> (images, labels, others)`, what a step sees."""
 
     def batch(data_key, augment_key, number, examples, spread):
         picked = data.batch_indices(data_key, number, num_examples, batch_size)
@@ -322,7 +320,12 @@ def _batches(key, augment, num_examples, batch_size, num_weight_batches):
             images = augment(jax.random.fold_in(augment_key, number), images)
         return spread((to_float(images), labels))
 
-    def batches(examples, step, spread):
+    def batches(known, step, spread):
+        key, examples = known
+        data_key, augment_key = jax.random.split(key)
+        # The other batches of a weight step come in an order of their own.
+        other_key, other_augment_key = jax.random.split(jax.random.fold_in(data_key, 1))
+
         def others(k):
             number = step * (num_weight_batches - 1) + k - 1
             return batch(other_key, other_augment_key, number, examples, spread)
@@ -332,7 +335,7 @@ def _batches(key, augment, num_examples, batch_size, num_weight_batches):
     return batches
 
 
-def _placed(step, batches, progress, examples, batch_size, steps_per_epoch):
+def _placed(step, batches, progress, known, batch_size, steps_per_epoch):
     """Where the steps run, the program of one of them on one device, and how many run at once."""
     # A convolution in a loop is slow backwards on a CPU, which needs no dispatches ahead anyway.
     most = 1 if jax.default_backend() == "cpu" else _MOST_DISPATCHED
@@ -343,7 +346,7 @@ def _placed(step, batches, progress, examples, batch_size, steps_per_epoch):
         return jax.jit(steps, static_argnums=2, donate_argnums=0)
 
     alone = compiled(lambda batch: batch)
-    traced = alone.trace(progress, examples, 1).jaxpr
+    traced = alone.trace(progress, known, 1).jaxpr
     devices = jax.local_devices()
     devices = devices[: loop.largest_divisor(batch_size, len(devices))]
     if len(devices) == 1:
@@ -355,8 +358,8 @@ def _placed(step, batches, progress, examples, batch_size, steps_per_epoch):
     return loop.Placement(steps, place, place), traced, num_steps
 
 
-def _spread_batch(batches, spread, examples, step):
-    return batches(examples, step, spread)
+def _spread_batch(batches, spread, known, step):
+    return batches(known, step, spread)
 
 
 def _validation(model, key, held_out, threat, *, num_steps, bounds, steps_per_epoch):

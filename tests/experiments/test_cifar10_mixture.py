@@ -116,9 +116,8 @@ def test_the_most_robust_epoch_is_the_one_that_is_kept(tmp_path, monkeypatch):
         return lambda step: 0.05 * jnp.where(step < num_steps / 2, 1.0, -1.0)
 
     monkeypatch.setattr("experiments.meunier_2021.algorithm.schedule", turning)
-    metrics, kept = trained(
-        tmp_path / "run", "--average-decay", "0", "--ramp", "0", "--epochs", "6"
-    )
+    flags = "--average-decay 0 --ramp 0 --epochs 6 --weights uniform"
+    metrics, kept = trained(tmp_path / "run", *flags.split())
     best = max(metrics, key=lambda row: row["robust_accuracy"])
     assert best["epoch"] < 5 and best["clean_accuracy"] > metrics[-1]["clean_accuracy"] + 0.5
     assert int(kept.step) == best["step"]
@@ -316,6 +315,9 @@ def test_a_run_that_was_interrupted_ends_with_the_numbers_of_one_that_was_not(
     tmp_path, finished, monkeypatch
 ):
     """SIGTERM in the middle of the second epoch; `mixjax.train`, on the same loop, is killed."""
+    monkeypatch.setattr(cifar10_mixture, "draw_attacks", lambda *told: None)
+    for name in ("plot_curves", "plot_weights"):
+        monkeypatch.setattr(reporting, name, lambda path, *told, **settings: path.touch())
     folder, steps = tmp_path / "run", []
 
     def stop(step_losses, done, checkpoints):

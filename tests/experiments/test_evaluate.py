@@ -11,9 +11,10 @@ from experiments import cifar10_mixture, evaluate
 from experiments.meunier_2021 import algorithm
 from mixjax import attacks, evaluation, reporting
 
-# A linear model on digits, and a budget that takes seconds.
+# A linear model on digits, and a budget that takes seconds. The flags of training are those of
+# `test_cifar10_mixture.py`: what is compiled for one serves the other.
 TINY = (
-    "--preset demo --model linear --epochs 2 --batch-size 256 --attack-steps 2 --model-steps 2 "
+    "--preset demo --model linear --epochs 3 --batch-size 256 --attack-steps 2 --model-steps 2 "
     "--weight-steps 2 --learning-rate 0.05 --validation-examples 40 --validation-steps 2 "
     "--test-examples 30 --test-runs 6 --test-steps 2 --test-batch-size 40 --dispatch-steps 2 "
     "--devices 1"
@@ -28,9 +29,9 @@ def one_step(threat, names, number):
 
 
 def first_attacks(threat, budget):
-    """PGD, and one step under the names of AutoPGD's runs."""
+    """PGD, under the names of AutoPGD's runs too: they share what is compiled."""
     baseline, auto_pgd, *_ = ATTACK_SUITE(threat, budget)
-    return baseline, one_step(threat, auto_pgd.names, auto_pgd.number)
+    return baseline, baseline._replace(names=auto_pgd.names, number=auto_pgd.number)
 
 
 def train(folder, *flags):

@@ -8,24 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 
-from mixjax import data, defenses, evaluation, models, threats
+from mixjax import data, defenses, evaluation, threats
 from mixjax.front import loop
 from mixjax.front.sequence import Plan, train_by_double_oracle, train_in_sequence
+from tests.perceptron import plain
 
 SHAPE, C = (2, 2, 1), 3
 THREAT = threats.linf(0.1)
-MODEL = models.linear(C, input_shape=SHAPE)
+MODEL = plain(SHAPE, C)
 PLAN = Plan(num_steps=4, steps_per_validation=2, batch_size=8, num_validation_steps=2)
-
-
-class Deeper(nn.Module):
-    """One layer more."""
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(C)(nn.tanh(nn.Dense(4)(x.reshape(x.shape[0], -1))))
 
 
 class Stopped(Exception):
@@ -139,8 +131,7 @@ def test_a_member_whose_loss_is_nan_ends_the_sequence_and_what_is_sound_is_kept(
 
 
 def test_the_first_member_may_have_another_architecture(tmp_path):
-    deeper = models.from_linen(Deeper(), SHAPE)
-    found = train(tmp_path, first=adversarial(model=deeper), num_members=2)
+    found = train(tmp_path, first=adversarial(model=plain(SHAPE, 4, C)), num_members=2)
     assert jax.eval_shape(found.logits_fn(), jnp.zeros(SHAPE)).shape == (2, C)
     assert len(jax.tree.leaves(found.members[0])) != len(jax.tree.leaves(found.members[1]))
 

@@ -12,7 +12,7 @@ from experiments.hamm_2018 import minimax_defense, settings, training
 from experiments.hamm_2018.minimax_defense import Config, mixture_section
 from experiments.hamm_2018.training import Setting
 from experiments.hamm_2018.variants import tutorial
-from mixjax import defenses, models
+from mixjax import attacks, defenses, models
 from tests.perceptron import SHORT, perceptron
 
 FLAGS = "--steps 220 --network-steps 150 --mixture-examples 20 --measurements 2 --etas 0.3".split()
@@ -24,6 +24,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "mnist_cnn", perceptron)
+        patch.setattr(attacks, "arc", attacks.fgsm)  # compiles fast; the setting's tests run ARC
         minimax_defense.main([*TINY, "--run-dir", str(folder)])
     return folder, json.loads((folder / "result.json").read_text())
 
@@ -80,9 +81,10 @@ def test_the_report_says_whether_the_attacker_is_strong_enough(finished):
 def test_a_finished_run_resumed_has_the_same_numbers(finished, monkeypatch):
     folder, result = finished
     monkeypatch.setattr(models, "mnist_cnn", perceptron)
+    monkeypatch.setattr(training, "_operations", None)  # counted already
     minimax_defense.main([*TINY, "--run-dir", str(folder), "--resume"])
     again = json.loads((folder / "result.json").read_text())
-    for name in ("errors", "mixtures", "error_under_own_attack"):
+    for name in ("errors", "mixtures", "error_under_own_attack", "training_cost"):
         assert again[name] == result[name]
 
 
@@ -130,12 +132,14 @@ def test_adversarial_training_goes_on_from_the_classifier_without_defence(tmp_pa
 
 
 def test_the_tutorial_s_kernels_have_a_standard_deviation_of_a_tenth(key):
-    params = tutorial(models.mnist_cnn()).init(key)["params"]
-    for name, layer in params.items():
-        assert float(jnp.std(layer["kernel"])) == pytest.approx(0.1, rel=0.06)
+    wide, narrow = (
+        jax.device_get(jax.jit(tutorial(models.mnist_cnn(width=width)).init)(key)["params"])
+        for width in (32, 8)
+    )
+    for name, layer in wide.items():
+        assert np.std(layer["kernel"]) == pytest.approx(0.1, rel=0.06)
         assert np.all(layer["bias"] == np.float32(0.0 if name == "Conv_0" else 0.1))
-    narrow = tutorial(models.mnist_cnn(width=8)).init(key)["params"]
-    assert float(jnp.std(narrow["Dense_0"]["kernel"])) == pytest.approx(0.2, rel=0.06)
+    assert np.std(narrow["Dense_0"]["kernel"]) == pytest.approx(0.2, rel=0.06)
     with pytest.raises(ValueError, match="model must be mnist_cnn, got one with layers"):
         tutorial(models.linear()).init(key)
 

@@ -15,7 +15,7 @@ from mixjax.data import toy
 CONFIG = Config(examples=60, candidates=50, members=4)
 RADII = np.float32([0.0, 1.0, 3.0])
 TINY = (
-    "--seeds 2 --examples 40 --candidates 30 --members 3 --radii 1,3 --iterations 16 --shown 5 "
+    "--seeds 2 --examples 40 --candidates 30 --members 3 --radii 1,3 --iterations 4 --shown 5 "
     "--temperatures 1,0.03"
 ).split()
 
@@ -120,7 +120,7 @@ def test_merging_changes_neither_the_value_nor_the_masses(drawn):
 
 def test_the_relaxation_on_merged_rows_is_that_on_all_candidates(drawn):
     codes = drawn[1][0, 2]
-    merged, steps = synthetic.merge(codes, CONFIG.members), 16
+    merged, steps = synthetic.merge(codes, CONFIG.members), 4
     _, curves = synthetic.convergence(merged, [0.3, 0.02], steps)
     entropic = jax.jit(functools.partial(games.entropic, num_steps=steps))
     for alpha in (0.3, 0.02):
