@@ -43,7 +43,7 @@ def plain(input_shape, *sizes):
         params = {
             f"layer_{k}": {
                 "bias": jnp.zeros(after),
-                "kernel": jax.random.normal(key, (before, after)) / math.sqrt(before),
+                "kernel": jax.random.normal(key, (before, after)) * math.sqrt(2 / before),
             }
             for k, (key, before, after) in enumerate(layers)
         }

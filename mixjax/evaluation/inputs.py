@@ -159,7 +159,8 @@ def operations(logits_fn: LogitsFn, x: jax.ShapeDtypeStruct) -> float | None:
     except jax.errors.JaxRuntimeError:
         # A classifier read from a file is a program for batches of any size, whose shapes only the
         # compiler finds out.
-        cost = lowered.compile({"xla_backend_optimization_level": 0}).cost_analysis()
+        least: dict[str, Any] = {"xla_backend_optimization_level": 0}
+        cost = lowered.compile(least).cost_analysis()
     return float(cost["flops"]) if cost and "flops" in cost else None
 
 

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -315,7 +316,7 @@ def test_a_run_that_was_interrupted_ends_with_the_numbers_of_one_that_was_not(
     tmp_path, finished, monkeypatch
 ):
     """SIGTERM in the middle of the second epoch; `mixjax.train`, on the same loop, is killed."""
-    monkeypatch.setattr(cifar10_mixture, "draw_attacks", lambda *told: None)
+    monkeypatch.setattr(cifar10_mixture, "draw_attacks", lambda *told, **settings: None)
     for name in ("plot_curves", "plot_weights"):
         monkeypatch.setattr(reporting, name, lambda path, *told, **settings: path.touch())
     folder, steps = tmp_path / "run", []
@@ -351,11 +352,15 @@ def test_several_devices_give_the_numbers_of_one(finished, tmp_path):
     assert_same_training(trained(tmp_path / "run", *flags.split())[0], finished)
 
 
+# The data come in a file: what reads them otherwise takes longer to import than JAX.
 TRAINING_ALONE = """if True:
-    import sys
+    import pathlib, pickle, sys
     import jax
     import numpy as np
     from experiments import cifar10_mixture
+
+    digits = pickle.loads(pathlib.Path(sys.argv.pop(1)).read_bytes())
+    cifar10_mixture.data.load = lambda *told, **settings: digits
 
     def end(name, config, game, dataset, state):
         assert jax.process_count() == 2
@@ -374,7 +379,9 @@ def test_two_hosts_give_the_numbers_of_one(children, finished, tmp_path):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     cache = jax.config.values["jax_compilation_cache_dir"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
-    command = [sys.executable, "-c", TRAINING_ALONE, *TINY, "--no-single", "--devices", "2"]
+    (tmp_path / "digits").write_bytes(pickle.dumps(data.load("digits")))
+    command = [sys.executable, "-c", TRAINING_ALONE, str(tmp_path / "digits")]
+    command += [*TINY, "--no-single", "--devices", "2"]
     command += ["--run-dir", str(tmp_path / "run"), "--coordinator", address, "--processes", "2"]
     processes = [children.start([*command, "--process", str(k)], env=environment) for k in range(2)]
     for process in processes:

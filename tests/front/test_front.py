@@ -18,7 +18,7 @@ from flax import nnx
 
 import mixjax
 from mixjax import attacks, ensemble, evaluation, parallel, threats
-from mixjax.evaluation import diagnostics
+from mixjax.evaluation import batches, diagnostics
 
 SIDE = 4
 ONE = evaluation.Budget(1, 1, 2, 6, 1, 3, 1, 8, lines=("pgd_expected_loss",))
@@ -28,7 +28,7 @@ UNIT = jnp.ones((1, 1))
 
 
 OVER_EXAMPLES, DIAGNOSE = parallel.over_examples, diagnostics.diagnose
-ATTACK_SUITE = evaluation.attack_suite
+ATTACK_SUITE, FOR_WORK = evaluation.attack_suite, batches.for_work
 
 
 def first_attack(threat, budget, *, bounds):
@@ -40,10 +40,11 @@ def first_attack(threat, budget, *, bounds):
 @pytest.fixture(scope="module", autouse=True)
 def short():
     """Without what takes long to compile, and is there in one test each: the suite's own attack,
-    the checks on it, several devices.
+    the checks on it, several devices; and with a level of optimisation that nobody has to count.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "over_examples", lambda: None)
+        patch.setattr(batches, "for_work", lambda *told: batches._at_level(0))
         patch.setattr(evaluation, "attack_suite", first_attack)
         patch.setattr(diagnostics, "diagnose", lambda *told, **settings: ())
         yield
@@ -88,6 +89,7 @@ def robust(kernel, images, labels, threat=LINF):
 
 def test_a_linear_classifier_keeps_what_its_leads_say(monkeypatch):
     monkeypatch.setattr(evaluation, "attack_suite", ATTACK_SUITE)
+    monkeypatch.setattr(batches, "for_work", FOR_WORK)
     monkeypatch.setattr(diagnostics, "diagnose", DIAGNOSE)
     threat = threats.linf(0.02)
     images, labels = examples()

@@ -140,7 +140,7 @@ def test_both_attackers_are_built_as_their_names_say_and_one_judges_as_it_is_dra
 
         output, point = jax.device_get(found(jax.random.key(0)))
         if config is CONFIG:
-            output /= np.sqrt(np.mean(output**2))
+            output = output / np.sqrt(np.mean(output**2))
         expected = np.maximum(0.2 * np.tanh(gain * output), low)
         np.testing.assert_allclose(point, expected, rtol=1e-4, atol=1e-6)
 

@@ -193,7 +193,7 @@ def test_the_blind_attacks_are_pgd_with_restarts_on_these_two_losses(key):
     """A step is a quarter of the radius, whatever their number, as in the paper's PGD-100."""
     config = blindness.Config(pgd_runs=3, pgd_steps=4)
     suite = attack_blindness.attacks_on(threats.linf(0.2), "quick", config)
-    slopes = np.random.default_rng(0).normal(size=(2, 2, 6)).astype(np.float32)
+    slopes = jax.random.normal(key, (2, 2, 6))
     weights, x = np.float32([0.8, 0.2]), np.linspace(0.3, 0.7, 6, dtype=np.float32)
 
     def logits_fn(x):
