@@ -1,6 +1,6 @@
-"""Networks that are traced and compiled fast, where a test needs any network and no layer of its.
+"""Networks that are traced and compiled fast, where a test needs any network and no convolution.
 
-Without Flax, whose modules take most of the time that it takes to trace a small network.
+Flax takes most of the time that it takes to trace a small network: it is there where it matters.
 """
 
 import math
