@@ -357,7 +357,7 @@ def _like(template, value):
 
 def _unbound(array):
     """The array where JAX puts what is bound to no device."""
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key):
         data = _unbound(jax.random.key_data(array))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
     # A copy: an array that shares the memory of another could not be donated.
