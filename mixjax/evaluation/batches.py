@@ -249,6 +249,16 @@ def validate(
     return jax.vmap(one)(_run_keys(key, 0, 0, indices), to_float(images), labels)
 
 
+@jax.jit
+def _asked(logits_fn, x):
+    return logits_fn(x)
+
+
+def shape_of(logits_fn: LogitsFn, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Of the logits of a pytree: as of `jax.eval_shape`, traced once for all of one structure."""
+    return _asked.eval_shape(logits_fn, x)
+
+
 def for_work(
     attacks: Sequence[Attack], logits_fn: LogitsFn, weights: Any, images: np.ndarray, share: int = 1
 ) -> Callable:
@@ -266,16 +276,32 @@ def for_work(
     if jax.default_backend() != "cpu":
         return jax.jit
     x = jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
-    operations = inputs.operations(logits_fn, x)
-    if operations is None:
+    flops = _count_flops(logits_fn, x)
+    if flops is None:
         return jax.jit
     runs = [len(each.names) for each in attacks]
-    known = inputs.shape_of(logits_fn, x), single(weights), x, jax.eval_shape(jax.random.key, 0)
+    known = shape_of(logits_fn, x), single(weights), x, jax.eval_shape(jax.random.key, 0)
     passes = [trace(each, *known)[1] for each in attacks]
     costs = (each.forward + 2 * each.backward for each in passes)
-    per_network = share * operations / len(weights) * len(images)
+    per_network = share * flops / len(weights) * len(images)
     flops = per_network * sum(number * each for number, each in zip(runs, costs, strict=True))
     return _at_level(next((level for limit, level in _LEVELS if flops < limit), None))
+
+
+def _count_flops(logits_fn, x):
+    """Operations of one forward pass of all members; None where XLA does not say.
+
+    Lowered once for all pytrees of one structure.
+    """
+    lowered = _asked.lower(jax.eval_shape(lambda tree: tree, logits_fn), x)
+    try:
+        cost = lowered.cost_analysis()
+    except jax.errors.JaxRuntimeError:
+        # A classifier read from a file is a program for batches of any size, whose shapes only the
+        # compiler finds out.
+        least: dict[str, Any] = {"xla_backend_optimization_level": 0}
+        cost = lowered.compile(least).cost_analysis()
+    return float(cost["flops"]) if cost and "flops" in cost else None
 
 
 @functools.cache

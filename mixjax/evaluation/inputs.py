@@ -7,7 +7,7 @@ an argument of compiled code, in which its arrays are traced if it is a `jax.tre
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -138,43 +138,10 @@ def check_batch(images: Any, labels: Any, bounds: Bounds) -> None:
         raise ValueError(f"labels must be at least 0, got {np.min(np.asarray(labels))}")
 
 
-@jax.jit
-def _asked(logits_fn, x):
-    return logits_fn(x)
-
-
-def shape_of(logits_fn: LogitsFn, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Of the logits of a pytree: as of `jax.eval_shape`, traced once for all of one structure."""
-    return _asked.eval_shape(logits_fn, x)
-
-
-def operations(logits_fn: LogitsFn, x: jax.ShapeDtypeStruct) -> float | None:
-    """Floating-point operations of a pytree at one input, lowered once for all of one structure.
-
-    None where XLA does not say.
-    """
-    lowered = _asked.lower(jax.eval_shape(lambda tree: tree, logits_fn), x)
-    try:
-        cost = lowered.cost_analysis()
-    except jax.errors.JaxRuntimeError:
-        # A classifier read from a file is a program for batches of any size, whose shapes only the
-        # compiler finds out.
-        least: dict[str, Any] = {"xla_backend_optimization_level": 0}
-        cost = lowered.compile(least).cost_analysis()
-    return float(cost["flops"]) if cost and "flops" in cost else None
-
-
-def check_members(
-    logits_fn: LogitsFn,
-    weights: Any,
-    shape: Sequence[int],
-    labels: Any,
-    *,
-    shape_of: Callable = jax.eval_shape,
-) -> None:
+def check_members(logits_fn: LogitsFn, weights: Any, shape: Sequence[int], labels: Any) -> None:
     """Raises `ValueError` unless an input of this shape has `[L, C]` logits, and the rest fits."""
     checks.simplex(weights=weights)
-    logits = shape_of(logits_fn, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
+    logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
     if len(logits.shape) != 2:
         raise ValueError(f"logits_fn must return [L, C] logits, got shape {list(logits.shape)}")
     checks.shape(logits.shape[:1], weights=weights)
@@ -193,7 +160,7 @@ def check_evaluation(
     checks.simplex(weights=weights)
     images, labels = checked(images, labels, bounds)
     logits_fn = as_pytree(logits_fn)
-    check_members(logits_fn, weights, images.shape[1:], labels, shape_of=shape_of)
+    check_members(logits_fn, weights, images.shape[1:], labels)
     return logits_fn, np.asarray(weights, np.float64), as_floats(images), labels
 
 

@@ -23,14 +23,13 @@ import numpy as np
 from mixjax import _fingerprint, checks, files, mixture, program
 from mixjax.batch import example_keys
 from mixjax.evaluation import batches, diagnostics
-from mixjax.evaluation.batches import single
+from mixjax.evaluation.batches import shape_of, single
 from mixjax.evaluation.inputs import (
     Static,
     as_argument,
     as_pytree,
     check_evaluation,
     numbered,
-    shape_of,
 )
 from mixjax.evaluation.passes import trace
 from mixjax.evaluation.result import Evaluation, expected_accuracy

@@ -77,9 +77,7 @@ def attack(
     images, labels = inputs.checked(images, labels, bounds)
     images = inputs.as_floats(images)
     members = members_of(classify, weights, images[[0, -1]])
-    inputs.check_members(
-        members.logits_fn, members.weights, images.shape[1:], labels, shape_of=inputs.shape_of
-    )
+    inputs.check_members(members.logits_fn, members.weights, images.shape[1:], labels)
     weights = batches.single(members.weights)
     transform = parallel.over_examples()
     if transform is None:

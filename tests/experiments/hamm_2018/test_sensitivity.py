@@ -8,7 +8,7 @@ from experiments.hamm_2018 import sensitivity, tables
 from mixjax import models
 from tests.perceptron import SHORT, perceptron
 
-TINY = [*SHORT, *"--steps 120 --network-steps 40 --measurements 2".split()]
+TINY = [*SHORT, *"--steps 240 --network-steps 40 --measurements 2".split()]
 
 
 @pytest.fixture(scope="module")
