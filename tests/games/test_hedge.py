@@ -133,8 +133,8 @@ def test_every_solver_returns_one_type_whose_value_and_gap_are_its_bounds():
     losses = table()
     found = {
         "solve": games.solve(losses),
-        "hedge": games.hedge(losses, num_steps=4),
-        "regret matching": games.regret_matching(losses, num_steps=4),
+        "hedge": compiled("hedge", num_steps=4)(losses),
+        "regret matching": compiled("regret_matching", num_steps=4)(losses),
         "double oracle": games.double_oracle(
             lambda member, points: losses[np.arange(6), points, member],
             lambda weights, members, index: (losses[..., list(members)] @ weights).argmax(axis=1),
