@@ -87,6 +87,11 @@ def batches():
     return images, random.integers(0, C, (3, 8))
 
 
+@functools.cache
+def initial(name):
+    return MAKE[name](models.linear(C, input_shape=SHAPE), None).init(jax.random.key(0))
+
+
 def play(name, axis):
     """The state and the infos of three steps."""
     model = models.linear(C, input_shape=SHAPE)
@@ -95,7 +100,7 @@ def play(name, axis):
     def step(state, batch):
         return defense.step(state, *parallel.local_share(batch, axis))
 
-    state, infos = jax.jit(MAKE[name](model, None).init)(jax.random.key(0)), []
+    state, infos = initial(name), []
     if axis is None:
         step = jax.jit(step)
     else:
