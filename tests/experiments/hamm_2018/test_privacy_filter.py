@@ -12,8 +12,8 @@ from mixjax import models
 from tests.perceptron import perceptron
 
 TINY = (
-    "--width 32 --steps 250 --network-width 32 --network-steps 150 --test-batch-size 360 "
-    "--measurements 1"
+    "--width 32 --batch-size 64 --steps 200 --network-width 32 --network-steps 80 "
+    "--test-batch-size 360 --measurements 1"
 ).split()
 
 
