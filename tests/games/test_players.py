@@ -330,7 +330,9 @@ def test_many_games_are_played_side_by_side_under_vmap():
     states, one = jax.jit(jax.vmap(play))(u, v), jax.jit(play)
     for game in range(2):
         state = one(u[game], v[game])
-        np.testing.assert_allclose([states.u[game], states.v[game]], [state.u, state.v], rtol=1e-6)
+        # One ends near 0, where the rounding of the step that leads there is all that is left.
+        found, want = (states.u[game], states.v[game]), (state.u, state.v)
+        np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-7)
 
 
 RATES = optax.sgd(0.1), optax.sgd(0.1)
