@@ -7,9 +7,10 @@ import signal
 
 import pytest
 
-from experiments import cifar10_mixture, evaluate
+from experiments import evaluate
 from experiments.meunier_2021 import algorithm
-from mixjax import attacks, evaluation, reporting
+from mixjax import evaluation
+from tests import short_run
 
 # A linear model on digits, and a budget that takes seconds. The flags of training are those of
 # `test_cifar10_mixture.py`: what is compiled for one serves the other.
@@ -23,11 +24,6 @@ BUDGET = evaluation.Budget(1, 1, 2, 3, 1, 2, 1, 5)
 ATTACK_SUITE = evaluation.attack_suite
 
 
-def one_step(threat, names, number):
-    """Compiles fast, in the place of attacks that have tests of their own."""
-    return evaluation.Attack(names, 1, attacks.fgsm, threat, (0.0, 1.0), number)
-
-
 def first_attacks(threat, budget):
     """PGD, under the names of AutoPGD's runs too: they share what is compiled."""
     baseline, auto_pgd, *_ = ATTACK_SUITE(threat, budget)
@@ -35,17 +31,7 @@ def first_attacks(threat, budget):
 
 
 def train(folder, *flags):
-    """The run, without the attacks and figures that its own tests look at."""
-
-    def pgd_attacks(threat, num_runs, **settings):
-        return (one_step(threat, ("pgd_expected_loss",) * num_runs, 0),)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "pgd_attacks", pgd_attacks)
-        patch.setattr(cifar10_mixture, "draw_attacks", lambda *told: None)
-        for name in ("plot_curves", "plot_weights"):
-            patch.setattr(reporting, name, lambda path, *told, **settings: path.touch())
-        cifar10_mixture.main([*TINY, "--run-dir", str(folder), *flags])
+    short_run.train(folder, *TINY, *flags)
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import cifar10_mixture, explore
+from experiments import explore
 from experiments.meunier_2021.algorithm import build
 from experiments.meunier_2021.training import restore
 from experiments.run import reading
-from mixjax import attacks, data, evaluation, losses, reporting, threats
+from mixjax import attacks, data, evaluation, losses, threats
+from tests import short_run
 
 # A linear model on digits: the run that is explored takes seconds.
 TINY = (
@@ -49,11 +50,6 @@ class Page(html.parser.HTMLParser):
             self.content += data
 
 
-def one_step(threat, names, number):
-    """Compiles fast, in the place of attacks that have tests of their own."""
-    return evaluation.Attack(names, 1, attacks.fgsm, threat, (0.0, 1.0), number)
-
-
 def quick_attacks(threat, budget, attack_suite=evaluation.attack_suite):
     """PGD under the names of all: they share what is compiled, and have tests of their own."""
     baseline, *others = attack_suite(threat, budget)
@@ -65,15 +61,7 @@ def finished(tmp_path_factory):
     """A run, without the attacks and figures that its own tests look at."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
 
-    def pgd_attacks(threat, num_runs, **settings):
-        return (one_step(threat, ("pgd_expected_loss",) * num_runs, 0),)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "pgd_attacks", pgd_attacks)
-        patch.setattr(cifar10_mixture, "draw_attacks", lambda *told: None)
-        for name in ("plot_curves", "plot_weights"):
-            patch.setattr(reporting, name, lambda path, *told, **settings: path.touch())
-        cifar10_mixture.main([*TINY, "--run-dir", str(folder)])
+    short_run.train(folder, *TINY)
     return folder
 
 
