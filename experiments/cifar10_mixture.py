@@ -110,7 +110,9 @@ def compare(
     attack = f"PGD-{config.validation_steps}, {first.within}"
     reporting.plot_curves(folder / "curves.png", metrics, attack=attack)
     reporting.plot_weights(folder / "weights.png", metrics)
-    reporting.write_report(folder, results, f"{config.dataset}, {config.loss}", evaluations, first)
+    reporting.write_report(
+        folder, results, f"{config.dataset}, loss {config.loss}", evaluations, first
+    )
     return results, first
 
 

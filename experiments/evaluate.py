@@ -91,7 +91,7 @@ def run(call: program.Call):
             name, each, dataset, budget, settings, call.command, versus
         )
     results = {name: each.result for name, each in runs.items()}
-    title = f"{mixture.config.dataset}, {mixture.config.loss}"
+    title = f"{mixture.config.dataset}, loss {mixture.config.loss}"
     on_disk = reporting.read_evaluations({name: each.folder for name, each in runs.items()})
     if settings.num_radii:
         curves = {name: each["security"] for name, each in evaluations.items()}
