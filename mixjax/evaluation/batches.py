@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from mixjax import attacks, checks, mixture
 from mixjax.batch import example_keys, to_float
-from mixjax.evaluation import inputs
+from mixjax.evaluation import inputs, passes
 from mixjax.evaluation.inputs import UNIT
-from mixjax.evaluation.passes import trace
 from mixjax.evaluation.suite import Attack
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
@@ -72,6 +72,39 @@ def attack_batch(
     return compiled(_points, transform)(key, numbers, argument, logits_fn, single(weights), *batch)
 
 
+def trace_attack(
+    key: Key, logits_fn: LogitsFn, weights: Any, attack: Attack, shape: Sequence[int]
+) -> tuple[core.ClosedJaxpr, passes.Passes]:
+    """What `attack_batch` runs on images of this shape `[B, ...]`, and its passes per example."""
+    arguments = key, np.zeros(2, np.int32), inputs.as_argument(attack), logits_fn, single(weights)
+    return trace(_points, arguments, logits_fn, shape, attack.num_steps)
+
+
+def trace(
+    function: Callable,
+    arguments: Sequence[Any],
+    logits_fn: LogitsFn,
+    shape: Sequence[int],
+    num_turns: int = 1,
+) -> tuple[core.ClosedJaxpr, passes.Passes]:
+    """The program of `function(*arguments, images, labels, indices)`, and its passes.
+
+    JAX keeps what it has traced: once compiled, the function is not traced again.
+
+    Args:
+      function: that calls the networks through `passes.named`.
+      arguments: all but the batch.
+      logits_fn: `x -> [L, C]`, the members' logits on one input.
+      shape: `[B, ...]` of the images.
+      num_turns: of each `while_loop`.
+    """
+    number = jax.ShapeDtypeStruct(tuple(shape[:1]), jnp.int32)
+    images = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+    closed = jax.jit(function).trace(*arguments, images, number, number).jaxpr
+    logits = shape_of(logits_fn, jax.ShapeDtypeStruct(images.shape[1:], jnp.float32))
+    return closed, passes.read(closed.jaxpr, num_turns, (*number.shape, *logits.shape))
+
+
 def judge_batch(
     logits_fn: LogitsFn, weights: Any, *batch: Any, transform: Callable = jax.jit
 ) -> Answers:
@@ -92,7 +125,7 @@ def compiled(function: Callable, transform: Callable = jax.jit) -> Callable:
 
 def _points(key, numbers, argument, logits_fn, weights, images, labels, indices):
     def one(key, x, label):
-        return inputs.run(argument, key, run, logits_fn, weights, x, label)
+        return inputs.run(argument, key, run, passes.named(logits_fn), weights, x, label)
 
     number, run = numbers
     return jax.vmap(one)(_run_keys(key, number, run, indices), images, labels)
@@ -259,32 +292,23 @@ def shape_of(logits_fn: LogitsFn, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStru
     return _asked.eval_shape(logits_fn, x)
 
 
-def for_work(
-    attacks: Sequence[Attack], logits_fn: LogitsFn, weights: Any, images: np.ndarray, share: int = 1
-) -> Callable:
-    """`jax.jit`, on a CPU with only as much optimisation as these runs on `[N, ...]` are worth.
+def for_work(num_passes: int, logits_fn: LogitsFn, shape: Sequence[int]) -> Callable:
+    """`jax.jit`, on a CPU with only as much optimisation as so many forward passes are worth.
 
     By counted work and never by a clock: the same call compiles the same programs on every machine.
 
     Args:
-      attacks: whose runs are counted.
+      num_passes: through single networks, on one input each.
       logits_fn: `x -> [L, C]`, the members' logits on one input.
-      weights: `[L]` probabilities of the members.
-      images: `[N, ...]`.
-      share: how often the work is done.
+      shape: `[...]` of an input.
     """
     if jax.default_backend() != "cpu":
         return jax.jit
-    x = jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
+    x = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
     flops = _count_flops(logits_fn, x)
     if flops is None:
         return jax.jit
-    runs = [len(each.names) for each in attacks]
-    known = shape_of(logits_fn, x), single(weights), x, jax.eval_shape(jax.random.key, 0)
-    passes = [trace(each, *known)[1] for each in attacks]
-    costs = (each.forward + 2 * each.backward for each in passes)
-    per_network = share * flops / len(weights) * len(images)
-    flops = per_network * sum(number * each for number, each in zip(runs, costs, strict=True))
+    flops *= num_passes / shape_of(logits_fn, x).shape[0]
     return _at_level(next((level for limit, level in _LEVELS if flops < limit), None))
 
 

@@ -5,8 +5,8 @@ network, and every pullback through it, carries a name in the traced program, an
 it say how often it runs.
 """
 
-import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,11 @@ class Passes(NamedTuple):
     forward: int
     backward: int
 
+    @property
+    def cost(self) -> int:
+        """In forward passes: a gradient costs two."""
+        return self.forward + 2 * self.backward
+
 
 def count_passes(attack: Attack, logits_fn: LogitsFn, weights: Any, x: Any) -> Passes:
     """Passes of one run on one example: nothing is computed, the program is only read.
@@ -45,61 +50,51 @@ def count_passes(attack: Attack, logits_fn: LogitsFn, weights: Any, x: Any) -> P
       weights: `[L]` probabilities of the members.
       x: `[...]` an input, or its `jax.ShapeDtypeStruct`.
     """
+
+    def run(key, number, x, label):
+        argument = inputs.as_argument(attack)
+        return inputs.run(argument, key, number, named(logits_fn), weights, x, label)
+
     x = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    key = jax.eval_shape(jax.random.key, 0)
-    return trace(attack, jax.eval_shape(logits_fn, x), weights, x, key)[1]
+    key, integer = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
+    closed = jax.make_jaxpr(run)(key, integer, x, integer)
+    return read(closed.jaxpr, attack.num_steps, jax.eval_shape(logits_fn, x).shape)
 
 
-def trace(
-    attack: Attack, logits: jax.ShapeDtypeStruct, weights: Any, x: jax.ShapeDtypeStruct, key: Any
-) -> tuple[core.ClosedJaxpr, Passes]:
-    """The program of one run, in place of the networks a stand-in, and its passes.
+def read(jaxpr: core.Jaxpr, num_turns: int, shape: Sequence[int]) -> Passes:
+    """The passes in a traced program.
 
-    An attack sees only logits: one trace, in a fraction of the time, serves for all networks of
-    `[L, C]` logits.
+    Args:
+      jaxpr: in which the networks were called through `named`.
+      num_turns: of each `while_loop`.
+      shape: `[L, C]` of the logits on one example; `[B, L, C]` counts for each of `B` examples.
     """
-    leaves, structure = jax.tree.flatten((inputs.as_argument(attack), weights))
-    return _trace(attack.num_steps, structure, tuple(map(_shape, leaves)), logits, x, key)
+    found, networks = _count(jaxpr, num_turns), shape[-2]
+    return Passes(
+        *(round(found[name] * networks / math.prod(shape)) for name in (_FORWARD, _BACKWARD))
+    )
 
 
-@functools.lru_cache(maxsize=256)
-def _trace(num_steps, structure, leaves, logits, x, key):
-    def stand_in(x):
-        return jnp.full(logits.shape, jnp.mean(x), logits.dtype)
-
-    def run(key, number, leaves, x, label):
-        argument, weights = jax.tree.unflatten(structure, leaves)
-        return inputs.run(argument, key, number, _named(stand_in), weights, x, label)
-
-    integer = jax.ShapeDtypeStruct((), jnp.int32)
-    closed = jax.make_jaxpr(run)(key, integer, leaves, x, integer)
-    found = _count(closed.jaxpr, num_steps)
-    networks, size = logits.shape[0], math.prod(logits.shape)
-    passes = (round(found[name] * networks / size) for name in (_FORWARD, _BACKWARD))
-    return closed, Passes(*passes)
-
-
-def _shape(value):
-    dtype, is_number = jnp.result_type(value), jnp.ndim(value) == 0
-    return jax.ShapeDtypeStruct(jnp.shape(value), dtype, weak_type=is_number)
-
-
-def _named(logits_fn):
-    """The same function, whose calls and pullbacks can be found in a program."""
+def named(logits_fn: LogitsFn) -> LogitsFn:
+    """The same function, whose calls and pullbacks `read` finds in a traced program."""
 
     @jax.custom_vjp
-    def named(x):
+    def found(x):
         return checkpoint_name(logits_fn(x), _FORWARD)
 
     def forward(x):
         logits, pullback = jax.vjp(logits_fn, x)
-        return checkpoint_name(logits, _FORWARD), pullback
+        return checkpoint_name(logits, _FORWARD), (pullback, logits)
 
-    def backward(pullback, cotangent):
+    def backward(residuals, cotangent):
+        pullback, logits = residuals
+        # Both sides are the same: a cotangent that all examples share becomes one of each, as the
+        # logits are, and counts for each.
+        cotangent = jnp.where(logits > 0, cotangent, cotangent)
         return pullback(checkpoint_name(cotangent, _BACKWARD))
 
-    named.defvjp(forward, backward)
-    return named
+    found.defvjp(forward, backward)
+    return found
 
 
 def _count(jaxpr, num_turns):

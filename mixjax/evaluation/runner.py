@@ -21,9 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import _fingerprint, checks, files, mixture, program
-from mixjax.batch import example_keys
 from mixjax.evaluation import batches, diagnostics
-from mixjax.evaluation.batches import shape_of, single
+from mixjax.evaluation.batches import single
 from mixjax.evaluation.inputs import (
     Static,
     as_argument,
@@ -31,7 +30,6 @@ from mixjax.evaluation.inputs import (
     check_evaluation,
     numbered,
 )
-from mixjax.evaluation.passes import trace
 from mixjax.evaluation.result import Evaluation, expected_accuracy
 from mixjax.evaluation.suite import Attack
 from mixjax.typing import Array, Bounds, Key, LogitsFn
@@ -128,12 +126,18 @@ def evaluate(
         member_fns = [jax.tree_util.Partial(_member, logits_fn, row) for row in rows]
     if len(member_fns) != num_members:
         raise ValueError(f"member_fns must be {num_members} functions, got {len(member_fns)}")
-    if transform is None:
-        seen = those_that_count(logits_fn, weights) if alone else (logits_fn, weights)
-        share = 1 + num_members if alone else 1
-        transform = batches.for_work(attacks, *seen, images, share)
+    of_mixture, of_average = _together(logits_fn, weights, alone)
+    batch_size = batches.equal_batches(len(images), batch_size)
     whole = len(images) if num_complete is None else num_complete
-    runs = [(attack, run) for attack in attacks for run in range(len(attack.names))]
+
+    def runs_on(subject):
+        return [run for attack in attacks for run in attack.runs(len(subject.seen_weights))]
+
+    if transform is None:
+        share = 1 + num_members if alone else 1
+        shape, runs = (batch_size, *images.shape[1:]), runs_on(of_mixture)
+        num_passes = sum(passes.cost for _, passes in _traced(key, of_mixture, runs, shape))
+        transform = batches.for_work(share * len(images) * num_passes, logits_fn, shape[1:])
 
     def under_attack(subject, num_complete):
         return attack_in_turn(
@@ -141,17 +145,16 @@ def evaluate(
             subject,
             images,
             labels,
-            runs,
+            runs_on(subject),
             bounds=bounds,
             num_complete=num_complete,
-            batch_size=batches.equal_batches(len(images), batch_size),
+            batch_size=batch_size,
             folder=folder and pathlib.Path(folder) / subject.name.replace(" ", "_"),
             progress=functools.partial(progress, subject.name),
             transform=transform,
         )
 
     with _alone(folder):
-        of_mixture, of_average = _together(logits_fn, weights, alone)
         found = under_attack(of_mixture, whole)
         if alone and num_members > 1:
             certain = np.ones(1)
@@ -282,12 +285,11 @@ def attack_in_turn(
     `visit` is called with each batch of points that a run has found, the clean ones as run 0.
     """
     num_examples = len(images)
-    x = jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
-    logits = shape_of(subject.logits_fn, x)
-    run_key = jax.eval_shape(lambda key: example_keys(key, jnp.zeros(1, jnp.int32))[0], key)
     runs = [(_CLEAN._replace(bounds=bounds), 0), *runs]
     names = [attack.names[run] for attack, run in runs]
-    traces = [trace(each, logits, single(subject.seen_weights), x, run_key) for each, _ in runs]
+    shape = (min(batch_size, num_examples), *images.shape[1:])
+    seen = key, subject.logits_fn, subject.seen_weights
+    traces = _traced(key, subject, runs, shape)
     weights = np.ones(1) if subject.is_average else np.asarray(subject.weights, np.float64)
     threat = next((each.threat for each, _ in runs if each.threat is not None), None)
     if folder is not None:
@@ -300,7 +302,7 @@ def attack_in_turn(
             "bounds": [np.asarray(bound).tolist() for bound in bounds],
             "attacks": [[name, *passes] for name, (_, passes) in zip(names, traces, strict=True)],
             **_described(runs, traces),
-            "logits_fn": program.fingerprint(subject.judged, x)._asdict(),
+            "logits_fn": _fingerprint_of(subject.judged, shape[1:]),
             "key": _fingerprint.fingerprints(key)[""],
             "images": _fingerprint.fingerprints(images)[""],
             "labels": _fingerprint.fingerprints(labels)[""],
@@ -332,7 +334,6 @@ def attack_in_turn(
     for place, (attack, run) in enumerate(runs):
         file = f"{place:03d}-{_in_a_file_name(names[place])}"
         left = np.flatnonzero(~is_lost | is_complete)
-        seen = key, subject.logits_fn, subject.seen_weights, attack, run
         for number, (rows, filled) in enumerate(batches.split(left, batch_size, shrink=shrink)):
             path = folder and folder / f"{file}-{number:05d}.npz"
             found = _read(path, rows)
@@ -341,7 +342,9 @@ def attack_in_turn(
                 at = images[filled]
                 if place:
                     batch = at, labels[filled], filled
-                    at = np.asarray(batches.attack_batch(*seen, *batch, transform=transform))
+                    at = np.asarray(
+                        batches.attack_batch(*seen, attack, run, *batch, transform=transform)
+                    )
                 answers = judge(at, labels[filled], filled)
                 answers = batches.Answers(*(each[: len(rows)] for each in answers))
                 accuracy = expected_accuracy(answers.correct, weights)
@@ -379,18 +382,31 @@ def attack_in_turn(
     )
 
 
+def _traced(key, subject, runs, shape):
+    """For each run the program of its attack, and the passes of one run on one example."""
+    attacks = {id(attack): attack for attack, _ in runs}
+    seen = key, subject.logits_fn, subject.seen_weights
+    known = {name: batches.trace_attack(*seen, each, shape) for name, each in attacks.items()}
+    return [known[id(attack)] for attack, _ in runs]
+
+
+def _fingerprint_of(logits_fn, shape):
+    return program.fingerprint(logits_fn, jax.ShapeDtypeStruct(shape, jnp.float32))._asdict()
+
+
 def _described(runs, traces):
     """Of each attack the numbers that are known, for the message that names them, and all it is."""
     numbers, programs = {}, {}
-    for (attack, run), (closed, _) in zip(runs, traces, strict=True):
-        if run == 0:
-            name, function = f"{attack.number} {attack.names[0]}", attack.function
-            known = function.keywords if isinstance(function, functools.partial) else {}
-            numbers[name] = {each: str(value) for each, value in known.items()}
-            told = [*program.fingerprint_of_jaxpr(closed)]
-            arrays = jax.tree.leaves(as_argument(attack)[0])
-            told += [str(_fingerprint.fingerprints(each)) for each in arrays]
-            programs[name] = hashlib.sha256(" ".join(told).encode()).hexdigest()[:12]
+    for (attack, _), (closed, _) in zip(runs, traces, strict=True):
+        name, function = f"{attack.number} {attack.names[0]}", attack.function
+        if name in programs:
+            continue
+        known = function.keywords if isinstance(function, functools.partial) else {}
+        numbers[name] = {each: str(value) for each, value in known.items()}
+        told = [*program.fingerprint_of_jaxpr(closed)]
+        arrays = jax.tree.leaves(as_argument(attack)[0])
+        told += [str(_fingerprint.fingerprints(each)) for each in arrays]
+        programs[name] = hashlib.sha256(" ".join(told).encode()).hexdigest()[:12]
     return {"numbers": numbers, "programs": programs}
 
 

@@ -25,20 +25,19 @@ from mixjax.typing import Array, Bounds, Key, LogitsFn
 BASELINE = "pgd_expected_loss"
 EXPECTED_LOSS = "apgd_expected_loss"
 EXPECTED_DLR = "apgd_expected_dlr"
-ON_THE_MIXTURE = (
-    EXPECTED_LOSS,
-    "apgd_mean_probability",
-    EXPECTED_DLR,
-    "apgd_expected_margin",
-    "apgd_targeted_dlr",
-)
+MEAN_PROBABILITY = "apgd_mean_probability"
+EXPECTED_MARGIN = "apgd_expected_margin"
+TARGETED_DLR = "apgd_targeted_dlr"
 TRANSFERRED = "apgd_members"
+ON_THE_MIXTURE = (MEAN_PROBABILITY, EXPECTED_MARGIN, EXPECTED_LOSS, EXPECTED_DLR, TARGETED_DLR)
 MEMBER_AWARE = ("arc", "lattice_climber")
 MINIMUM_NORM = "carlini_wagner"
 MINIMUM_NORM_OF_MEMBERS = "carlini_wagner_members"
 BOUNDARY = "fab_targeted"
 BLACK_BOX = "square"
 
+# The losses that AutoPGD climbs, first what takes most accuracy beyond those before it.
+_CLIMBED = (MEAN_PROBABILITY, TRANSFERRED, *ON_THE_MIXTURE[1:])
 _SHARES = (0.5, 1.0)  # of the weight that Carlini and Wagner's attack on members fools
 _BASELINE_STEPS = 20
 
@@ -58,6 +57,8 @@ class Attack(NamedTuple):
         the attack does not know: those of the attacks beside it, else [0, 1].
       number: which random numbers it draws. The attacks of a suite have different numbers, so what
         one draws does not depend on the others. None: its place in the list, from 1.
+      on_one: `(attack, first)`, of which run `first + r` takes the place of run `r` where a single
+        classifier is attacked; None: nothing takes its place.
     """
 
     names: tuple[str, ...]
@@ -66,6 +67,14 @@ class Attack(NamedTuple):
     threat: Threat | None = None
     bounds: Bounds | None = None
     number: int | None = None
+    on_one: "tuple[Attack, int] | None" = None
+
+    def runs(self, num_members: int) -> "list[tuple[Attack, int]]":
+        """`(attack, run)` of each run on a mixture of so many members."""
+        attack, first = (self, 0)
+        if num_members == 1 and self.on_one is not None:
+            attack, first = self.on_one
+        return [(attack, first + run) for run in range(len(self.names))]
 
     def run(
         self,
@@ -143,7 +152,7 @@ AUTOATTACK = Budget(
     num_orders=1,
     num_queries=5000,
     num_boundary_targets=9,
-    lines=(EXPECTED_LOSS, "apgd_targeted_dlr", BOUNDARY, BLACK_BOX),
+    lines=(EXPECTED_LOSS, TARGETED_DLR, BOUNDARY, BLACK_BOX),
 )
 
 
@@ -152,17 +161,20 @@ def attack_suite(
 ) -> tuple[Attack, ...]:
     """The attacks that a mixture, and each of its members, has to survive.
 
-    One run of PGD with 20 steps on the expected loss comes first: it is what papers report, and
-    what it fools the others need not attack. Then AutoPGD on the expected cross-entropy, `-log` of
-    the mean probability, the expected difference of logits ratio, the expected margin, the expected
-    targeted ratio, and the cross-entropy of single members; ARC and the lattice climber, which see
-    the members; under an l2 threat Carlini and Wagner's nearest fooling points, dropped beyond the
-    radius: of the mean probability, once along its own margin and once along the expected loss as
-    Pinot et al. do, and of half of the members by weight and of all; FAB if the budget has it,
-    which looks for the nearest point where the mean probability errs; and at last a black-box
-    attack that needs nothing but the members' logits, as a check on all the gradients. Of all the
-    points on its path every run of PGD and AutoPGD returns that of lowest exact expected accuracy,
-    whatever loss it climbed.
+    First what takes most accuracy per pass, as `benchmarks.suite_runs` measures it: AutoPGD on
+    `-log` of the mean probability, the cross-entropy of single members, the expected margin, the
+    expected cross-entropy, the expected difference of logits ratio and the expected targeted ratio.
+    Then the lattice climber and ARC, which see the members; under an l2 threat Carlini and Wagner's
+    nearest fooling points, dropped beyond the radius: of the mean probability, once along its own
+    margin and once along the expected loss as Pinot et al. do, and of half of the members by weight
+    and of all; FAB if the budget has it, which looks for the nearest point where the mean
+    probability errs; and at last what hardly ever adds anything: a black-box attack that needs
+    nothing but the members' logits, as a check on all the gradients, and one run of PGD with 20
+    steps on the expected loss, which is what papers report. Of all the points on its path every run
+    of PGD and AutoPGD returns that of lowest exact expected accuracy, whatever loss it climbed.
+
+    On one classifier the first, second and fourth loss are the same, and their runs are restarts;
+    the runs of the climber and of ARC are replaced by as many of AutoPGD towards further classes.
 
     Args:
       threat: the allowed perturbations, in the units of the inputs.
@@ -195,11 +207,67 @@ def attack_suite(
     checks.at_least(0, num_boundary_targets=numbers.pop("num_boundary_targets"))
     checks.at_least(1, **numbers)
     bounds = low_and_high(bounds)
-    return tuple(
-        Attack(names, num_steps, function, threat, bounds, number)
-        for number, names, num_steps, function in _functions(budget)
-        if names and (names[0] != MINIMUM_NORM or threat.name == "l2")
+
+    def make(number, line, num_runs, num_steps, function, on_one=None):
+        names = tuple(np.repeat(line, num_runs).tolist())
+        return Attack(names, num_steps, function, threat, bounds, number, on_one)
+
+    def runs(line, number):
+        return 0 if budget.lines is not None and line not in budget.lines else number
+
+    num_steps, num_aware_steps = budget.num_steps, budget.num_member_aware_steps
+    restarts, aware = budget.num_restarts, budget.num_member_aware_runs
+    numbers = restarts, budget.num_member_runs, restarts, restarts, restarts, budget.num_targets
+    climbs = tuple(map(runs, _CLIMBED, numbers))
+    arc, climber = (runs(line, aware) for line in MEMBER_AWARE)
+    ascent = _with(_auto_pgd, num_runs=climbs, num_more=climber + arc, num_steps=num_steps)
+    # One classifier has no members to know: towards further classes there, by the same program.
+    lines, more = (*_CLIMBED, TARGETED_DLR), (*climbs, climber + arc)
+    with_more = make(2, lines, more, num_steps, ascent)
+    minimum_norm = MINIMUM_NORM, MINIMUM_NORM_OF_MEMBERS
+    norms = tuple(runs(line, 2 if threat.name == "l2" else 0) for line in minimum_norm)
+    suite = (
+        make(2, _CLIMBED, climbs, num_steps, ascent),
+        make(
+            4,
+            MEMBER_AWARE[1],
+            climber,
+            num_aware_steps,
+            _with(attacks.lattice_climber, num_steps=num_aware_steps, num_orders=budget.num_orders),
+            (with_more, sum(climbs)),
+        ),
+        make(
+            3,
+            MEMBER_AWARE[0],
+            arc,
+            num_aware_steps,
+            _with(attacks.arc, num_steps=num_aware_steps),
+            (with_more, sum(climbs) + climber),
+        ),
+        make(
+            5,
+            minimum_norm,
+            norms,
+            num_steps,
+            _with(_carlini_wagner, num_steps=num_steps, first=2 - norms[0]),
+        ),
+        make(
+            7,
+            BOUNDARY,
+            runs(BOUNDARY, budget.num_boundary_targets),
+            num_steps,
+            _with(_fab, num_steps=num_steps),
+        ),
+        make(
+            6,
+            BLACK_BOX,
+            runs(BLACK_BOX, 1),
+            budget.num_queries,
+            _with(attacks.square, num_queries=budget.num_queries),
+        ),
+        make(1, BASELINE, runs(BASELINE, 1), _BASELINE_STEPS, _baseline),
     )
+    return tuple(each for each in suite if each.names)
 
 
 def pgd_attacks(
@@ -241,7 +309,9 @@ def pgd_attacks(
     num_member_runs = num_runs - 2 * share
     names = ("pgd_expected_loss",) * share + ("pgd_mean_probability",) * share
     names += ("pgd_members",) * num_member_runs
-    function = _pgd(num_runs, num_steps, float(step_size))
+    function = _with(
+        _pgd_in_turn, num_runs=num_runs, num_steps=num_steps, step_size=float(step_size)
+    )
     return (Attack(names, num_steps, function, threat, bounds, 0),)
 
 
@@ -253,71 +323,7 @@ def _check_lines(lines):
 
 
 # Remembered: what is compiled for one function is compiled for every list that holds the same one.
-@functools.cache
-def _pgd(num_runs, num_steps, step_size):
-    return functools.partial(
-        _pgd_in_turn, num_runs=num_runs, num_steps=num_steps, step_size=step_size
-    )
-
-
-@functools.cache
-def _functions(budget):
-    """`(number, names, num_steps, function)` of each attack of a suite, some without any run."""
-
-    def runs(line, number):
-        return 0 if budget.lines is not None and line not in budget.lines else number
-
-    lines = (*ON_THE_MIXTURE, TRANSFERRED)
-    numbers = (*[budget.num_restarts] * 4, budget.num_targets, budget.num_member_runs)
-    num_runs = tuple(map(runs, lines, numbers))
-    num_aware_steps = budget.num_member_aware_steps
-    minimum_norm = (MINIMUM_NORM, MINIMUM_NORM_OF_MEMBERS)
-    arc, climber = MEMBER_AWARE
-    return (
-        (1, (BASELINE,) * runs(BASELINE, 1), _BASELINE_STEPS, _baseline),
-        (
-            2,
-            tuple(np.repeat(lines, num_runs).tolist()),
-            budget.num_steps,
-            functools.partial(_auto_pgd, num_runs=num_runs, num_steps=budget.num_steps),
-        ),
-        (
-            3,
-            (arc,) * runs(arc, budget.num_member_aware_runs),
-            num_aware_steps,
-            functools.partial(attacks.arc, num_steps=num_aware_steps),
-        ),
-        (
-            4,
-            (climber,) * runs(climber, budget.num_member_aware_runs),
-            num_aware_steps,
-            functools.partial(
-                attacks.lattice_climber, num_steps=num_aware_steps, num_orders=budget.num_orders
-            ),
-        ),
-        (
-            5,
-            tuple(np.repeat(minimum_norm, [runs(line, 2) for line in minimum_norm]).tolist()),
-            budget.num_steps,
-            functools.partial(
-                _carlini_wagner,
-                num_steps=budget.num_steps,
-                first=2 - runs(MINIMUM_NORM, 2),
-            ),
-        ),
-        (
-            7,
-            (BOUNDARY,) * runs(BOUNDARY, budget.num_boundary_targets),
-            budget.num_steps,
-            functools.partial(_fab, num_steps=budget.num_steps),
-        ),
-        (
-            6,
-            (BLACK_BOX,) * runs(BLACK_BOX, 1),
-            budget.num_queries,
-            functools.partial(attacks.square, num_queries=budget.num_queries),
-        ),
-    )
+_with = functools.cache(functools.partial)
 
 
 def _baseline(key, loss_fn, accuracy_fn, x, threat, bounds):
@@ -357,19 +363,35 @@ def _pgd_in_turn(
 
 
 def _auto_pgd(
-    key, run, logits_fn, weights, x, label, threat, accuracy_fn, bounds, *, num_runs, num_steps
+    key,
+    run,
+    logits_fn,
+    weights,
+    x,
+    label,
+    threat,
+    accuracy_fn,
+    bounds,
+    *,
+    num_runs,
+    num_more,
+    num_steps,
 ):
-    """All runs of AutoPGD: the loss is chosen inside, so that one compiled loop serves all."""
-    used = [place for place, number in enumerate(num_runs) if number]
-    chosen = np.repeat(np.arange(len(used)), [num_runs[place] for place in used])
-    turns = np.concatenate([np.arange(number) for number in num_runs])
+    """All runs of AutoPGD: the loss is chosen inside, so that one compiled loop serves all.
+
+    `num_runs` on each of `_CLIMBED`, and `num_more` towards the classes after those of the last.
+    """
     logits = logits_fn(x)
-    if 0 < num_runs[-1] < logits.shape[0]:
+    transferred = num_runs[_CLIMBED.index(TRANSFERRED)]
+    if 0 < transferred < logits.shape[0]:
         raise ValueError(
             f"num_member_runs must be at least the number of members {logits.shape[0]}, "
-            f"got {num_runs[-1]}"
+            f"got {transferred}"
         )
-    turn = jnp.asarray(turns)[run]
+    numbers = (*num_runs[:-1], num_runs[-1] + num_more)
+    used = [place for place, number in enumerate(numbers) if number]
+    chosen = np.repeat(np.arange(len(used)), [numbers[place] for place in used])
+    turn = jnp.asarray(np.concatenate([np.arange(number) for number in numbers]))[run]
     wrong = attacks.likeliest_wrong(mixture.log_probs(logits, weights), label, logits.shape[1] - 1)
     target = wrong[turn % len(wrong)]
 
@@ -384,19 +406,38 @@ def _auto_pgd(
 
     def loss_fn(x):
         branches = (
-            lambda logits: expected(losses.cross_entropy, logits),
             lambda logits: -mixture.log_probs(logits, weights)[label],
-            lambda logits: expected(losses.dlr, logits),
-            lambda logits: expected(minus_margin, logits),
-            lambda logits: expected(towards_target, logits),
             lambda logits: losses.cross_entropy(logits[turn % len(logits)], label),
+            lambda logits: expected(minus_margin, logits),
+            lambda logits: expected(losses.cross_entropy, logits),
+            lambda logits: expected(losses.dlr, logits),
+            lambda logits: expected(towards_target, logits),
         )
         branches = [branches[place] for place in used]
-        return jax.lax.switch(jnp.asarray(chosen)[run], branches, logits_fn(x))
+        return _switch(jnp.asarray(chosen)[run], branches, logits_fn(x))
 
     return attacks.apgd(
         key, loss_fn, x, threat, num_steps=num_steps, accuracy_fn=accuracy_fn, bounds=bounds
     )
+
+
+def _switch(index, branches, logits):
+    """`jax.lax.switch` of losses of the logits, each differentiated inside its own branch."""
+
+    # The gradient of a switch carries the intermediate values of every branch, of all but the
+    # chosen one as zeros: twice the program.
+    @jax.custom_vjp
+    def chosen(index, logits):
+        return jax.lax.switch(index, branches, logits)
+
+    def forward(index, logits):
+        return jax.lax.switch(index, [jax.value_and_grad(each) for each in branches], logits)
+
+    def backward(gradient, cotangent):
+        return None, cotangent * gradient
+
+    chosen.defvjp(forward, backward)
+    return chosen(index, logits)
 
 
 def _fab(key, run, logits_fn, weights, x, label, threat, bounds, *, num_steps):

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from mixjax import attacks, batch, checks, evaluation, parallel
+from mixjax import attacks, batch, checks, parallel
 from mixjax.evaluation import batches, inputs
+from mixjax.evaluation.passes import named
 from mixjax.front.classifiers import members_of
 from mixjax.front.progress import Bars
 from mixjax.threats import Threat
@@ -79,19 +80,20 @@ def attack(
     members = members_of(classify, weights, images[[0, -1]])
     inputs.check_members(members.logits_fn, members.weights, images.shape[1:], labels)
     weights = batches.single(members.weights)
-    transform = parallel.over_examples()
-    if transform is None:
-        given = partial(method, **numbers)
-        told = (evaluation.Attack((attacks.name_of(method),), 1, given, threat, bounds),)
-        transform = batches.for_work(told, members.logits_fn, weights, images)
     # Compiled code is looked up by the numbers that it was made for; an array cannot be looked up.
     arrays = {name: value for name, value in numbers.items() if not _is_hashable(value)}
     known = tuple(entry for entry in numbers.items() if entry[0] not in arrays)
     told = inputs.as_pytree(partial(method, **arrays) if arrays else method), inputs.Static(known)
+    arguments = key, *told, members.logits_fn, weights, (threat, bounds)
+    transform = parallel.over_examples()
+    if transform is None:
+        shape = (batches.equal_batches(len(images), batch_size), *images.shape[1:])
+        _, passes = batches.trace(_attacked, arguments, members.logits_fn, shape)
+        transform = batches.for_work(len(images) * passes.cost, members.logits_fn, shape[1:])
     move = batches.compiled(_attacked, transform)
     with Bars(progress, unit="image") as bars:
         return batches.over_batches(
-            partial(move, key, *told, members.logits_fn, weights, (threat, bounds)),
+            partial(move, *arguments),
             images,
             labels,
             batch_size=batch_size,
@@ -105,7 +107,7 @@ def _attacked(key, method, known, logits_fn, weights, settings, images, labels, 
     numbers = dict(known.value)
 
     def one(key, x, label):
-        example = logits_fn, weights, x, label
+        example = named(logits_fn), weights, x, label
         return attacks.on_mixture(
             inputs.plain(method), key, *example, threat, bounds=bounds, **numbers
         )

@@ -179,7 +179,7 @@ def test_within_a_radius_of_0_every_attack_of_the_suite_stays_where_it_is(key):
 
 def test_the_baseline_is_pgd_20_on_the_expected_cross_entropy(network, points):
     threat, label = threats.l2(0.3), 2
-    attack, *_ = evaluation.attack_suite(threat, BUDGET)
+    *_, attack = evaluation.attack_suite(threat, BUDGET)
     told = []
 
     def look(key, loss_fn, x, threat, *, accuracy_fn, **settings):
@@ -200,7 +200,7 @@ def test_the_baseline_is_pgd_20_on_the_expected_cross_entropy(network, points):
 def test_every_run_of_auto_pgd_climbs_the_loss_that_its_name_says(network, points):
     """Against each loss directly written, and the exact accuracy that chooses among points."""
     threat, label = threats.linf(0.1), 1
-    (_, attack, *_) = evaluation.attack_suite(threat, BUDGET)
+    attack, *_ = evaluation.attack_suite(threat, BUDGET)
     told = []
 
     def look(key, loss_fn, x, threat, *, accuracy_fn, **settings):
@@ -222,15 +222,15 @@ def test_every_run_of_auto_pgd_climbs_the_loss_that_its_name_says(network, point
         return (other - own) / spread @ WEIGHTS
 
     want = [
-        ("apgd_expected_loss", cross_entropy @ WEIGHTS),
         ("apgd_mean_probability", -np.log(mean[:, label])),
-        ("apgd_expected_dlr", (best_other - own) / (ordered[..., 0] - ordered[..., 2]) @ WEIGHTS),
-        ("apgd_expected_margin", (best_other - own) @ WEIGHTS),
-        ("apgd_targeted_dlr", targeted(0)),
-        ("apgd_targeted_dlr", targeted(1)),
         ("apgd_members", cross_entropy[:, 0]),
         ("apgd_members", cross_entropy[:, 1]),
         ("apgd_members", cross_entropy[:, 0]),
+        ("apgd_expected_margin", (best_other - own) @ WEIGHTS),
+        ("apgd_expected_loss", cross_entropy @ WEIGHTS),
+        ("apgd_expected_dlr", (best_other - own) / (ordered[..., 0] - ordered[..., 2]) @ WEIGHTS),
+        ("apgd_targeted_dlr", targeted(0)),
+        ("apgd_targeted_dlr", targeted(1)),
     ]
     assert attack.names == tuple(name for name, _ in want)
     np.testing.assert_allclose(loss, np.stack([each for _, each in want]), rtol=1e-4)
@@ -240,17 +240,56 @@ def test_every_run_of_auto_pgd_climbs_the_loss_that_its_name_says(network, point
     assert told == [{"num_steps": 100, "bounds": (0.0, 1.0)}]
 
 
+def test_one_classifier_meets_as_many_runs_the_member_aware_ones_towards_further_classes(
+    network, points
+):
+    """Two runs towards the likeliest wrong classes, and three more; four wrong classes."""
+    suite = evaluation.attack_suite(
+        threats.linf(0.1), BUDGET._replace(num_member_aware_runs=2, num_targets=1)
+    )
+    of_mixture, alone = ([run for each in suite for run in each.runs(L)] for L in (2, 1))
+    assert len(of_mixture) == len(alone) == 1 + 3 + 3 + 1 + 4 + 1 + 1
+    moved = [(one, two) for one, two in zip(alone, of_mixture, strict=True) if one != two]
+    assert [attack.names[run] for _, (attack, run) in moved] == [
+        *["lattice_climber"] * 2,
+        *["arc"] * 2,
+    ]
+    assert [attack.names[run] for (attack, run), _ in moved] == ["apgd_targeted_dlr"] * 4
+    climb, (attack, _) = suite[0], moved[0][0]
+    assert attack.function is climb.function  # compiled once for all
+    runs = [run for (_, run), _ in moved]
+    assert runs == [8, 9, 10, 11] and len(climb.names) == 8  # with random numbers of their own
+
+    label, member = 1, jax.tree_util.Partial(_first, network)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attacks, "apgd", lambda key, loss_fn, x, threat, **_: (loss_fn(x), None))
+        found = [
+            [attack.run(jax.random.key(0), run, member, np.ones(1), x, label) for x in points]
+            for run in (7, *runs)
+        ]
+    logits = np.asarray(jax.vmap(network)(points))[:, 0]
+    ordered, wrong = np.sort(logits)[:, ::-1], np.argsort(-logits)
+    spread = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
+    wrong = np.stack([[k for k in each if k != label] for each in wrong])
+    want = (np.take_along_axis(logits, wrong, 1) - logits[:, [label]]) / spread[:, None]
+    np.testing.assert_allclose(found, want.T[[0, 1, 2, 3, 0]], rtol=1e-4)
+
+
+def _first(network, x):
+    return network(x)[:1]
+
+
 def test_the_number_of_runs_is_that_of_the_budget():
     suite = evaluation.attack_suite(threats.l2(0.3), BUDGET)
     assert [attack.names[0] for attack in suite] == [
-        "pgd_expected_loss",
-        "apgd_expected_loss",
-        "arc",
+        "apgd_mean_probability",
         "lattice_climber",
+        "arc",
         "carlini_wagner",
         "square",
+        "pgd_expected_loss",
     ]
-    assert sum(len(attack.names) for attack in suite) == 1 + 4 + 2 + 3 + 1 + 1 + 4 + 1
+    assert sum(len(attack.names) for attack in suite) == 4 + 2 + 3 + 1 + 1 + 4 + 1 + 1
     other = [attack.names[0] for attack in evaluation.attack_suite(threats.linf(0.1), BUDGET)]
     assert other == [attack.names[0] for attack in suite if "carlini" not in attack.names[0]]
 
@@ -267,7 +306,7 @@ def test_the_budget_autoattack_is_the_published_composition(threat):
         ("square", 5000),
     ]
     climb, fab, square = (attack.function.keywords for attack in suite)
-    assert climb == {"num_runs": (1, 0, 0, 0, 9, 0), "num_steps": 100}
+    assert climb == {"num_runs": (0, 0, 0, 1, 0, 9), "num_more": 0, "num_steps": 100}
     assert (fab, square) == ({"num_steps": 100}, {"num_queries": 5000})
 
 
@@ -420,7 +459,7 @@ def test_a_budget_that_cannot_be_is_refused(change, message):
 
 
 def test_too_few_runs_for_the_members_are_refused(key, network):
-    attack = evaluation.attack_suite(threats.linf(0.1), BUDGET._replace(num_member_runs=1))[1]
+    attack = evaluation.attack_suite(threats.linf(0.1), BUDGET._replace(num_member_runs=1))[0]
     with pytest.raises(ValueError, match="num_member_runs must be at least .* members 2, got 1"):
         jax.eval_shape(attack.run, key, jnp.int32(0), network, WEIGHTS, jnp.ones(SIZE), 0)
 
