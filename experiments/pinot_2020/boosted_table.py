@@ -51,6 +51,7 @@ _OTHER_ALPHAS = (0.02, 0.1)  # of the grid of boosted adversarial training
 # Passes per member of the two attacks that the double oracle's attacker runs: PGD and ARC, each of
 # 20 steps; ARC asks for two gradients of each member a step.
 _RESPONSE = 21 + 60
+_ANSWERS, _KEPT_OUT = ("pgd_expected_loss", "arc"), ("lattice_climber", "square")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,11 +297,17 @@ def mrboost(config, dataset, model):
 
 
 def double_oracle(place: Place) -> Trained:
-    """Double oracle; its value is that on the training images, where the game is played."""
+    """Double oracle; its value is that on the training images, where the game is played.
+
+    Its attacker has two attacks, which the cost of training allows for. The upper bound of the
+    value is the risk under all others of the suite too, but two that are kept out to check it.
+    """
     config = dataclasses.replace(place.config, epochs=place.epochs)
     suite = evaluation.attack_suite(setting.ball(config), evaluation.QUICK)
-    own = tuple(each for each in suite if each.names[0] in ("pgd_expected_loss", "arc"))
-    kept_out = tuple(each for each in suite if each.names[0] in ("lattice_climber", "square"))
+    own, known, kept_out = (
+        tuple(each for each in suite if (each.names[0] in lines) is wanted)
+        for lines, wanted in ((_ANSWERS, True), (_KEPT_OUT, False), (_KEPT_OUT, True))
+    )
     found = train_by_double_oracle(
         setting.root(config),
         setting.adversarial(config, place.dataset),
@@ -310,25 +317,28 @@ def double_oracle(place: Place) -> Trained:
         **common(place),
     )
     images, labels = place.dataset.train
-    last = evaluation.evaluate(
-        jax.random.fold_in(setting.root(config), 5),
-        found.sequence.logits_fn(),
-        found.sequence.weights[-1],
-        np.asarray(to_float(np.asarray(images))),
-        labels,
-        kept_out,
-        alone=False,
-        num_complete=0,
-        batch_size=config.attack_batch_size,
-    )
-    risk = 1.0 - float(last.worst.mean())
-    upper = found.rounds[-1].upper
+
+    def risk(attacks, number):
+        last = evaluation.evaluate(
+            jax.random.fold_in(setting.root(config), number),
+            found.sequence.logits_fn(),
+            found.sequence.weights[-1],
+            np.asarray(to_float(np.asarray(images))),
+            labels,
+            attacks,
+            alone=False,
+            num_complete=0,
+            batch_size=config.attack_batch_size,
+        )
+        return 1.0 - float(last.worst.mean())
+
+    upper, checked = max(risk(known, 6), found.rounds[-1].upper), risk(kept_out, 5)
     more = {
         "rounds": [each._asdict() for each in found.rounds],
         "upper": upper,
         "lower": found.rounds[-1].lower,
-        "risk_under_attacks_kept_out": risk,
-        "upper_holds": bool(risk <= upper + 1e-9),
+        "risk_under_attacks_kept_out": checked,
+        "upper_holds": bool(checked <= upper + 1e-9),
     }
     passes = oracle_cost(config, place.epochs) * len(labels)
     return Trained(found.sequence, passes, place.epochs, more)

@@ -10,6 +10,8 @@ References:
   Lavin and Gray, Fast algorithms for convolutional neural networks, 2016, section 4.1.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -20,6 +22,7 @@ _PIXELS_IN_CACHE = 2048  # convolutions of so many at a time are the fastest on 
 _FEWEST_PIXELS = 256  # with fewer at a time, the sums of the kernel's values cost too much
 _FEWEST_CHANNELS = 128  # with fewer, the sums of the images' values cost too much
 _FEWEST_CHANNELS_OF_CORES = 256  # they gain less from several cores than XLA's convolution does
+FEWEST_CHANNELS_OF_GRADIENTS = 64  # of kernels, for which XLA's convolution is slower
 # Rows of G in the paper: the kernel's sums along one axis. The other two transforms, of the images
 # and of the result, have entries 0, 1 and -1 alone and stand as additions in `_sums`, `_pixels`.
 _SUMS_OF_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
@@ -33,19 +36,23 @@ def images_in_cache(batch: int, pixels: int) -> int:
     return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= fitting)
 
 
-def suits(shape: tuple[int, ...], features: int, cores: int = 1) -> bool:
-    """Whether it pays for images `[B, H, W, C]` and that number of features, on so many cores."""
+def suits(shape: tuple[int, ...], features: int, fewest: int) -> bool:
+    """Whether it pays for images `[B, H, W, C]` and features, if channels pay from `fewest` on."""
     batch, height, width, channels = shape
     # The sums are additions over images and kernels, the products multiply-adds over channels: only
     # many channels pay for the sums. On a ResNet18 it is the difference of 8.5 and 11.0 images per
     # second. F(4 x 4), with fewer products still, gains nothing: its kernel sums cost too much (16
     # to 70 ms a convolution of 256 or 512 channels, against 6.4 and 7.0 by this one).
-    fewest = _FEWEST_CHANNELS if cores == 1 else _FEWEST_CHANNELS_OF_CORES
     return (
         height % 2 == width % 2 == 0
         and min(channels, features) >= fewest
         and images_in_cache(batch, height * width) * height * width >= _FEWEST_PIXELS
     )
+
+
+def fewest_channels(cores: int) -> int:
+    """From how many channels on `convolve` pays on so many cores."""
+    return _FEWEST_CHANNELS if cores == 1 else _FEWEST_CHANNELS_OF_CORES
 
 
 def convolve(x: Array, w: Array, *, transposed: bool = False) -> Array:
@@ -63,23 +70,65 @@ def convolve(x: Array, w: Array, *, transposed: bool = False) -> Array:
     # Exchanged ends of the images' sums stand for a flipped kernel, so that a convolution and its
     # input gradient share the kernel's sums in a compiled program.
     contracted, order = (2, _ends_exchanged) if transposed else (1, tuple)
-    batch, height, width, channels = x.shape
+    batch, height, width, _ = x.shape
     chunk = images_in_cache(batch, height * width)
 
     def of_chunk(x):
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = x.reshape(chunk, height // 2 + 1, 2, width // 2 + 1, 2, channels)
-        rows = order(_sums(x, 1))
-        tiles = [part.reshape(-1, channels) for row in rows for part in order(_sums(row, 2))]
         # Sixteen products of [pixels, channels] by [channels, features] as one batched product:
         # that is where the time goes, and what CPUs do best.
-        y = lax.dot_general(jnp.stack(tiles), kernel, (((2,), (contracted,)), ((0,), (0,))))
+        y = lax.dot_general(_tiles(x, order), kernel, (((2,), (contracted,)), ((0,), (0,))))
         y = y.reshape(4, 4, chunk, height // 2, width // 2, -1)
         rows = _pixels(*order(y))
         return jnp.stack([jnp.stack(_pixels(*order(row)), axis=3) for row in rows], axis=2)
 
     y = of_chunk(x) if chunk == batch else lax.map(of_chunk, x.reshape(-1, chunk, *x.shape[1:]))
     return y.reshape(batch, height, width, -1)
+
+
+def kernel_gradient(x: Array, y: Array) -> Array:
+    """The kernel `[3, 3, C, K]` that images `[B, H, W, C]` and results `[B, H, W, K]` stand for.
+
+    The transpose of `convolve` in its kernel: sixteen products over the tiles of the images' sums
+    and of as many sums of the results' pixels, and nine sums of these.
+    """
+    batch, height, width, _ = x.shape
+    chunk = images_in_cache(batch, height * width)
+
+    def of_chunk(x, y):
+        y = y.reshape(chunk, height // 2, 2, width // 2, 2, -1)
+        rows = _sums_of_pixels(y, 1)
+        spread = jnp.stack([_flat(part) for row in rows for part in _sums_of_pixels(row, 2)])
+        return lax.dot_general(_tiles(x), spread, (((1,), (1,)), ((0,), (0,))))
+
+    # Summed over parts of the batch before the nine sums are made: they are the same for all.
+    total = sum_over_chunks(of_chunk, x, y, chunk)
+    sums = np.kron(_SUMS_OF_KERNEL, _SUMS_OF_KERNEL)
+    kernel = lax.dot(jnp.asarray(sums.T), total.reshape(16, -1))
+    return kernel.reshape(3, 3, x.shape[3], y.shape[3])
+
+
+def sum_over_chunks(
+    function: Callable[[Array, Array], Array], x: Array, y: Array, chunk: int
+) -> Array:
+    """The sum of `function` over parts of `chunk` images of two batches."""
+    if chunk == len(x):
+        return function(x, y)
+    chunks = [part.reshape(-1, chunk, *part.shape[1:]) for part in (x, y)]
+    first = function(*(part[0] for part in chunks))
+    rest = [part[1:] for part in chunks]
+    return lax.scan(lambda total, part: (total + function(*part), None), first, rest)[0]
+
+
+def _tiles(x, order=tuple):
+    """The images' sums, `[16, pixels, C]`."""
+    batch, height, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = x.reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2, channels)
+    return jnp.stack([_flat(part) for row in order(_sums(x, 1)) for part in order(_sums(row, 2))])
+
+
+def _flat(part):
+    return part.reshape(-1, part.shape[-1])
 
 
 def _ends_exchanged(four):
@@ -101,3 +150,9 @@ def _sums(x, axis):
 def _pixels(a, b, c, d):
     """The two pixels that four products are summed to."""
     return a + b + c, b - c - d
+
+
+def _sums_of_pixels(y, axis):
+    """Into which four products each pair of pixels goes: the transpose of `_pixels`."""
+    first, second = (lax.index_in_dim(y, i, axis + 1, keepdims=False) for i in range(2))
+    return first, first + second, first - second, -second

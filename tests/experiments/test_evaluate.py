@@ -26,7 +26,7 @@ ATTACK_SUITE = evaluation.attack_suite
 
 def first_attacks(threat, budget):
     """PGD, under the names of AutoPGD's runs too: they share what is compiled."""
-    baseline, auto_pgd, *_ = ATTACK_SUITE(threat, budget)
+    auto_pgd, *_, baseline = ATTACK_SUITE(threat, budget)
     return baseline, baseline._replace(names=auto_pgd.names, number=auto_pgd.number)
 
 

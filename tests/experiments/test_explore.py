@@ -52,8 +52,8 @@ class Page(html.parser.HTMLParser):
 
 def quick_attacks(threat, budget, attack_suite=evaluation.attack_suite):
     """PGD under the names of all: they share what is compiled, and have tests of their own."""
-    baseline, *others = attack_suite(threat, budget)
-    return baseline, *(baseline._replace(names=each.names, number=each.number) for each in others)
+    *others, baseline = attack_suite(threat, budget)
+    return *(baseline._replace(names=each.names, number=each.number) for each in others), baseline
 
 
 @pytest.fixture(scope="module")

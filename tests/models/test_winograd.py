@@ -47,6 +47,10 @@ def input_gradient(convolution, x, w, y):
     return jax.vjp(lambda x: same(convolution, x, w), x)[1](y)[0]
 
 
+def kernel_gradient(convolution, x, w, y):
+    return jax.vjp(lambda w: same(convolution, x, w), w)[1](y)[0]
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 6, 5), (6, 32, 32, 3)], ids=["one part", "three parts"])
 def test_of_whole_numbers_it_is_exact(key, shape):
     """Halves and quarters of small whole numbers are float32 numbers: nothing is rounded."""
@@ -57,7 +61,9 @@ def test_of_whole_numbers_it_is_exact(key, shape):
     @jax.jit
     def both(x, w, y):
         found = winograd.convolve(x, w), winograd.convolve(y, w, transposed=True)
-        return found, (same(conv.grouped, x, w), input_gradient(conv.grouped, x, w, y))
+        found += (winograd.kernel_gradient(x, y),)
+        gradients = jax.vjp(lambda *args: same(conv.grouped, *args), x, w)[1](y)
+        return found, (same(conv.grouped, x, w), *gradients)
 
     for found, want in zip(*both(x, w, y), strict=True):
         np.testing.assert_array_equal(found, want)
@@ -68,6 +74,7 @@ def test_rounding_is_a_millionth_of_the_largest_value(key):
     for actual, expected in (
         (same(conv.unrolled, x, w), same(conv.grouped, x, w)),
         (input_gradient(conv.unrolled, x, w, x), input_gradient(conv.grouped, x, w, x)),
+        (kernel_gradient(conv.unrolled, x, w, x), kernel_gradient(conv.grouped, x, w, x)),
     ):
         error = float(abs(actual - expected).max() / abs(expected).max())
         assert 0 < error < 3e-6
@@ -83,16 +90,34 @@ def test_it_takes_over_where_it_is_faster(changed):
     def f(x, w):
         return conv.unrolled(x, w, strides, padding, dimension_numbers=LAYOUT, **settings)
 
+    few = {*changed} & {"shape", "features"} and 127 in (shape[-1], features)
+    assert by_winograd(f, x, w) == [not changed, not changed, bool(few) or not changed]
+
+
+def by_winograd(f, x, w):
+    """Whether the convolution, its input gradient and its kernel gradient go by Winograd."""
     y = jax.eval_shape(f, x, w)
-    gradient = jax.jit(lambda x, w, y: jax.vjp(lambda x: f(x, w), x)[1](y)[0])
-    programs = jax.jit(f).lower(x, w), gradient.lower(x, w, y)
-    found = [program.as_text().count("stablehlo.convolution(") for program in programs]
-    assert found == ([1, 1] if changed else [0, 0])
+    gradients = [
+        jax.jit(lambda x, w, y, place=place: jax.vjp(f, x, w)[1](y)[place]) for place in range(2)
+    ]
+    programs = jax.jit(f).lower(x, w), *(each.lower(x, w, y) for each in gradients)
+    return ["stablehlo.convolution(" not in program.as_text() for program in programs]
 
 
 def test_on_several_cores_it_takes_over_from_twice_as_many_channels_on():
-    assert [winograd.suits((8, 4, 8, n), 300, cores=2) for n in (255, 256)] == [False, True]
-    assert [winograd.suits((8, 4, 8, 300), n, cores=2) for n in (255, 256)] == [False, True]
+    assert [winograd.fewest_channels(cores) for cores in (1, 2)] == [128, 256]
+    assert [winograd.suits((8, 4, 8, n), 300, 256) for n in (255, 256)] == [False, True]
+    assert [winograd.suits((8, 4, 8, 300), n, 256) for n in (255, 256)] == [False, True]
+
+
+def test_the_kernel_gradient_goes_by_it_with_fewer_channels():
+    def f(x, w):
+        return same(conv.unrolled, x, w)
+
+    for channels, want in ((63, [False, False, False]), (64, [False, False, True])):
+        x = jax.ShapeDtypeStruct((8, 4, 8, channels), jnp.float32)
+        w = jax.ShapeDtypeStruct((3, 3, channels, 70), jnp.float32)
+        assert by_winograd(f, x, w) == want
 
 
 def test_a_convolution_and_its_gradient_share_the_sums_of_the_kernel(key):

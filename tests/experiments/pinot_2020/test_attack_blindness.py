@@ -23,7 +23,7 @@ TRAINED = "boosted pair on digits"
 
 def all_that_is_shown(threat, budget, attack_suite=evaluation.attack_suite):
     """ARC, and one step under the names of AutoPGD and the lattice climber, for the figure."""
-    _, auto_pgd, arc, climber, *_ = attack_suite(threat, budget)
+    auto_pgd, climber, arc, *_ = attack_suite(threat, budget)
 
     def one_step(attack):
         settings = threat, (0.0, 1.0), attack.number

@@ -22,7 +22,7 @@ TINY = (
 
 def first_attacks(threat, budget, attack_suite=evaluation.attack_suite):
     """One step in the place of PGD: attacks take long to compile and have tests of their own."""
-    baseline, *_ = attack_suite(threat, budget)
+    *_, baseline = attack_suite(threat, budget)
     return (evaluation.Attack(baseline.names, 1, attacks.fgsm, threat, (0.0, 1.0), 0),)
 
 
