@@ -11,7 +11,8 @@ looped over, one plain convolution per element. Which loop is the caller's choic
 (Python) or `scanned` (`lax.map`); `grouped` is JAX's own convolution, to compare with. All three
 take the arguments of `lax.conv_general_dilated`, so that Flax takes them as
 `nn.Conv(conv_general_dilated=unrolled)`. Forward and reverse mode work to any order. The lowering
-decides how the maps are computed on a CPU: 3 x 3 kernels of many channels by `winograd`.
+decides how the maps are computed on a CPU: 3 x 3 kernels of many channels by `winograd`, strides and
+kernel gradients of other sizes by `im2col`. `benchmarks.convolutions` times each beside PyTorch's.
 """
 
 import functools
@@ -26,7 +27,7 @@ from jax import lax
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
-from mixjax.models import winograd
+from mixjax.models import chunks, im2col, winograd
 from mixjax.typing import Array
 
 _LAYOUT = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC
@@ -130,6 +131,8 @@ def _forward_on_cpu(x, w, *, window):
     # The order matters: Winograd has fewer multiplications and wins wherever it applies.
     if _by_winograd(window, x, w.shape[3]):
         return winograd.convolve(x, w)
+    if window.strides != (1, 1) and _by_im2col(window, x, w.shape[3]):
+        return im2col.convolve(x, w, window.strides, window.padding, window.precision)
     if _by_eigen(window, x, w):
         (top, bottom), sides = window.padding
         # One more row of the result makes it larger than the image, which sends it to Eigen; the
@@ -156,6 +159,16 @@ def _by_winograd(window, images, features, fewest=None):
         == _Window((), (3, 3), (1, 1), ((1, 1), (1, 1)), None, "")
         and images.dtype == jnp.float32
         and winograd.suits(images.shape, features, fewest or winograd.fewest_channels(cores()))
+    )
+
+
+def _by_im2col(window, images, features):
+    """Not for 3 x 3 kernels that move by one pixel: there are faster ways for these."""
+    return (
+        (window.kernel, window.strides) != ((3, 3), (1, 1))
+        and images.dtype == jnp.float32
+        and im2col.suits(images.shape[3], features)
+        and min(side for pads in window.padding for side in pads) >= 0
     )
 
 
@@ -211,10 +224,14 @@ def _kernel_gradient_on_cpu(x, y, *, window):
         return formula(x, y)
     if _by_winograd(window, x, y.shape[3], fewest=winograd.FEWEST_CHANNELS_OF_GRADIENTS):
         return winograd.kernel_gradient(x, y)
+    if _by_im2col(window, x, y.shape[3]):
+        return im2col.kernel_gradient(
+            x, y, window.kernel, window.strides, window.padding, window.precision
+        )
     # A whole batch of activations does not fit into the cache: the same sum over parts of it reads
     # them from there.
-    chunk = winograd.images_in_cache(y.shape[0], math.prod(y.shape[1:3]))
-    return winograd.sum_over_chunks(formula, x, y, chunk)
+    chunk = chunks.images_in_cache(y.shape[0], math.prod(y.shape[1:3]))
+    return chunks.total(formula, x, y, chunk)
 
 
 def _primitive(name, formula, *, kernel, on_cpu=None):

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mixjax.models import chunks
 from mixjax.typing import Array
 
-_PIXELS_IN_CACHE = 2048  # convolutions of so many at a time are the fastest on a CPU
 _FEWEST_PIXELS = 256  # with fewer at a time, the sums of the kernel's values cost too much
 _FEWEST_CHANNELS = 128  # with fewer, the sums of the images' values cost too much
 _FEWEST_CHANNELS_OF_CORES = 256  # they gain less from several cores than XLA's convolution does
@@ -26,14 +26,6 @@ FEWEST_CHANNELS_OF_GRADIENTS = 64  # of kernels, for which XLA's convolution is 
 # Rows of G in the paper: the kernel's sums along one axis. The other two transforms, of the images
 # and of the result, have entries 0, 1 and -1 alone and stand as additions in `_sums`, `_pixels`.
 _SUMS_OF_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-
-
-def images_in_cache(batch: int, pixels: int) -> int:
-    """How many images of so many pixels a CPU takes at a time: a divisor of their number."""
-    # A convolution of a whole batch writes its sixteen sums to memory and reads them back; of so
-    # few pixels at a time they stay in the cache of a core.
-    fitting = max(1, _PIXELS_IN_CACHE // pixels)
-    return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= fitting)
 
 
 def suits(shape: tuple[int, ...], features: int, fewest: int) -> bool:
@@ -46,7 +38,7 @@ def suits(shape: tuple[int, ...], features: int, fewest: int) -> bool:
     return (
         height % 2 == width % 2 == 0
         and min(channels, features) >= fewest
-        and images_in_cache(batch, height * width) * height * width >= _FEWEST_PIXELS
+        and chunks.images_in_cache(batch, height * width) * height * width >= _FEWEST_PIXELS
     )
 
 
@@ -71,7 +63,7 @@ def convolve(x: Array, w: Array, *, transposed: bool = False) -> Array:
     # input gradient share the kernel's sums in a compiled program.
     contracted, order = (2, _ends_exchanged) if transposed else (1, tuple)
     batch, height, width, _ = x.shape
-    chunk = images_in_cache(batch, height * width)
+    chunk = chunks.images_in_cache(batch, height * width)
 
     def of_chunk(x):
         # Sixteen products of [pixels, channels] by [channels, features] as one batched product:
@@ -81,7 +73,7 @@ def convolve(x: Array, w: Array, *, transposed: bool = False) -> Array:
         rows = _pixels(*order(y))
         return jnp.stack([jnp.stack(_pixels(*order(row)), axis=3) for row in rows], axis=2)
 
-    y = of_chunk(x) if chunk == batch else lax.map(of_chunk, x.reshape(-1, chunk, *x.shape[1:]))
+    y = chunks.each(of_chunk, x, chunk)
     return y.reshape(batch, height, width, -1)
 
 
@@ -92,7 +84,7 @@ def kernel_gradient(x: Array, y: Array) -> Array:
     and of as many sums of the results' pixels, and nine sums of these.
     """
     batch, height, width, _ = x.shape
-    chunk = images_in_cache(batch, height * width)
+    chunk = chunks.images_in_cache(batch, height * width)
 
     def of_chunk(x, y):
         y = y.reshape(chunk, height // 2, 2, width // 2, 2, -1)
@@ -101,25 +93,13 @@ def kernel_gradient(x: Array, y: Array) -> Array:
         return lax.dot_general(_tiles(x), spread, (((1,), (1,)), ((0,), (0,))))
 
     # Summed over parts of the batch before the nine sums are made: they are the same for all.
-    total = sum_over_chunks(of_chunk, x, y, chunk)
+    total = chunks.total(of_chunk, x, y, chunk)
     sums = np.kron(_SUMS_OF_KERNEL, _SUMS_OF_KERNEL)
     kernel = lax.dot(jnp.asarray(sums.T), total.reshape(16, -1))
     return kernel.reshape(3, 3, x.shape[3], y.shape[3])
 
 
-def sum_over_chunks(
-    function: Callable[[Array, Array], Array], x: Array, y: Array, chunk: int
-) -> Array:
-    """The sum of `function` over parts of `chunk` images of two batches."""
-    if chunk == len(x):
-        return function(x, y)
-    chunks = [part.reshape(-1, chunk, *part.shape[1:]) for part in (x, y)]
-    first = function(*(part[0] for part in chunks))
-    rest = [part[1:] for part in chunks]
-    return lax.scan(lambda total, part: (total + function(*part), None), first, rest)[0]
-
-
-def _tiles(x, order=tuple):
+def _tiles(x: Array, order: Callable = tuple) -> Array:
     """The images' sums, `[16, pixels, C]`."""
     batch, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
