@@ -11,8 +11,9 @@ looped over, one plain convolution per element. Which loop is the caller's choic
 (Python) or `scanned` (`lax.map`); `grouped` is JAX's own convolution, to compare with. All three
 take the arguments of `lax.conv_general_dilated`, so that Flax takes them as
 `nn.Conv(conv_general_dilated=unrolled)`. Forward and reverse mode work to any order. The lowering
-decides how the maps are computed on a CPU: 3 x 3 kernels of many channels by `winograd`, strides and
-kernel gradients of other sizes by `im2col`. `benchmarks.convolutions` times each beside PyTorch's.
+decides how the maps are computed on a CPU: 3 x 3 kernels of many channels by `winograd`, kernels
+that move by two, and kernel gradients of other sizes, by `im2col`. `benchmarks.convolutions` times
+each beside PyTorch's.
 """
 
 import functools
@@ -153,12 +154,12 @@ def _input_gradient_on_cpu(y, w, *, window):
     return _input_gradient_formula(y, w, window=window)
 
 
-def _by_winograd(window, images, features, fewest=None):
+def _by_winograd(window, images, features):
     return (
         window._replace(image=(), loop="")
         == _Window((), (3, 3), (1, 1), ((1, 1), (1, 1)), None, "")
         and images.dtype == jnp.float32
-        and winograd.suits(images.shape, features, fewest or winograd.fewest_channels(cores()))
+        and winograd.suits(images.shape, features)
     )
 
 
@@ -222,7 +223,7 @@ def _kernel_gradient_on_cpu(x, y, *, window):
     formula = functools.partial(_kernel_gradient_formula, window=window)
     if jnp.finfo(x.dtype).bits < 32:  # sixteen bits are too few to add up parts in
         return formula(x, y)
-    if _by_winograd(window, x, y.shape[3], fewest=winograd.FEWEST_CHANNELS_OF_GRADIENTS):
+    if _by_winograd(window, x, y.shape[3]):
         return winograd.kernel_gradient(x, y)
     if _by_im2col(window, x, y.shape[3]):
         return im2col.kernel_gradient(

@@ -3,13 +3,14 @@
 The padded images are cut into tiles of 4 x 4 that overlap by two. A tile gives 2 x 2 pixels of the
 result: 16 sums of its values and 16 sums of the kernel's values are the factors of as many matrix
 products over the channels, and sums of these are the pixels. With many channels, XLA's convolution
-on a CPU takes 1.3 to 1.6 times as long; the result differs from it by about 1e-6 of its largest
-value.
+on a CPU takes 1.1 to 1.8 times as long, and its kernel gradient about twice; the result differs
+from it by about 1e-6 of its largest value.
 
 References:
   Lavin and Gray, Fast algorithms for convolutional neural networks, 2016, section 4.1.
 """
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -19,32 +20,28 @@ from jax import lax
 from mixjax.models import chunks
 from mixjax.typing import Array
 
+_NUMBERS_IN_CACHE = 2**19  # of the images of a part
+_FEWEST_TILES = 512  # of a part, for each of its products to be worth a start of its own
 _FEWEST_PIXELS = 256  # with fewer at a time, the sums of the kernel's values cost too much
-_FEWEST_CHANNELS = 128  # with fewer, the sums of the images' values cost too much
-_FEWEST_CHANNELS_OF_CORES = 256  # they gain less from several cores than XLA's convolution does
-FEWEST_CHANNELS_OF_GRADIENTS = 64  # of kernels, for which XLA's convolution is slower
+_FEWEST_CHANNELS = 32  # with fewer, the sums of the images' values cost too much
 # Rows of G in the paper: the kernel's sums along one axis. The other two transforms, of the images
 # and of the result, have entries 0, 1 and -1 alone and stand as additions in `_sums`, `_pixels`.
 _SUMS_OF_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 
-def suits(shape: tuple[int, ...], features: int, fewest: int) -> bool:
-    """Whether it pays for images `[B, H, W, C]` and features, if channels pay from `fewest` on."""
-    batch, height, width, channels = shape
+def suits(shape: tuple[int, ...], features: int) -> bool:
+    """Whether it pays for images `[B, H, W, C]` and that number of features."""
+    _, height, width, channels = shape
     # The sums are additions over images and kernels, the products multiply-adds over channels: only
-    # many channels pay for the sums. On a ResNet18 it is the difference of 8.5 and 11.0 images per
-    # second. F(4 x 4), with fewer products still, gains nothing: its kernel sums cost too much (16
-    # to 70 ms a convolution of 256 or 512 channels, against 6.4 and 7.0 by this one).
+    # many channels pay for the sums. Milliseconds of XLA's convolution, its input gradient and its
+    # kernel gradient, and of these here, on two cores: 32 channels of 32 x 32 pixels, batch 32, 13,
+    # 14, 28 and 15, 10, 14; 128 of 16 x 16 26, 25, 56 and 21, 16, 22. F(4 x 4), with fewer products
+    # still, gains nothing: its kernel sums cost too much.
     return (
         height % 2 == width % 2 == 0
-        and min(channels, features) >= fewest
-        and chunks.images_in_cache(batch, height * width) * height * width >= _FEWEST_PIXELS
+        and min(channels, features) >= _FEWEST_CHANNELS
+        and _images(shape) * height * width >= _FEWEST_PIXELS
     )
-
-
-def fewest_channels(cores: int) -> int:
-    """From how many channels on `convolve` pays on so many cores."""
-    return _FEWEST_CHANNELS if cores == 1 else _FEWEST_CHANNELS_OF_CORES
 
 
 def convolve(x: Array, w: Array, *, transposed: bool = False) -> Array:
@@ -61,20 +58,18 @@ def convolve(x: Array, w: Array, *, transposed: bool = False) -> Array:
     kernel = lax.dot(jnp.asarray(sums), w.reshape(9, -1)).reshape(16, *w.shape[2:])
     # Exchanged ends of the images' sums stand for a flipped kernel, so that a convolution and its
     # input gradient share the kernel's sums in a compiled program.
-    contracted, order = (2, _ends_exchanged) if transposed else (1, tuple)
-    batch, height, width, _ = x.shape
-    chunk = chunks.images_in_cache(batch, height * width)
+    contracted, order = (1, _ends_exchanged) if transposed else (0, tuple)
+    _, height, width, _ = x.shape
+    chunk = _images(x.shape)
 
     def of_chunk(x):
-        # Sixteen products of [pixels, channels] by [channels, features] as one batched product:
-        # that is where the time goes, and what CPUs do best.
-        y = lax.dot_general(_tiles(x, order), kernel, (((2,), (contracted,)), ((0,), (0,))))
-        y = y.reshape(4, 4, chunk, height // 2, width // 2, -1)
-        rows = _pixels(*order(y))
-        return jnp.stack([jnp.stack(_pixels(*order(row)), axis=3) for row in rows], axis=2)
+        products = _products(_tiles(x, order), kernel, (1, contracted))
+        y = [each.reshape(chunk, height // 2, width // 2, -1) for each in products]
+        columns = [_pixels(*order(y[i::4])) for i in range(4)]
+        rows = [jnp.stack(_pixels(*order(row)), axis=3) for row in zip(*columns, strict=True)]
+        return jnp.stack(rows, axis=2)
 
-    y = chunks.each(of_chunk, x, chunk)
-    return y.reshape(batch, height, width, -1)
+    return chunks.each(of_chunk, x, chunk).reshape(*x.shape[:3], -1)
 
 
 def kernel_gradient(x: Array, y: Array) -> Array:
@@ -83,14 +78,13 @@ def kernel_gradient(x: Array, y: Array) -> Array:
     The transpose of `convolve` in its kernel: sixteen products over the tiles of the images' sums
     and of as many sums of the results' pixels, and nine sums of these.
     """
-    batch, height, width, _ = x.shape
-    chunk = chunks.images_in_cache(batch, height * width)
+    chunk = chunks.images_in_cache(len(x), math.prod(x.shape[1:3]))
 
     def of_chunk(x, y):
-        y = y.reshape(chunk, height // 2, 2, width // 2, 2, -1)
-        rows = _sums_of_pixels(y, 1)
-        spread = jnp.stack([_flat(part) for row in rows for part in _sums_of_pixels(row, 2)])
-        return lax.dot_general(_tiles(x), spread, (((1,), (1,)), ((0,), (0,))))
+        batch, height, width, features = y.shape
+        y = y.reshape(batch, height // 2, 2, width // 2, 2, features)
+        spread = [_flat(part) for row in _sums_of_pixels(y, 1) for part in _sums_of_pixels(row, 2)]
+        return jnp.stack(_products(_tiles(x), spread, (0, 0)))
 
     # Summed over parts of the batch before the nine sums are made: they are the same for all.
     total = chunks.total(of_chunk, x, y, chunk)
@@ -99,12 +93,29 @@ def kernel_gradient(x: Array, y: Array) -> Array:
     return kernel.reshape(3, 3, x.shape[3], y.shape[3])
 
 
-def _tiles(x: Array, order: Callable = tuple) -> Array:
-    """The images' sums, `[16, pixels, C]`."""
+def _products(first, second, contracted):
+    """Sixteen matrix products, over this axis of each: that is where the time goes."""
+    left, right = contracted
+    if first[0].shape[0] >= _FEWEST_TILES:
+        # One after the other each is spread over the cores; as one batched product they are not.
+        axes = (([left], [right]), ([], []))
+        return [lax.dot_general(a, b, axes) for a, b in zip(first, second, strict=True)]
+    axes = (([left + 1], [right + 1]), ([0], [0]))
+    return [*lax.dot_general(jnp.stack(first), jnp.stack([*second]), axes)]
+
+
+def _images(shape):
+    """How many images at a time: their sums are four times as large, and should stay in a cache."""
+    batch, height, width, channels = shape
+    return chunks.images_in_cache(batch, height * width, _NUMBERS_IN_CACHE // channels)
+
+
+def _tiles(x: Array, order: Callable = tuple) -> list[Array]:
+    """The images' sixteen sums, `[pixels, C]` each."""
     batch, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = x.reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2, channels)
-    return jnp.stack([_flat(part) for row in order(_sums(x, 1)) for part in order(_sums(row, 2))])
+    return [_flat(part) for row in order(_sums(x, 1)) for part in order(_sums(row, 2))]
 
 
 def _flat(part):

@@ -10,14 +10,14 @@ from jax import lax
 from mixjax.models import conv, winograd
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-SAME = {"shape": (8, 4, 8, 128), "kernel": (3, 3), "features": 130, "strides": (1, 1)}
+SAME = {"shape": (8, 4, 8, 32), "kernel": (3, 3), "features": 34, "strides": (1, 1)}
 ELSEWHERE = {
-    "odd height": {"shape": (8, 5, 8, 128)},
-    "odd width": {"shape": (8, 4, 9, 128)},
-    "few channels": {"shape": (8, 4, 8, 127)},
-    "few features": {"features": 127},
-    "few pixels": {"shape": (7, 4, 8, 128)},
-    "few pixels at a time": {"shape": (37, 8, 8, 128)},
+    "odd height": {"shape": (8, 5, 8, 32)},
+    "odd width": {"shape": (8, 4, 9, 32)},
+    "few channels": {"shape": (8, 4, 8, 31)},
+    "few features": {"features": 31},
+    "few pixels": {"shape": (7, 4, 8, 32)},
+    "few pixels at a time": {"shape": (89, 14, 14, 32)},
     "5x3": {"kernel": (5, 3)},
     "stride 2": {"strides": (1, 2)},
     "padding": {"padding": ((1, 1), (0, 2))},
@@ -90,8 +90,7 @@ def test_it_takes_over_where_it_is_faster(changed):
     def f(x, w):
         return conv.unrolled(x, w, strides, padding, dimension_numbers=LAYOUT, **settings)
 
-    few = {*changed} & {"shape", "features"} and 127 in (shape[-1], features)
-    assert by_winograd(f, x, w) == [not changed, not changed, bool(few) or not changed]
+    assert by_winograd(f, x, w) == [not changed] * 3
 
 
 def by_winograd(f, x, w):
@@ -101,23 +100,8 @@ def by_winograd(f, x, w):
         jax.jit(lambda x, w, y, place=place: jax.vjp(f, x, w)[1](y)[place]) for place in range(2)
     ]
     programs = jax.jit(f).lower(x, w), *(each.lower(x, w, y) for each in gradients)
-    return ["batching_dims = [0] x [0]" in program.as_text() for program in programs]
-
-
-def test_on_several_cores_it_takes_over_from_twice_as_many_channels_on():
-    assert [winograd.fewest_channels(cores) for cores in (1, 2)] == [128, 256]
-    assert [winograd.suits((8, 4, 8, n), 300, 256) for n in (255, 256)] == [False, True]
-    assert [winograd.suits((8, 4, 8, 300), n, 256) for n in (255, 256)] == [False, True]
-
-
-def test_the_kernel_gradient_goes_by_it_with_fewer_channels():
-    def f(x, w):
-        return same(conv.unrolled, x, w)
-
-    for channels, want in ((63, [False, False, False]), (64, [False, False, True])):
-        x = jax.ShapeDtypeStruct((8, 4, 8, channels), jnp.float32)
-        w = jax.ShapeDtypeStruct((3, 3, channels, 70), jnp.float32)
-        assert by_winograd(f, x, w) == want
+    texts = [program.as_text() for program in programs]  # sixteen products, or one of sixteen
+    return ["batching_dims" in text or text.count("dot_general") >= 16 for text in texts]
 
 
 def test_a_convolution_and_its_gradient_share_the_sums_of_the_kernel(key):
