@@ -44,14 +44,14 @@ def main(argv=None):
     """Reads, prints and writes the result."""
     flags, began = parse(argv), time.perf_counter()
     try:
-        cases = {name: case(read(folder)) for name, folder in flags.folders.items()}
+        subjects = {name: subject(read(folder)) for name, folder in flags.folders.items()}
     except (ValueError, OSError, KeyError) as error:
         setting.fail(PROGRAM, error)
     seconds = time.perf_counter() - began
     result = {
         "benchmark": "suite_runs",
-        "cases": cases,
-        "lines": by_line(cases),
+        "subjects": subjects,
+        "lines": by_line(subjects),
         "provenance": reporting.provenance(comparison.argv_of(PROGRAM, argv), 0, seconds),
     }
     files.write_json(flags.output, result)
@@ -96,7 +96,7 @@ def read(folder: pathlib.Path) -> Runs:
     return Runs([name for name, *_ in attacks[1:]], costs, accuracies, seconds[1:])
 
 
-def case(runs: Runs) -> dict[str, Any]:
+def subject(runs: Runs) -> dict[str, Any]:
     """The figures of one subject."""
     worst = np.minimum.accumulate(runs.accuracies, axis=1).mean(axis=0)
     names, lowest = np.array(runs.names), runs.accuracies.min(axis=1)
@@ -147,11 +147,11 @@ def greedy(runs: Runs) -> list[dict[str, Any]]:
     return order
 
 
-def by_line(cases: dict[str, Any]) -> dict[str, Any]:
+def by_line(subjects: dict[str, Any]) -> dict[str, Any]:
     """Of each line of the report: means over the subjects that met it, and the number of these."""
     found = {}
-    for line in dict.fromkeys(line for each in cases.values() for line in each["lost_without"]):
-        met = [each for each in cases.values() if line in each["lost_without"]]
+    for line in dict.fromkeys(line for each in subjects.values() for line in each["lost_without"]):
+        met = [each for each in subjects.values() if line in each["lost_without"]]
         of_line = [[run for run in each["runs"] if run["line"] == line] for each in met]
         places = [[each["line"] for each in one["greedy"]] for one in met]
         found[line] = {

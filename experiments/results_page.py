@@ -68,6 +68,18 @@ _SPEED = """\
 - *Minimax step*: the MNIST classifier and attack network of Hamm 2018 at full width.
 """
 
+_SUITE_RUNS = """\
+- Of the rows of [members one after another](#members-one-after-another), digits, seed 0,
+  where every example met every run: means over those on which a line was run.
+- *Passes*: through single networks, a gradient being two. *Alone*: the best of its runs.
+- *Lost without*: what the suite leaves more if the line is left out.
+- *Taken*: where it is among the runs that take anything when each next run is the one that takes
+  most per pass. The order of the suite follows from it; Square and PGD stand last.
+"""
+_LAYERS = """\
+- Milliseconds of one convolution, of its input gradient and of its kernel gradient, ours / those of
+  PyTorch's oneDNN in the layout that it is fastest with; medians of turns in one run.
+"""
 _SOLVERS = """\
 - The game of the synthetic problem on one thread: each example's attacker picks one candidate.
 - Iterative solvers take the fewest steps, a power of two, that end within .001 of the value.
@@ -164,6 +176,40 @@ def comparisons(found: dict) -> Iterator[tuple[str, dict, dict]]:
         yield f"{step} beside torch eager", ratio["seconds"], ratio["cpu_seconds"]
 
 
+def suite_runs() -> str:
+    """What each line of the suite adds, as Markdown; what leaves least alone first."""
+    parts = []
+    for path in sorted(RESULTS.glob("suite_runs*.json")):
+        found = json.loads(path.read_text())
+        lines = sorted(found["lines"].items(), key=lambda entry: entry[1]["leaves_alone"])
+        rows = {
+            line: [
+                f"{each['passes']:.0f}",
+                f"{100 * each['leaves_alone']:.1f}",
+                f"{100 * each['lost_without']:.2f}",
+                f"{each['in_greedy']} of {each['subjects']}",
+            ]
+            for line, each in lines
+        }
+        head = ["passes", "alone %", "lost without %", "taken"]
+        parts.append(reporting.rate_table(f"[{path.stem}](results/{path.name})", head, rows))
+    return "\n".join(parts)
+
+
+def layers() -> str:
+    """Each convolution beside PyTorch's, as Markdown."""
+    parts = []
+    for path in sorted(RESULTS.glob("convolutions*.json")):
+        found, rows = json.loads(path.read_text()), {}
+        for case in found["cases"]:
+            ours, theirs = (case[key]["median"] for key in ("milliseconds", "torch_milliseconds"))
+            rows.setdefault(case["layer"], []).append(f"{ours:.1f} / {theirs:.1f}")
+        corner = f"[{found['threads']['number']} cores](results/{path.name})"
+        head = ["forward", "input gradient", "kernel gradient"]
+        parts.append(reporting.rate_table(corner, head, rows))
+    return "\n".join(parts)
+
+
 def solvers() -> str:
     """What each solver of a game takes until it is within the tolerance, as Markdown."""
     parts = []
@@ -214,10 +260,12 @@ SECTIONS = (
     ("Mixtures and single classifiers under attack", _ROBUSTNESS, mixtures),
     ("Attacks that see the members", pinot.BLINDNESS, pinot.blindness),
     ("Members one after another", pinot.MEMBERS, pinot.members),
+    ("What each run of the suite adds", _SUITE_RUNS, suite_runs),
     ("Games in the plane", meunier.INTRODUCTION, meunier.tables),
     ("Penalised attackers", pinot.PENALTIES, pinot.penalties),
     ("Machine vs machine", _GAMES_WITH_NETWORKS, hamm.table),
     ("Speed beside other libraries", _SPEED, speed),
+    ("Convolutions beside PyTorch's", _LAYERS, layers),
     ("Speed of the solvers of a game", _SOLVERS, solvers),
     ("Programs for a GPU that is not there", _GPU_PROGRAMS, gpu_programs),
 )

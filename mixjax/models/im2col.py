@@ -8,6 +8,7 @@ where it is larger than 3 x 3; of a few images at a time the copies stay in the 
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -50,7 +51,7 @@ def kernel_gradient(
     kernel: Sequence[int],
     strides: Sequence[int],
     padding: Sequence,
-    precision=None,
+    precision: Any = None,
 ) -> Array:
     """The kernel `[h, w, C, K]` that images `[B, H, W, C]` and results `[B, I, J, K]` stand for."""
 

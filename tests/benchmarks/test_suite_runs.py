@@ -18,7 +18,7 @@ RUNS = suite_runs.Runs(
 
 
 def test_what_a_run_takes_beyond_those_before_it_and_what_is_lost_without_it():
-    found = suite_runs.case(RUNS)
+    found = suite_runs.subject(RUNS)
     assert found["clean_accuracy"] == 1.0 and found["robust_accuracy"] == 0.25
     assert [each["leaves_alone"] for each in found["runs"]] == [0.75, 0.5, 0.75]
     assert [each["takes_beyond_those_before"] for each in found["runs"]] == [0.25, 0.25, 0.25]
@@ -61,7 +61,7 @@ def test_it_reads_what_an_evaluation_wrote(tmp_path, capsys):
     output = tmp_path / "found.json"
     suite_runs.main([f"one={tmp_path}/a/mixture", "--output", str(output)])
     result = json.loads(output.read_text())
-    assert [each["leaves_alone"] for each in result["cases"]["one"]["runs"]] == [0.75, 0.5]
+    assert [each["leaves_alone"] for each in result["subjects"]["one"]["runs"]] == [0.75, 0.5]
     assert result["lines"]["second"]["lost_without"] == 0.25
     assert "second" in capsys.readouterr().out
 
