@@ -25,7 +25,7 @@ def suits(channels: int, features: int) -> bool:
 
 
 def convolve(
-    x: Array, w: Array, strides: Sequence[int], padding: Sequence, precision=None
+    x: Array, w: Array, strides: Sequence[int], padding: Sequence, precision: Any = None
 ) -> Array:
     """Images `[B, H, W, C]` with a kernel `[h, w, C, K]`, as `lax.conv_general_dilated`."""
     gather = functools.partial(

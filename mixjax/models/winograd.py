@@ -100,8 +100,10 @@ def _products(first, second, contracted):
         # One after the other each is spread over the cores; as one batched product they are not.
         axes = (([left], [right]), ([], []))
         return [lax.dot_general(a, b, axes) for a, b in zip(first, second, strict=True)]
+    # Kernels of few pixels are large, and stay in one array.
+    second = second if isinstance(second, Array) else jnp.stack(second)
     axes = (([left + 1], [right + 1]), ([0], [0]))
-    return [*lax.dot_general(jnp.stack(first), jnp.stack([*second]), axes)]
+    return [*lax.dot_general(jnp.stack(first), second, axes)]
 
 
 def _images(shape):
