@@ -76,6 +76,10 @@ _SUITE_RUNS = """\
 - *Taken*: where it is among the runs that take anything when each next run is the one that takes
   most per pass. The order of the suite follows from it; Square and PGD stand last.
 """
+_AUTOATTACK = """\
+- One small ResNet on digits, the same weights in PyTorch; times with compiling, on two cores.
+- *Share*: of the time of torchattacks' four attacks, and of their processor time.
+"""
 _LAYERS = """\
 - Milliseconds of one convolution, of its input gradient and of its kernel gradient, ours / those of
   PyTorch's oneDNN in the layout that it is fastest with; medians of turns in one run.
@@ -196,6 +200,29 @@ def suite_runs() -> str:
     return "\n".join(parts)
 
 
+def autoattack() -> str:
+    """The budgets of the suite beside AutoAttack in PyTorch, as Markdown."""
+    parts = []
+    for path in sorted(RESULTS.glob("autoattack*.json")):
+        found = json.loads(path.read_text())
+        rows = {
+            name: [
+                f"{100 * each['robust_accuracy']['mean']:.2f}",
+                f"{each['seconds']:.1f}",
+                f"{each['cpu_seconds']:.1f}",
+                f"{each['share_of_their_seconds']:.2f}",
+                f"{each['share_of_their_cpu_seconds']:.2f}",
+            ]
+            for name, each in found["summary"].items()
+        }
+        settings = found["settings"]
+        words = f"{settings['norm']} {settings['epsilon']:g}, {settings['examples']} examples, "
+        corner = f"[{words}{settings['seeds']} seed](results/{path.name})"
+        head = ["robust %", "seconds", "processor seconds", "share", "share of processor time"]
+        parts.append(reporting.rate_table(corner, head, rows))
+    return "\n".join(parts)
+
+
 def layers() -> str:
     """Each convolution beside PyTorch's, as Markdown."""
     parts = []
@@ -265,6 +292,7 @@ SECTIONS = (
     ("Penalised attackers", pinot.PENALTIES, pinot.penalties),
     ("Machine vs machine", _GAMES_WITH_NETWORKS, hamm.table),
     ("Speed beside other libraries", _SPEED, speed),
+    ("Budgets of the suite beside AutoAttack", _AUTOATTACK, autoattack),
     ("Convolutions beside PyTorch's", _LAYERS, layers),
     ("Speed of the solvers of a game", _SOLVERS, solvers),
     ("Programs for a GPU that is not there", _GPU_PROGRAMS, gpu_programs),
