@@ -118,7 +118,7 @@ def parse(argv) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     flags.batch_size = BATCH_SIZES[flags.network] if flags.batch_size is None else flags.batch_size
     flags.output = flags.output or setting.RESULTS / f"attack_peers-{flags.network}.json"
-    try:
+    with parser.checking():
         checks.at_least(1, batch_size=flags.batch_size, width=flags.width, repeats=flags.repeats)
         checks.at_least(
             1, steps=flags.steps, adam_steps=flags.adam_steps, search_steps=flags.search_steps
@@ -126,8 +126,6 @@ def parse(argv) -> argparse.Namespace:
         checks.seed(seed=flags.seed)
         checks.non_negative(seconds=flags.seconds)
         setting.check_output(flags.output)
-    except ValueError as error:
-        setting.fail(PROGRAM, error)
     return flags
 
 

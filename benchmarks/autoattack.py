@@ -105,14 +105,12 @@ def parse(argv) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of weights, and first of the attacks")
     add("--output", type=pathlib.Path, default=setting.RESULTS / "autoattack-digits.json")
     flags = parser.parse_args(argv)
-    try:
+    with parser.checking():
         checks.at_least(1, examples=flags.examples, width=flags.width, seeds=flags.seeds)
         checks.at_least(1, training_steps=flags.training_steps)
         checks.positive(epsilon=flags.epsilon)
         checks.seed(seed=flags.seed)
         setting.check_output(flags.output)
-    except ValueError as error:
-        setting.fail(PROGRAM, error)
     return flags
 
 
@@ -148,7 +146,6 @@ def ours(model, variables, images, labels, flags, budget: str, seed: int) -> dic
             suite,
             alone=False,
             num_complete=0,
-            batch_size=len(images),
         )
 
     found, seconds, cpu_seconds = timed(evaluate)

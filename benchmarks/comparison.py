@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -55,8 +56,7 @@ def run(name: str, description: str, argv, ours: Ours, theirs: Theirs, operation
             for convolution in flags.conv:
                 prepare = ours(flags, problem, convolution)
                 cases.append(timing.Case(f"mixjax {convolution}", number, prepare))
-        if jax.default_backend() == "gpu":
-            cases.append(cost.matrix_case())
+        cases.append(cost.matrix_case(flags.dtype))
         timings = timing.interleave(
             cases, num_repeats=flags.repeats, min_seconds=flags.seconds, tell=tell
         )
@@ -147,7 +147,7 @@ def table(result: dict) -> str:
             f"{entry['over']}"
         )
     if "matrix_rate" in result:
-        lines.append(f"bfloat16 products: {result['matrix_rate']['median'] / 1e12:.0f} TFLOP/s")
+        lines.append(f"matrix products: {result['matrix_rate']['median'] / 1e9:.0f} GFLOP/s")
     return "\n".join(lines)
 
 
@@ -165,6 +165,9 @@ def _import_peer(flags):
         raise ValueError(
             "torch is not installed: pip install -e '.[bench]', or time mixjax alone: --no-torch"
         ) from error
+    compilers = os.environ.get("CXX", "g++"), "clang++"
+    if "compile" in flags.torch and _device() == "cpu" and not any(map(shutil.which, compilers)):
+        raise ValueError("torch.compile needs g++ or clang++: install one, or give --torch eager")
     peer.start(setting.num_threads(), _device(), flags.seed)
     return peer
 

@@ -109,13 +109,11 @@ def parse(argv) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--output", type=pathlib.Path, default=setting.RESULTS / "convolutions-cpu.json")
     flags = parser.parse_args(argv)
-    try:
+    with parser.checking():
         checks.at_least(1, repeats=flags.repeats)
         checks.seed(seed=flags.seed)
         checks.non_negative(seconds=flags.seconds)
         setting.check_output(flags.output)
-    except ValueError as error:
-        setting.fail(PROGRAM, error)
     return flags
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from benchmarks.timing import Case
 
-_MATRIX_SIZE = 8192
-_NUM_PRODUCTS = 20  # in one call, so that starting it costs nothing in comparison
+# Size, and number of products in one call, so that starting it costs nothing in comparison.
+_PRODUCTS = {"gpu": (8192, 20), "cpu": (2048, 4)}
 FORMULA = (
     "2 M ((2 S + 1) + 3) L operations per image of a training step, 2 M (2 S + 1) L of an attack, "
     "M the multiply-adds of a forward pass: S steps of the attack are S forward passes and S input "
@@ -43,15 +43,16 @@ def training_operations(width: int, num_members: int, num_steps: int) -> int:
     return attack_operations(width, num_members, num_steps) + update
 
 
-def matrix_case() -> Case:
-    """Products of two large bfloat16 matrices: what the device does at its best."""
+def matrix_case(dtype: str) -> Case:
+    """Products of two large matrices: what the device does at its best."""
+    size, number = _products()
 
     def prepare():
-        x = jnp.full((_MATRIX_SIZE, _MATRIX_SIZE), 1.0 / _MATRIX_SIZE, jnp.bfloat16)
+        x = jnp.full((size, size), 1.0 / size, dtype)
 
         @jax.jit
         def products(x):
-            return jax.lax.fori_loop(0, _NUM_PRODUCTS, lambda _, y: x @ y, x)
+            return jax.lax.fori_loop(0, number, lambda _, y: x @ y, x)
 
         compiled = products.lower(x).compile()
 
@@ -65,7 +66,12 @@ def matrix_case() -> Case:
 
 def matrix_rate(seconds: float) -> float:
     """Operations per second of a `matrix_case` whose call took so long."""
-    return 2 * _NUM_PRODUCTS * _MATRIX_SIZE**3 / seconds
+    size, number = _products()
+    return 2 * number * size**3 / seconds
+
+
+def _products():
+    return _PRODUCTS.get(jax.default_backend(), _PRODUCTS["cpu"])
 
 
 def _stem(width, size, channels):

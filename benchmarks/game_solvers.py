@@ -99,7 +99,7 @@ def parse(argv) -> argparse.Namespace:
         "--output", type=pathlib.Path, default=setting.RESULTS / "game_solvers.json"
     )
     flags = parser.parse_args(argv)
-    try:
+    with parser.checking():
         checks.at_least(1, examples=flags.examples, candidates=flags.candidates)
         checks.at_least(1, members=flags.members, repeats=flags.repeats)
         checks.at_least(8, max_steps=flags.max_steps)
@@ -107,8 +107,6 @@ def parse(argv) -> argparse.Namespace:
         checks.seed(seed=flags.seed)
         checks.non_negative(radius=flags.radius)
         setting.check_output(flags.output)
-    except ValueError as error:
-        setting.fail(PROGRAM, error)
     return flags
 
 

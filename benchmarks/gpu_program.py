@@ -111,15 +111,13 @@ def parse(argv) -> argparse.Namespace:
     add("--text", type=pathlib.Path, help="where to write the last optimised program")
     add("--output", type=pathlib.Path, help="JSON file")
     flags = parser.parse_args(argv)
-    try:
+    with parser.checking():
         checks.at_least(1, width=flags.width, attack_steps=flags.attack_steps)
         for number in (*flags.members, *flags.batch_sizes):
             checks.at_least(1, number=number)
         for path in (flags.text, flags.output):
             if path:
                 setting.check_output(path)
-    except ValueError as error:
-        setting.fail(PROGRAM, error)
     return flags
 
 

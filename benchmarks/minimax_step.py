@@ -95,14 +95,12 @@ def parse(argv) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--output", type=pathlib.Path, default=setting.RESULTS / "minimax_step-cpu-one-thread.json")
     flags = parser.parse_args(argv)
-    try:
+    with parser.checking():
         names = "width hidden batch_size resnet_width resnet_batch_size repeats".split()
         checks.at_least(1, **{name: getattr(flags, name) for name in names})
         checks.seed(seed=flags.seed)
         checks.non_negative(seconds=flags.seconds)
         setting.check_output(flags.output)
-    except ValueError as error:
-        setting.fail(PROGRAM, error)
     return flags
 
 

@@ -1,11 +1,12 @@
 """What is timed: the flags, and the weights, images and attack that both sides get."""
 
 import argparse
+import contextlib
 import io
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -21,6 +22,7 @@ RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 CONVOLUTIONS = {"unrolled": conv.unrolled, "scanned": conv.scanned, "grouped": conv.grouped}
 DTYPES = ("float32", "bfloat16")
 TORCH = ("eager", "compile")
+num_threads = conv.cores  # what XLA takes for its threads on a CPU
 NUM_CLASSES = 10
 EPSILON, STEP_SIZE = 8 / 255, 2 / 255
 
@@ -53,7 +55,7 @@ def parse(program: str, description: str, argv=None) -> argparse.Namespace:
     add("--attack-steps", type=int, default=10, help="steps of PGD")
     add("--conv", nargs="+", choices=CONVOLUTIONS, default=["unrolled"], help="convolutions")
     add("--dtype", choices=DTYPES, help="of the convolutions; None: float32 on a CPU, bfloat16")
-    add("--torch", nargs="+", choices=TORCH, help="None: eager, and compile on a GPU")
+    add("--torch", nargs="+", choices=TORCH, help="None: both")
     add("--no-torch", action="store_true", help="time mixjax alone")
     add("--repeats", type=int, default=3, help="turns of each program")
     add("--seconds", type=float, default=1.0, help="least duration of a turn")
@@ -64,16 +66,20 @@ def parse(program: str, description: str, argv=None) -> argparse.Namespace:
     defaults = {
         "batch_size": 512 if on_gpu else 32,
         "dtype": "bfloat16" if on_gpu else "float32",
-        "torch": list(TORCH) if on_gpu else ["eager"],
+        "torch": list(TORCH),
         "output": RESULTS / f"{program.split('.')[-1]}-{jax.default_backend()}.json",
     }
     for name, value in defaults.items():
         if getattr(flags, name) is None:
             setattr(flags, name, value)
-    try:
-        _validate(flags)
-    except ValueError as error:
-        fail(program, error)
+    with parser.checking():
+        names = "width batch_size attack_steps repeats".split()
+        checks.at_least(1, **{name: getattr(flags, name) for name in names})
+        for num_members in flags.members:
+            checks.at_least(1, members=num_members)
+        checks.seed(seed=flags.seed)
+        checks.non_negative(seconds=flags.seconds)
+        check_output(flags.output)
     return flags
 
 
@@ -81,12 +87,6 @@ def fail(program: str, error: Exception | str) -> NoReturn:
     """Ends the process: one line on stderr, exit code 2."""
     print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def num_threads() -> int:
-    """Cores that this process may use, which is what XLA takes for its threads on a CPU."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def build_model(flags: argparse.Namespace, convolution: str = "unrolled") -> models.Model:
@@ -163,17 +163,10 @@ class Parser(argparse.ArgumentParser):
         """Ends the process."""
         fail(self.prog, message)
 
-
-def _validate(flags):
-    checks.at_least(
-        1,
-        width=flags.width,
-        batch_size=flags.batch_size,
-        attack_steps=flags.attack_steps,
-        repeats=flags.repeats,
-    )
-    for num_members in flags.members:
-        checks.at_least(1, members=num_members)
-    checks.seed(seed=flags.seed)
-    checks.non_negative(seconds=flags.seconds)
-    check_output(flags.output)
+    @contextlib.contextmanager
+    def checking(self) -> Iterator[None]:
+        """In it a `ValueError` about a flag ends the process."""
+        try:
+            yield
+        except ValueError as error:
+            fail(self.prog, error)

@@ -69,10 +69,8 @@ def parse(argv) -> argparse.Namespace:
     if not all(name and folder for name, _, folder in pairs):
         setting.fail(PROGRAM, f"folders must be NAME=FOLDER, got {' '.join(flags.folders)}")
     flags.folders = {name: pathlib.Path(folder) for name, _, folder in pairs}
-    try:
+    with parser.checking():
         setting.check_output(flags.output)
-    except ValueError as error:
-        setting.fail(PROGRAM, error)
     return flags
 
 

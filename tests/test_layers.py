@@ -36,7 +36,7 @@ HOMES = {
     "sklearn": ("mixjax.data",),
     "tensorflow_datasets": ("mixjax.data",),
     "torch": ("benchmarks",),
-    "tqdm": (*PROGRAMS, "mixjax.front"),
+    "tqdm": ("mixjax.front",),
 }
 
 ROWS = {f"mixjax.{name}": row for row, names in enumerate(LAYERS) for name in names}
@@ -223,7 +223,7 @@ def test_a_relative_import_in_a_package_starts_from_the_package_itself():
         ("mixjax.data.official", "def f():\n    import tensorflow_datasets as tfds"),
         (
             "experiments.evaluate",
-            "import mixjax\nfrom mixjax import attacks, checkpoint\nimport tqdm",
+            "import mixjax\nfrom mixjax import attacks, checkpoint",
         ),
         ("experiments.evaluate", "from experiments.cifar10_mixture import Config"),
         ("benchmarks.training_step", "import torch\nfrom mixjax import models"),

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import tqdm
 
 from experiments.run import command_line
 from mixjax import checkpoint, checks, data, files, reporting
+from mixjax.front.progress import bar
 from mixjax.interrupt import Stopped
 
 PLACES = ("data_dir", "manual_dir", "run_dir", "resume", "cpu", "debug")  # say not what is computed
@@ -231,7 +231,7 @@ def page(outcome: Outcome, title: str, origin: dict[str, Any]) -> str:
 
 def shown(items: Iterable, name: str, unit: str) -> Iterable:
     """The items, one after the other, with a bar on standard error."""
-    return tqdm.tqdm(items, desc=name, unit=unit)
+    return bar(items, desc=name, unit=unit)
 
 
 def numbers(low: float, high: float, **lists: str) -> list[float]:

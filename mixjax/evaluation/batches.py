@@ -22,6 +22,9 @@ from mixjax.evaluation.suite import Attack
 from mixjax.threats import Threat
 from mixjax.typing import Array, Bounds, Key, LogitsFn
 
+# Examples attacked at once. A CPU attacks 60 as fast as 300, each of them, and small batches are
+# filled up with less once most examples are lost; an accelerator needs more to be busy.
+_USUAL, _USUAL_ON_CPU = 256, 64
 _HALVINGS = 3  # of a batch to which few examples are left
 _FEWEST = 64  # examples of a batch: for fewer a program of their own saves less than it takes
 
@@ -179,8 +182,15 @@ def may_shrink(transform: Callable) -> bool:
     return transform not in [_at_level(level) for _, level in _LEVELS]
 
 
-def equal_batches(num_examples: int, batch_size: int) -> int:
-    """The size of as many batches as `batch_size` needs, the last one hardly smaller."""
+def equal_batches(num_examples: int, batch_size: int | None) -> int:
+    """The size of as many batches as `batch_size` needs, the last one hardly smaller.
+
+    Raises:
+      ValueError: if `batch_size` is neither None, the usual number, nor at least 1.
+    """
+    if batch_size is None:
+        batch_size = _USUAL_ON_CPU if jax.default_backend() == "cpu" else _USUAL
+    checks.at_least(1, batch_size=batch_size)
     return -(-num_examples // -(-num_examples // batch_size))
 
 
@@ -189,7 +199,7 @@ def over_batches(
     images: Any,
     labels: Any,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     progress: Callable[[int, int], Any] = lambda num_done, num_all: None,
     bounds: Bounds = UNIT,
 ) -> Any:
@@ -201,7 +211,7 @@ def over_batches(
       batch_fn: `(images [B, ...], labels [B], indices [B]) -> pytree of [B, ...]`.
       images: `[N, ...]` inputs, floats within `bounds` or uint8.
       labels: `[N]` integer classes.
-      batch_size: number of examples `B` in every call, at most.
+      batch_size: number of examples `B` in every call, at most; None: 64 on a CPU, 256 elsewhere.
       progress: called at the beginning and after each batch with the number of examples that are
         done, and of all.
       bounds: lowest and highest value of an input.
@@ -221,12 +231,12 @@ def over_batches(
       >>> evaluation.over_batches(mean, images, labels, batch_size=2).round(1)
       array([0.1, 0.5, 0.9])
     """
-    checks.at_least(1, batch_size=batch_size)
     images, labels = inputs.checked(images, labels, bounds)
     number = len(images)
+    batch_size = equal_batches(number, batch_size)
     found = []
     progress(0, number)
-    for rows, filled in split(np.arange(number), equal_batches(number, batch_size)):
+    for rows, filled in split(np.arange(number), batch_size):
         found.append(jax.device_get(batch_fn(images[filled], labels[filled], filled)))
         progress(int(rows[-1]) + 1, number)
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:number], *found)

@@ -90,7 +90,7 @@ def diagnose(
     checks.positive(epsilon=threat.epsilon)
     checks.increasing(bounds=bounds)
     logits_fn, weights, images, labels = check_evaluation(
-        logits_fn, weights, images, labels, num_examples, bounds
+        logits_fn, weights, images, labels, bounds
     )
     num_examples = min(num_examples, len(images))
     rows = np.linspace(0, len(images) - 1, num_examples).astype(np.int32)

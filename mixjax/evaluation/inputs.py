@@ -149,14 +149,13 @@ def check_members(logits_fn: LogitsFn, weights: Any, shape: Sequence[int], label
 
 
 def check_evaluation(
-    logits_fn: LogitsFn, weights: Any, images: Any, labels: Any, batch_size: int, bounds: Bounds
+    logits_fn: LogitsFn, weights: Any, images: Any, labels: Any, bounds: Bounds
 ) -> tuple[LogitsFn, np.ndarray, np.ndarray, np.ndarray]:
     """The members as a pytree, weights `[L]`, images `[N, ...]`, floats, and labels `[N]`.
 
     Raises:
       ValueError: if they are not what an evaluation can use, or do not fit the members.
     """
-    checks.at_least(1, batch_size=batch_size)
     checks.simplex(weights=weights)
     images, labels = checked(images, labels, bounds)
     logits_fn = as_pytree(logits_fn)

@@ -50,7 +50,7 @@ def evaluate(
     member_fns: Sequence[LogitsFn] | None = None,
     num_complete: int | None = 1000,
     num_diagnosed: int = 0,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     folder: Any = None,
     progress: Callable[[str, int, int], Any] = lambda name, num_done, num_all: None,
     transform: Callable | None = None,
@@ -81,7 +81,7 @@ def evaluate(
         once no attack can lower their expected accuracy; so are all examples of the members and of
         the average, of which only the worst point counts.
       num_diagnosed: number of examples that `diagnose` probes; 0: none.
-      batch_size: number of examples attacked at once, at most.
+      batch_size: number of examples attacked at once, at most; None: 64 on a CPU, 256 elsewhere.
       folder: where to write down what is done, and to continue from; None: nowhere. It holds, and
         compares, all that the results depend on: key, data, weights, what `logits_fn` and the
         attacks compute and with which arrays, and the versions of JAX and of this library.
@@ -118,7 +118,7 @@ def evaluate(
     checks.at_least(0, num_diagnosed=num_diagnosed)
     attacks, bounds = numbered(attacks)
     logits_fn, weights, images, labels = check_evaluation(
-        logits_fn, weights, images, labels, batch_size, bounds
+        logits_fn, weights, images, labels, bounds
     )
     num_members = len(weights)
     if member_fns is None:

@@ -104,7 +104,7 @@ def security_curves(
         for radius in radii[1:]
     ]
     logits_fn, weights, images, labels = check_evaluation(
-        logits_fn, weights, images, labels, batch_size, bounds
+        logits_fn, weights, images, labels, bounds
     )
     visited = [[] for _ in range(1 + len(runs))]
     found = attack_in_turn(

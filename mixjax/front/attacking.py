@@ -26,7 +26,7 @@ def attack(
     weights: Any = None,
     key: Key | None = None,
     bounds: Bounds = (0.0, 1.0),
-    batch_size: int = 256,
+    batch_size: int | None = None,
     progress: bool = True,
     **numbers: Any,
 ) -> tuple[np.ndarray, Any]:
@@ -46,7 +46,7 @@ def attack(
       key: random key; None: `jax.random.key(0)`. The same key gives the same images, whatever the
         batch size.
       bounds: lowest and highest value of an input, numbers or arrays that fit one input.
-      batch_size: number of images attacked at once, at most.
+      batch_size: number of images attacked at once, at most; None: 64 on a CPU, 256 elsewhere.
       progress: whether to show a bar on standard error.
       **numbers: of the attack, such as `num_steps`.
 
@@ -73,9 +73,9 @@ def attack(
     checks.threat(threat=threat)
     numbers = {name: _plain(value) for name, value in numbers.items()}
     attacks.check_numbers(method, **numbers)
-    checks.at_least(1, batch_size=batch_size)
     bounds = batch.low_and_high(bounds)
     images, labels = inputs.checked(images, labels, bounds)
+    batch_size = batches.equal_batches(len(images), batch_size)
     images = inputs.as_floats(images)
     members = members_of(classify, weights, images[[0, -1]])
     inputs.check_members(members.logits_fn, members.weights, images.shape[1:], labels)
@@ -87,7 +87,7 @@ def attack(
     arguments = key, *told, members.logits_fn, weights, (threat, bounds)
     transform = parallel.over_examples()
     if transform is None:
-        shape = (batches.equal_batches(len(images), batch_size), *images.shape[1:])
+        shape = (batch_size, *images.shape[1:])
         _, passes = batches.trace(_attacked, arguments, members.logits_fn, shape)
         transform = batches.for_work(len(images) * passes.cost, members.logits_fn, shape[1:])
     move = batches.compiled(_attacked, transform)

@@ -29,7 +29,7 @@ def evaluate(
     attacks: Sequence[evaluation.Attack | Callable] = (),
     key: Key | None = None,
     bounds: Bounds = (0.0, 1.0),
-    batch_size: int = 256,
+    batch_size: int | None = None,
     folder: Any = None,
     progress: bool = True,
 ) -> evaluation.Evaluation:
@@ -50,7 +50,7 @@ def evaluate(
       key: random key; None: `jax.random.key(0)`. The same key gives the same answers, whatever the
         batch size.
       bounds: lowest and highest value of an input, numbers or arrays that fit one input.
-      batch_size: number of images attacked at once, at most.
+      batch_size: number of images attacked at once, at most; None: 64 on a CPU, 256 elsewhere.
       folder: where to write down what is done: the same call goes on from there, whenever it was
         stopped. None: nowhere.
       progress: whether to show a bar on standard error.
@@ -84,8 +84,8 @@ def evaluate(
     budget = evaluation.QUICK if budget is None else budget
     suite = evaluation.attack_suite(threat, budget, bounds=bounds)
     suite += tuple(_as_attack(each, threat) for each in attacks)
-    checks.at_least(1, batch_size=batch_size)
     images, labels = inputs.checked(images, labels, bounds)
+    batch_size = batches.equal_batches(len(images), batch_size)
     members = members_of(classify, weights, inputs.as_floats(images[[0, -1]]))
     try:
         with Bars(progress) as bars:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from mixjax import checkpoint, reporting
+from mixjax.front.progress import bar as progress_bar
 from mixjax.interrupt import Interrupt, Stopped, interruptible
 from mixjax.typing import Array, PyTree
 
@@ -155,7 +155,7 @@ def run(
         reporting.truncate_metrics(folder, done)
         progress = placement.place_state(progress)
         examples = placement.place_data(examples)
-        with tqdm.tqdm(
+        with progress_bar(
             total=num_steps, initial=done, desc=name, unit="step", disable=not show
         ) as bar:
             _tell(bar, skipped)

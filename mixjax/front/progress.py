@@ -1,8 +1,17 @@
 """A progress bar with the time that is left, on standard error."""
 
-from typing import Self
+import io
+import sys
+from typing import Any, Self
 
 import tqdm
+
+
+def bar(*items: Any, **settings: Any) -> tqdm.tqdm:
+    """A bar of `tqdm`; to a file, which keeps every line, it writes once in ten seconds."""
+    # A notebook's stream is no terminal either, but shows one line: it is no `TextIOWrapper`.
+    is_file = isinstance(sys.stderr, io.TextIOWrapper) and not sys.stderr.isatty()
+    return tqdm.tqdm(*items, mininterval=10.0 if is_file else 0.1, **settings)
 
 
 class Bars:
@@ -20,7 +29,7 @@ class Bars:
         if name != self._current or self._bar is None:
             self.close()
             told = f"{self.name}, {name}" if self.name else name
-            self._bar = tqdm.tqdm(total=num_all, desc=told, unit=self._unit, postfix="compiling")
+            self._bar = bar(total=num_all, desc=told, unit=self._unit, postfix="compiling")
             self._current = name
         if num_done:
             self._bar.set_postfix_str("", refresh=False)

@@ -123,7 +123,7 @@ def test_the_summary_says_who_is_faster_and_what_members_cost():
 
 
 def test_the_share_of_the_matrix_rate_is_that_of_the_same_turn():
-    products = 2 * 20 * 8192**3
+    products = cost.matrix_rate(1.0)
     found = comparison.summary(
         FLAGS,
         timings(("mixjax unrolled", 1, [1.0, 2.0]), ("matrix products", 0, [10.0, 40.0])),

@@ -644,6 +644,12 @@ def test_the_last_batch_takes_the_smallest_of_four_sizes_that_holds_it():
     assert plain == [300, 300]
 
 
+def test_a_cpu_attacks_64_examples_at_once_and_a_gpu_256(monkeypatch):
+    assert batches.equal_batches(300, None) == 60
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert batches.equal_batches(300, None) == 150
+
+
 @pytest.mark.parametrize("is_cheap", [False, True])
 def test_examples_that_are_left_alone_are_not_attacked_along_with_the_others(is_cheap, key):
     """The second run attacks what the first has left in half a batch, where it is worth it."""
@@ -671,6 +677,7 @@ def test_examples_that_are_left_alone_are_not_attacked_along_with_the_others(is_
         if is_cheap:  # so few operations that compiling once more would take longer
             patch.setattr(batches, "_at_level", lambda level: counting)
         arguments = key, logits_fn, [1.0], images, np.zeros(160, np.int32), suite
-        found = evaluation.evaluate(*arguments, num_complete=0, transform=counting)
+        settings = {"num_complete": 0, "batch_size": 256}
+        found = evaluation.evaluate(*arguments, transform=counting, **settings)
     assert found.num_attacked.tolist() == [160, 59]
     assert sorted(seen) == ([160] * 5 if is_cheap else [80, 80, 160, 160, 160])

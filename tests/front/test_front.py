@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import pathlib
 import sys
@@ -19,6 +20,7 @@ from flax import nnx
 import mixjax
 from mixjax import attacks, ensemble, evaluation, parallel, threats
 from mixjax.evaluation import batches, diagnostics
+from mixjax.front import progress
 
 SIDE = 4
 ONE = evaluation.Budget(1, 1, 2, 6, 1, 3, 1, 8, lines=("pgd_expected_loss",))
@@ -308,6 +310,23 @@ def test_a_bar_shows_who_is_attacked_on_standard_error(capsys):
     assert "mixture" in shown.err and "compiling" in shown.err and not shown.out
     evaluated(functools.partial(classify, KERNELS[0]), images, labels)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "stream", "seconds"),
+    [
+        (True, io.TextIOWrapper(io.BytesIO()), 0.1),
+        (False, io.TextIOWrapper(io.BytesIO()), 10.0),
+        (False, io.StringIO(), 0.1),  # as a notebook's
+    ],
+)
+def test_a_bar_writes_seldom_to_a_file_which_keeps_every_line(
+    is_terminal, stream, seconds, monkeypatch
+):
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress.bar(total=1) as bar:
+        assert bar.mininterval == seconds
 
 
 def test_another_radius_another_classifier_and_another_type_compile_nothing_anew(caplog):
