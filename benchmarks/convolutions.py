@@ -2,8 +2,9 @@
 
     python -m benchmarks.convolutions      # needs PyTorch: pip install -e '.[bench]'; a minute
 
-The layers of a ResNet18 of width 64 and of the MNIST classifier of Hamm 2018. Both sides get the
-same arrays, in the layout that each is fastest with, and must agree before anything is timed.
+The layers of a ResNet18 of width 64 and of the MNIST classifier of Hamm 2018, and some narrow ones,
+as small networks have. Both sides get the same arrays, in the layout that each is fastest with, and
+must agree before anything is timed.
 """
 
 import argparse
@@ -57,6 +58,9 @@ LAYERS = (
     Layer(32, 32, 64, 128, 3, 2),
     Layer(128, 28, 1, 32, 5),
     Layer(128, 14, 32, 64, 5),
+    Layer(128, 28, 1, 8, 5),
+    Layer(64, 28, 8, 8),
+    Layer(64, 32, 16, 16),
 )
 
 

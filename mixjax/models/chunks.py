@@ -13,9 +13,11 @@ from mixjax.typing import Array
 _PIXELS_IN_CACHE = 2048  # convolutions of so many at a time are the fastest on a CPU
 
 
-def images_in_cache(batch: int, pixels: int, most: int = _PIXELS_IN_CACHE) -> int:
+def images_in_cache(
+    batch: int, pixels: int, most: int = _PIXELS_IN_CACHE, *, fewest: int = 1
+) -> int:
     """How many images of so many pixels a CPU takes at a time: a divisor of their number."""
-    fitting = max(1, most // pixels)
+    fitting = max(fewest, most // pixels)
     return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= fitting)
 
 

@@ -61,6 +61,16 @@ def bilinear(name, convolution, x, w):
     }[name]
 
 
+@pytest.mark.parametrize(("features", "num_images"), [(8, 8), (16, 8), (24, 2)])
+def test_kernel_gradients_of_few_features_take_eight_images_at_a_time(features, num_images):
+    x, y = jnp.ones((64, 28, 28, 8)), jnp.ones((64, 28, 28, features))
+    w = jax.ShapeDtypeStruct((3, 3, 8, features), x.dtype)
+    convolution = bind(conv.unrolled, (1, 1), "SAME")
+    gradient = jax.linear_transpose(lambda w: convolution(x, w), w)
+    text = jax.jit(gradient).lower(y).as_text()
+    assert f"tensor<{64 // num_images - 1}x{num_images}x28x28x8x" in text
+
+
 # On several cores only those of one pixel at a time are computed in another way.
 @pytest.mark.parametrize(("window", "cores"), [*((name, 1) for name in WINDOWS), ("3x3", 2)])
 def test_value_and_derivatives_of_three_orders_are_those_of_lax(window, cores, monkeypatch):
