@@ -10,11 +10,11 @@ from jax import lax
 
 from mixjax.typing import Array
 
-_PIXELS_IN_CACHE = 2048  # convolutions of so many at a time are the fastest on a CPU
+PIXELS_IN_CACHE = 2048  # convolutions of so many at a time are the fastest on a CPU
 
 
 def images_in_cache(
-    batch: int, pixels: int, most: int = _PIXELS_IN_CACHE, *, fewest: int = 1
+    batch: int, pixels: int, most: int = PIXELS_IN_CACHE, *, fewest: int = 1
 ) -> int:
     """How many images of so many pixels a CPU takes at a time: a divisor of their number."""
     fitting = max(fewest, most // pixels)

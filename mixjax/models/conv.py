@@ -134,7 +134,7 @@ def _forward_on_cpu(x, w, *, window):
     # The order matters: Winograd has fewer multiplications and wins wherever it applies.
     if _by_winograd(window, x, w.shape[3]):
         return winograd.convolve(x, w)
-    if window.strides != (1, 1) and _by_im2col(window, x, w.shape[3]):
+    if _by_im2col(window, x, w.shape[3], forward=True):
         return im2col.convolve(x, w, window.strides, window.padding, window.precision)
     if _by_eigen(window, x, w):
         (top, bottom), sides = window.padding
@@ -165,12 +165,20 @@ def _by_winograd(window, images, features):
     )
 
 
-def _by_im2col(window, images, features):
-    """Not for 3 x 3 kernels that move by one pixel: there are faster ways for these."""
+def _by_im2col(window, images, features, *, forward=False):
+    """Where neither Winograd nor XLA is as fast."""
+    is_dense = window.strides == (1, 1)
+    if forward and is_dense:
+        pays = im2col.is_narrow(window.kernel, images.shape, features)
+    elif is_dense:
+        # On one core XLA's kernel gradient is the faster one: of a 5 x 5 kernel it took 60
+        # milliseconds there and this one 73, on two cores 63 and 38.
+        pays = window.kernel != (3, 3) and im2col.suits(images.shape[3], features) and cores() > 1
+    else:
+        pays = im2col.suits(images.shape[3], features)
     return (
-        (window.kernel, window.strides) != ((3, 3), (1, 1))
+        pays
         and images.dtype == jnp.float32
-        and im2col.suits(images.shape[3], features)
         and min(side for pads in window.padding for side in pads) >= 0
     )
 
@@ -227,9 +235,7 @@ def _kernel_gradient_on_cpu(x, y, *, window):
         return formula(x, y)
     if _by_winograd(window, x, y.shape[3]):
         return winograd.kernel_gradient(x, y)
-    # On one core XLA's kernel gradient at stride 1 is the faster one: of a 5 x 5 kernel it took 60
-    # milliseconds there and this one 73, on two cores 63 and 38.
-    if _by_im2col(window, x, y.shape[3]) and (cores() > 1 or window.strides != (1, 1)):
+    if _by_im2col(window, x, y.shape[3]):
         return im2col.kernel_gradient(
             x, y, window.kernel, window.strides, window.padding, window.precision
         )

@@ -13,12 +13,19 @@ CASES = {  # shape, kernel, features, strides, padding
     "1x1, stride 2": ((4, 8, 6, 32), (1, 1), 33, (2, 2), ((0, 0), (0, 0))),
     "5x5": ((2, 7, 8, 32), (5, 5), 32, (1, 1), ((2, 2), (2, 2))),
     "5x3, strides 1 and 3": ((3, 9, 10, 34), (5, 3), 32, (1, 3), ((1, 3), (0, 2))),
+    "5x5 of one channel": ((6, 14, 14, 1), (5, 5), 16, (1, 1), ((2, 2), (2, 2))),
+    "3x3 of three channels": ((16, 16, 20, 3), (3, 3), 8, (1, 1), ((1, 1), (1, 1))),
 }
 ELSEWHERE = {
     "few channels": {"shape": (6, 32, 32, 31)},
     "few features": {"features": 31},
     "cropped": {"padding": ((-1, 1), (0, 1))},
     "float16": {"dtype": jnp.float16},
+}
+TOO_WIDE = {
+    "channels": {"shape": (6, 14, 14, 2)},
+    "features": {"features": 17},
+    "small": {"shape": (6, 13, 14, 1)},
 }
 
 
@@ -67,11 +74,19 @@ def programs(shape, kernel, features, strides, padding, dtype=jnp.float32):
     return ["stablehlo.convolution(" not in each.as_text() for each in lowered]
 
 
-def test_it_takes_over_where_it_is_faster():
+def test_it_takes_over_where_it_is_faster(monkeypatch):
     names = "shape", "kernel", "features", "strides", "padding"
-    case = dict(zip(names, CASES["3x3, stride 2"], strict=True))
-    assert programs(**case) == [True, True]
-    assert programs(*CASES["5x5"]) == [False, True]
+    strided, narrow = (
+        dict(zip(names, CASES[name], strict=True))
+        for name in ("3x3, stride 2", "5x5 of one channel")
+    )
+    assert programs(**strided) == [True, True]
     assert programs((6, 31, 32, 32), (3, 3), 40, (1, 1), ((1, 1), (1, 1))) == [False, False]
     for changed in ELSEWHERE.values():
-        assert programs(**case | changed) == [False, False]
+        assert programs(**strided | changed) == [False, False]
+    assert programs(**narrow) == [True, False]
+    for changed in TOO_WIDE.values():
+        assert programs(**narrow | changed) == [False, False]
+    for cores in (1, 2):
+        monkeypatch.setattr(conv, "cores", lambda cores=cores: cores)
+        assert programs(*CASES["5x5"]) == [False, cores > 1]
