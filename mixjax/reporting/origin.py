@@ -29,9 +29,9 @@ def provenance(command: str | Sequence[str], seed: int, seconds: float) -> dict[
 
     Returns:
       Dict of `command` (with paths relative to the working directory, or their last part alone),
-      `commit` (ending in `-dirty` if tracked files differ from it; None outside git), `seed`,
-      `versions`, `device` (`platform`, `kind`, `number`, `num_hosts`, `num_cores` of the CPU) and
-      `seconds`.
+      `commit` (ending in `-dirty` if tracked files differ from it, those in the folder `results` at
+      the top left out, which programs write; None outside git), `seed`, `versions`, `device`
+      (`platform`, `kind`, `number`, `num_hosts`, `num_cores` of the CPU) and `seconds`.
     """
     devices = jax.devices()
     return {
@@ -90,7 +90,10 @@ def _command(command):
 def _commit():
     """The commit of the code that runs, if its files are under version control."""
     tracked = _git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
-    return tracked and _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    commit = tracked and _git("rev-parse", "HEAD")
+    code = ":/", ":(top,exclude)results"
+    changed = commit and _git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    return f"{commit}-dirty" if changed else commit
 
 
 def _git(*arguments):

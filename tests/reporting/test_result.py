@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from mixjax import reporting
+from mixjax import files, reporting
 from mixjax.reporting import origin
 
 PROVENANCE = {
@@ -207,11 +207,15 @@ def test_the_commit_is_the_one_of_the_code_with_a_mark_for_changes(children, tmp
     assert commit() is None
     git(children, tmp_path, "init", "-q")
     assert commit() is None
-    git(children, tmp_path, "add", "package/origin.py")
+    table = tmp_path / "results" / "table.json"
+    table.parent.mkdir()
+    files.write_json(table, {"seed": 0})
+    git(children, tmp_path, "add", "package/origin.py", "results")
     git(children, tmp_path, "commit", "-q", "-m", "first")
     first = commit()
     assert re.fullmatch("[0-9a-f]{40}", first)
     (tmp_path / "untracked").write_text("")
+    files.write_json(table, {"seed": 1})  # as a run before this one did
     assert commit() == first
     code.write_text("a = 2\n")
     assert commit() == f"{first}-dirty"
