@@ -217,7 +217,7 @@ def autoattack() -> str:
         }
         settings = found["settings"]
         words = f"{settings['norm']} {settings['epsilon']:g}, {settings['examples']} examples, "
-        corner = f"[{words}{settings['seeds']} seed](results/{path.name})"
+        corner = f"[{words}seeds: {settings['seeds']}](results/{path.name})"
         head = ["robust %", "seconds", "processor seconds", "share", "share of processor time"]
         parts.append(reporting.rate_table(corner, head, rows))
     return "\n".join(parts)
