@@ -3,11 +3,11 @@
     .venv-peers/bin/python -m benchmarks.autoattack      # some minutes on two cores
 
 A small ResNet is trained against PGD on digits and exported to PyTorch. Both sides attack the same
-test images within the same radius with AutoPGD (100 steps), targeted AutoPGD and FAB towards 9
-classes, and Square with 5000 queries, each on what those before left. The points found are judged
-by one network. Ours compiles anew for every seed, and that is part of its time. The quick and the
-standard suite follow, for what they leave at which cost. Its own `AutoAttack` class takes 10 steps
-in place of 100: put together here it is the published attack.
+images within the same radius with AutoPGD (100 steps), targeted AutoPGD and FAB towards 9 classes,
+and Square with 5000 queries, each on what those before left. The points found are judged by one
+network. Ours compiles anew for every seed, and that is part of its time. The quick and the standard
+suite follow, for what they leave at which cost. Its own `AutoAttack` class takes 10 steps in place
+of 100: put together here it is the published attack.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def parse(argv) -> argparse.Namespace:
     """The command line. Bad input: one line, exit code 2."""
     parser = setting.Parser(PROGRAM, __doc__)
     add: Callable[..., Any] = parser.add_argument
-    add("--examples", type=int, default=300, help="test images")
+    add("--examples", type=int, default=300, help="images: the 360 for testing first")
     add("--norm", choices=tuple(threats.BY_NAME), default="linf")
     add("--epsilon", type=float, default=0.15, help="radius")
     add("--width", type=int, default=8, help="channels of the network's first stage")
@@ -115,7 +115,10 @@ def parse(argv) -> argparse.Namespace:
 
 
 def problem(flags: argparse.Namespace):
-    """The model, its variables after some training against PGD, test images and labels."""
+    """The model, its variables after some training against PGD, images and labels.
+
+    The images are those of the test set, and more than it holds are filled up by training images.
+    """
     digits, model = data.load("digits"), models.small_resnet(width=flags.width)
     threat = threats.BY_NAME[flags.norm](TRAINING_RADII[flags.norm])
     attack = functools.partial(attacks.pgd, num_steps=5, step_size=threat.step_size(5))
@@ -127,8 +130,10 @@ def problem(flags: argparse.Namespace):
         batch = generator.integers(0, len(labels), TRAINING_BATCH)
         state, _ = step(state, images[batch], labels[batch])
     variables = jax.tree.map(lambda leaf: np.asarray(leaf[0]), state.variables)
-    tests = np.asarray(data.to_float(jnp.asarray(digits.test.images)))[: flags.examples]
-    return model, variables, tests, digits.test.labels[: flags.examples].astype(np.int32)
+    splits = digits.test, digits.train
+    images = np.concatenate([each.images for each in splits])[: flags.examples]
+    labels = np.concatenate([each.labels for each in splits])[: flags.examples]
+    return model, variables, data.to_float(images), labels.astype(np.int32)
 
 
 def ours(model, variables, images, labels, flags, budget: str, seed: int) -> dict[str, Any]:
