@@ -169,7 +169,9 @@ def _by_im2col(window, images, features, *, forward=False):
     """Where neither Winograd nor XLA is as fast."""
     is_dense = window.strides == (1, 1)
     if forward and is_dense:
-        pays = im2col.is_narrow(window.kernel, images.shape, features)
+        # Of an unknown number of images, as in an exported program, there are no equal parts.
+        is_known = isinstance(images.shape[0], int)
+        pays = is_known and im2col.is_narrow(window.kernel, images.shape, features)
     elif is_dense:
         # On one core XLA's kernel gradient is the faster one: of a 5 x 5 kernel it took 60
         # milliseconds there and this one 73, on two cores 63 and 38.
