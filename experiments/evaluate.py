@@ -1,6 +1,6 @@
 """The whole attack suite on a finished run of `experiments.cifar10_mixture`.
 
-    python -m experiments.evaluate --run-dir runs/demo                # 6 minutes of a CPU core
+    python -m experiments.evaluate --run-dir runs/demo                # 5 minutes of a CPU core
     python -m experiments.evaluate --run-dir runs/fast --budget standard     # hours on a GPU
 
 Attacks the run's most robust mixture, each of its members alone and their average, all with the

@@ -1,6 +1,6 @@
 """How strong is an attack network? Against a classifier without defence it must win.
 
-    python -m experiments.hamm_2018.attack_network                 # digits, a CPU, a minute
+    python -m experiments.hamm_2018.attack_network                 # digits, 5 minutes of a CPU core
     python -m experiments.hamm_2018.attack_network --preset mnist  # the paper's setting, a GPU
     python -m experiments.hamm_2018.attack_network --preset mnist --cpu --width 8 --steps 1500 \
         --network-steps 1500 --learning-rate 1e-3

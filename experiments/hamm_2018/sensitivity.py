@@ -1,6 +1,6 @@
 """Training that knows how the attack follows the classifier: LWA and Sens (Hamm 2018, section 3.2).
 
-    python -m experiments.hamm_2018.sensitivity                 # digits, a CPU, 2 minutes
+    python -m experiments.hamm_2018.sensitivity                 # digits, 3 minutes of a CPU core
     python -m experiments.hamm_2018.sensitivity --preset mnist  # the paper's setting, a GPU
     python -m experiments.hamm_2018.sensitivity --preset mnist --cpu --etas 0.3 \
         --steps 5000 --width 16

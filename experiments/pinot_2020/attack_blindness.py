@@ -1,6 +1,6 @@
 """How much robustness an attack reports that does not see the members: fixed mixtures of two.
 
-    python -m experiments.pinot_2020.attack_blindness                    # 12 minutes of a CPU core
+    python -m experiments.pinot_2020.attack_blindness                    # 3 minutes of a CPU core
     python -m experiments.pinot_2020.attack_blindness --budget standard  # attacks at full strength
 
 Three linear mixtures, whose strongest attack has a closed form, and a pair trained on digits by
