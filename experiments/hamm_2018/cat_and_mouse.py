@@ -1,6 +1,6 @@
 """Attack the classifier, retrain it on that attack, attack again (Hamm 2018, section 3.1).
 
-    python -m experiments.hamm_2018.cat_and_mouse                 # digits, a CPU, 3 minutes
+    python -m experiments.hamm_2018.cat_and_mouse                 # digits, 5 minutes of a CPU core
     python -m experiments.hamm_2018.cat_and_mouse --preset mnist  # 80 + 80 rounds, a GPU
     python -m experiments.hamm_2018.cat_and_mouse --preset mnist --cpu --etas 0.3 \
         --rounds 10 --steps 1000
