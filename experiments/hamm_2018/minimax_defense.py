@@ -1,6 +1,6 @@
 """Training against an attack network that learns meanwhile (Hamm 2018, section 4).
 
-    python -m experiments.hamm_2018.minimax_defense                 # digits, over 10 minutes of a core
+    python -m experiments.hamm_2018.minimax_defense                 # digits, over 10 core-minutes
     python -m experiments.hamm_2018.minimax_defense --preset mnist  # the paper's setting, a GPU
     python -m experiments.hamm_2018.minimax_defense --preset mnist --cpu --etas "0.3 0.4" \
         --width 8 --steps 1500 --network-steps 1500 --learning-rate 1e-3
