@@ -39,9 +39,9 @@ def example_keys(key: Key, indices: Array) -> Key:
       >>> keys.shape, bool(keys[1] == jax.random.fold_in(jax.random.key(0), 3))
       ((2,), True)
     """
+    checks.key(key=key)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
-    checks.shape((), key=key)
     # Of threefry a key's numbers do not depend on what else is drawn beside it, and so an example's
     # attack does not depend on its batch.
     first = jax.random.key(0, impl="threefry2x32")

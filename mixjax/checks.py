@@ -98,6 +98,8 @@ def increasing(**values: Any) -> None:
     for name, pair in values.items():
         is_pair = isinstance(pair, (tuple, list)) or (np.ndim(pair) and not _is_traced(pair))
         if is_pair and len(pair) == 2:
+            for end in pair:
+                native_order(**{name: end})
             if _is_traced(*pair) or np.all(np.asarray(pair[0]) < np.asarray(pair[1])):
                 continue
             if np.ndim(pair[0]) or np.ndim(pair[1]):
@@ -256,8 +258,12 @@ def non_empty(num_axes: int, **values: Any) -> None:
 
 
 def shape(expected: Sequence[int | None], **values: Any) -> None:
-    """Raises `ValueError` unless every array has the `expected` shape; `None` fits any size."""
+    """Raises `ValueError` unless every array has the `expected` shape; `None` fits any size.
+
+    As `native_order` for an array in the other byte order.
+    """
     for name, value in values.items():
+        native_order(**{name: value})
         fits = len(expected) == np.ndim(value) and all(
             want is None or want == size
             for want, size in zip(expected, np.shape(value), strict=True)
@@ -268,6 +274,7 @@ def shape(expected: Sequence[int | None], **values: Any) -> None:
 
 
 def _require(values, description, holds):
+    native_order(**values)
     for name, value in values.items():
         # NumPy, because inside `jit` even an operation of JAX on a known value is traced.
         if not _is_traced(value) and not (_is_number(value) and holds(np.asarray(value))):

@@ -42,6 +42,7 @@ def init(init_fn: Callable, key: Key, num_members: int) -> PyTree:
       >>> members.shape
       (3, 4)
     """
+    checks.key(key=key)
     checks.at_least(1, num_members=num_members)
     # One after the other and stacked: `vmap` over an initialiser would compile every draw again,
     # with a leading axis, and draw other numbers with some generators.
@@ -73,6 +74,7 @@ def apply(
       Array([[ 1.,  2.],
              [10., 20.]], dtype=float32)
     """
+    checks.native_order(x=x)
     x = jnp.asarray(x) if axis_name is None else _share(axis_name, jnp.asarray(x))
     num_members = jax.tree.leaves(variables)[0].shape[0]
     # Each member has its own copy of the input, for its gradient must be seen before it is added.
@@ -98,6 +100,7 @@ def apply_each(functions: Sequence[Callable], x: Array) -> Array:
       Array([[ 1.,  2.],
              [-1., -2.]], dtype=float32)
     """
+    checks.native_order(x=x)
     x = jnp.asarray(x)
     return jnp.stack([function(_known_gradient(x)) for function in functions])
 

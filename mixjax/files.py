@@ -23,6 +23,8 @@ CONFIG = "config.json"
 _LOCK = ".lock"
 _TEMPORARY = ".tmp"
 _ABSENT = "(absent)"
+_LONGEST_VALUE = 80  # characters of it in an error
+_MOST_DIFFERENCES = 8  # told in an error
 _END_OF_DIRECTORY = b"PK\x05\x06"  # the last record of a zip archive
 
 
@@ -128,7 +130,13 @@ def arrays_in(content: bytes) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Sentences `name: old -> new` for each entry in which two plain values differ."""
+    """Sentences `name: old -> new` for each entry in which two plain values differ.
+
+    Of a long list the entries that differ, if the other is as long; other long values are cut.
+    """
+    are_lists = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+    if are_lists and len(str(old)) > _LONGEST_VALUE:
+        old, new = (dict(enumerate(each)) for each in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             sentence
@@ -137,7 +145,17 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
                 old.get(key, _ABSENT), new.get(key, _ABSENT), f"{name}.{key}".lstrip(".")
             )
         ]
-    return [] if old == new else [f"{name}: {old} -> {new}"]
+    return [] if old == new else [f"{name}: {_cut(old)} -> {_cut(new)}"]
+
+
+def _cut(value):
+    text = str(value)
+    if len(text) <= _LONGEST_VALUE:
+        return text
+    # Two lists that begin alike would look the same where they are cut.
+    return (
+        f"{len(value)} entries" if isinstance(value, list) else f"{text[: _LONGEST_VALUE - 3]}..."
+    )
 
 
 def claim(directory: str | os.PathLike, config: Mapping[str, Any], *, argument: str) -> bool:
@@ -161,9 +179,12 @@ def claim(directory: str | os.PathLike, config: Mapping[str, Any], *, argument: 
         if (directory / CONFIG).exists():
             changed = differences(read_json(directory / CONFIG), config)
             if changed:
-                raise ValueError(
-                    f"{argument} {directory} holds a run with another config: {'; '.join(changed)}"
-                )
+                # What a setting says before what stands deep in a list that follows from it.
+                changed.sort(key=lambda sentence: sentence.partition(": ")[0].count("."))
+                told = "; ".join(changed[:_MOST_DIFFERENCES])
+                if len(changed) > _MOST_DIFFERENCES:
+                    told += f"; and {len(changed) - _MOST_DIFFERENCES} more"
+                raise ValueError(f"{argument} {directory} holds a run with another config: {told}")
             if not os.access(directory, os.W_OK):
                 raise PermissionError(13, "Permission denied")
             return False

@@ -182,6 +182,7 @@ def expected(
       >>> losses.expected(losses.zero_one, logits, 0, weights)
       Array(0.25, dtype=float32)
     """
+    checks.logits("L C", logits=logits)
     return mixture.expected_loss(jax.vmap(loss, in_axes=(0, None))(logits, label), weights)
 
 
@@ -201,6 +202,7 @@ def mean_probability_margin(logits: Array, label: Array, weights: Array) -> Arra
       >>> round(float(margin), 3)  # the mean probabilities are 5/8 and 3/8
       0.511
     """
+    checks.logits("L C", logits=logits)
     checks.shape((len(logits),), weights=weights)
     logits = jnp.minimum(logits, jnp.finfo(logits.dtype).max)  # infinite ones are certain
     # A member that answers NaN would make the mean NaN: it errs, and the others are averaged.
@@ -330,6 +332,7 @@ def _spread(logits, num_highest):
 
 
 def _margins(logits, label):
+    checks.logits("L C", logits=logits)
     return jax.vmap(margin, in_axes=(0, None))(logits, label)
 
 

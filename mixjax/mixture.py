@@ -40,6 +40,7 @@ def expected_loss(losses_of_members: Array, weights: Array) -> Array:
       >>> mixture.expected_loss(jnp.array([1.0, 4.0]), jnp.array([0.75, 0.25]))
       Array(1.75, dtype=float32)
     """
+    checks.native_order(losses_of_members=losses_of_members)
     checks.shape(np.shape(losses_of_members), weights=weights)
     losses_of_members, weights = jnp.asarray(losses_of_members), jnp.asarray(weights)
     answered = ~jnp.isnan(losses_of_members)
@@ -93,6 +94,7 @@ def correct(logits: Array, label: Array) -> Array:
       >>> mixture.correct(jnp.array([[2.0, 0.0], [1.0, 1.0]]), 0)
       Array([ True, False], dtype=bool)
     """
+    checks.native_order(logits=logits)
     logits = jnp.asarray(logits)
     is_label = jnp.arange(logits.shape[-1]) == label
     # Strictly, over the others: `argmax` would call a tie right or wrong by the order of the
@@ -162,6 +164,7 @@ def predict(key: Key, logits: Array, weights: Array) -> Array:
       >>> mixture.predict(jax.random.key(0), logits, jnp.array([0.0, 1.0]))
       Array(1, dtype=int32)
     """
+    checks.key(key=key)
     _check_members(logits, weights)
     logits, weights = jnp.asarray(logits), jnp.asarray(weights)
     member = jax.random.choice(key, logits.shape[0], p=weights)

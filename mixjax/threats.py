@@ -75,22 +75,27 @@ class Threat:
 
     def sample(self, key: Key, shape: Sequence[int]) -> Array:
         """A perturbation `[*shape]`, uniform in the ball."""
+        checks.key(key=key)
         return self.geometry.sample(key, shape, self.epsilon)
 
     def steepest(self, gradient: Array) -> Array:
         """The direction of norm 1 along which a linear loss grows fastest."""
+        checks.native_order(gradient=gradient)
         return self.geometry.steepest(gradient)
 
     def project(self, delta: Array) -> Array:
         """The nearest point of the ball."""
+        checks.native_order(delta=delta)
         return self.geometry.project(delta, self.epsilon)
 
     def norm(self, delta: Array) -> Array:
         """The threat's norm of a perturbation, `[]`."""
+        checks.native_order(delta=delta)
         return self.geometry.norm(delta)
 
     def dual_norm(self, gradient: Array) -> Array:
         """What one step of length 1 along `steepest` gains, `[]`."""
+        checks.native_order(gradient=gradient)
         return self.geometry.dual_norm(gradient)
 
     def step_size(self, num_steps: int, *, reach: float = REACH) -> float | Array:

@@ -35,7 +35,7 @@ def test_old_keys_are_keys_and_several_keys_are_none():
         batch.example_keys(make(5), indices) for make in (jax.random.PRNGKey, jax.random.key)
     )
     assert old == new
-    with pytest.raises(ValueError, match="key must have shape"):
+    with pytest.raises(ValueError, match="key must be one random key"):
         batch.example_keys(jax.random.split(jax.random.key(0)), indices)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixjax import checks, threats
+from mixjax import attacks, checks, ensemble, games, losses, mixture, threats
 
 NAN, INF = float("nan"), float("inf")
 
@@ -188,6 +188,64 @@ def test_whole_numbers_and_other_byte_orders_are_answered_with_what_to_pass():
     assert text == "x must be in native byte order, got >f4: pass it as .astype('float32')"
     with pytest.raises(ValueError, match="x must hold floating-point numbers, got int32"):
         jax.jit(lambda x: checks.floating(x=x))(jnp.ones(2, int))
+
+
+SWAPPED = np.array([0.5, 0.5], ">f4")
+LINF, TABLE = threats.linf(0.1), np.array([[[1.0, 0.0], [0.0, 0.5]]])
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("weights", lambda x, logits: mixture.accuracy(logits, 0, SWAPPED)),
+        ("weights", lambda x, logits: mixture.log_probs(logits, SWAPPED)),
+        ("weights", lambda x, logits: mixture.predict(jax.random.key(0), logits, SWAPPED)),
+        ("weights", lambda x, logits: losses.expected(losses.margin, logits, 0, SWAPPED)),
+        ("weights", lambda x, logits: losses.accuracy_margin(logits, 0, SWAPPED)),
+        ("weights", lambda x, logits: losses.mean_probability_margin(logits, 0, SWAPPED)),
+        ("weights", lambda x, logits: games.adversarial_risk(SWAPPED, TABLE)),
+        ("losses_of_members", lambda x, logits: mixture.expected_loss(SWAPPED, x)),
+        ("logits", lambda x, logits: mixture.correct(SWAPPED, 0)),
+        ("logits", lambda x, logits: losses.expected_margin(np.eye(2, dtype=">f4"), 0, x)),
+        ("logits", lambda x, logits: attacks.likeliest_wrong(SWAPPED, 0, 1)),
+        (
+            "bounds",
+            lambda x, logits: attacks.fgsm(jnp.sum, x, LINF, bounds=(np.zeros(2, ">f4"), SWAPPED)),
+        ),
+        ("epsilon", lambda x, logits: threats.linf(SWAPPED)),
+        ("delta", lambda x, logits: LINF.project(SWAPPED)),
+        ("gradient", lambda x, logits: LINF.steepest(SWAPPED)),
+        ("direction", lambda x, logits: attacks.follow(x, SWAPPED, LINF)),
+        ("x", lambda x, logits: ensemble.apply_each([jnp.sin], SWAPPED)),
+        ("losses", lambda x, logits: games.oracle(TABLE.astype(">f8"), num_steps=1)),
+        ("losses", lambda x, logits: games.entropic_risk(x, TABLE.astype(">f8"), 1.0)),
+    ],
+)
+def test_every_array_of_another_byte_order_is_answered_with_what_to_pass(name, call):
+    with pytest.raises(
+        ValueError, match=rf"^{name} must be in native byte order, got >f\d: pass it"
+    ):
+        call(jnp.array([0.5, 0.5]), jnp.eye(2))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda key, x: attacks.pgd(key, jnp.sum, x, LINF, num_steps=1, step_size=0.1),
+        lambda key, x: attacks.apgd(key, jnp.sum, x, LINF),
+        lambda key, x: attacks.square(key, jnp.sum, x, LINF),
+        lambda key, x: attacks.arc(key, jnp.diag, x, x, 0, LINF),
+        lambda key, x: attacks.lattice_climber(key, jnp.diag, x, x, 0, LINF),
+        lambda key, x: attacks.on_mixture(attacks.fab, key, jnp.diag, x, x, 0, LINF),
+        lambda key, x: mixture.predict(key, jnp.eye(2), x),
+        lambda key, x: LINF.sample(key, (2,)),
+        lambda key, x: ensemble.init(jax.random.normal, key, 2),
+    ],
+)
+def test_a_seed_or_several_keys_are_no_key(call):
+    for wrong in (0, jax.random.split(jax.random.key(0))):
+        with pytest.raises(ValueError, match="^key must be (a|one) random key"):
+            call(wrong, jnp.array([0.5, 0.5]))
 
 
 def test_a_label_is_one_whole_number_below_the_number_of_classes():

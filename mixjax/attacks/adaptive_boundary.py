@@ -126,7 +126,7 @@ def fab(
       >>> float(info.accuracy), round(float(info.norm), 2)
       (0.0, 0.15)
     """
-    _check(num_steps, num_restarts, largest_bias, overshoot, backward_step)
+    _check(key, num_steps, num_restarts, largest_bias, overshoot, backward_step)
     members = _members(logits_fn, weights, x, label, threat, bounds)
     numbers = largest_bias, overshoot, backward_step
 
@@ -200,7 +200,7 @@ def fab_targeted(
       >>> float(info.accuracy), round(float(info.norm), 2)
       (0.0, 0.1)
     """
-    _check(num_steps, num_restarts, largest_bias, overshoot, backward_step)
+    _check(key, num_steps, num_restarts, largest_bias, overshoot, backward_step)
     checks.non_empty(1, targets=targets)
     members = _members(logits_fn, weights, x, label, threat, bounds)
     numbers = largest_bias, overshoot, backward_step
@@ -231,7 +231,8 @@ class _Members(NamedTuple):
     first_fools: Array
 
 
-def _check(num_steps, num_restarts, largest_bias, overshoot, backward_step):
+def _check(key, num_steps, num_restarts, largest_bias, overshoot, backward_step):
+    checks.key(key=key)
     checks.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
     checks.fraction(largest_bias=largest_bias)
     checks.positive(overshoot=overshoot, backward_step=backward_step)

@@ -86,6 +86,7 @@ def apgd(
       Array([0.75, 0.25], dtype=float32)
     """
     checks.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
+    checks.key(key=key)
     x, bounds = as_input(x, threat, bounds)
     shapes = shapes_visited(x, accuracy_fn, loss_fn=loss_fn)
 
@@ -153,7 +154,9 @@ def apgd_targeted(
       (Array([1, 2], dtype=int32), True)
     """
     checks.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
+    checks.key(key=key)
     checks.non_empty(1, targets=targets)
+    checks.native_order(targets=targets)
     targets = jnp.asarray(targets)
     x, bounds = as_input(x, threat, bounds)
     shapes = shapes_visited(
@@ -194,6 +197,7 @@ def likeliest_wrong(logits: Array, label: Array, num_targets: int) -> Array:
       Array([3, 2], dtype=int32)
     """
     checks.at_least(1, num_targets=num_targets)
+    checks.logits("C", logits=logits)
     if num_targets >= logits.shape[-1]:
         raise ValueError(
             f"num_targets must be below the number of classes {logits.shape[-1]}, got {num_targets}"

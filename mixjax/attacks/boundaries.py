@@ -111,6 +111,7 @@ def arc(
       (1.0, 0.0)
     """
     checks.at_least(1, num_steps=num_steps, num_boundaries=num_boundaries)
+    checks.key(key=key)
     checks.threat(threat=threat)
     if step_size is None:
         halves = (num_steps - num_steps // 2, num_steps // 2)

@@ -130,6 +130,8 @@ def pgd(
     checks.one_of(("best", "last"), iterate=iterate)
     checks.at_least(1, num_steps=num_steps)
     checks.positive(step_size=step_size)
+    if random_start:
+        checks.key(key=key)
     if start is not None:
         checks.threat(start=start)
     x, bounds = as_input(x, threat, bounds)

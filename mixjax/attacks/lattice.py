@@ -94,6 +94,7 @@ def lattice_climber(
       (1.0, 0.0)
     """
     checks.at_least(1, num_orders=num_orders, num_steps=num_steps)
+    checks.key(key=key)
     logits_fn, weights, x, bounds, dtype = widened(logits_fn, weights, x, label, threat, bounds)
     # The scale of each member's margin, once at `x`: taken anew at each point it would move the
     # goal while the descent goes on.

@@ -62,7 +62,8 @@ def on_mixture(
       attack: function that returns `(x_adv, info)` or `x_adv` alone; see `NEEDS` for the names of
         parameters that it is given.
       key: random key; consumed.
-      logits_fn: `[...] -> [L, C]`, the members' logits.
+      logits_fn: `[...] -> [L, C]`, the members' logits. Built by `ensemble.apply` or `apply_each`,
+        a member whose gradient is NaN leaves those of the others; stacked by hand it hides them.
       weights: `[L]` probabilities of the members.
       x: `[...]` one input, inside `bounds`.
       label: `[]` integer class.

@@ -74,6 +74,7 @@ def square(
       (True, True)
     """
     checks.at_least(1, num_queries=num_queries)
+    checks.key(key=key)
     checks.positive(first_share=first_share)
     checks.within(0.0, 1.0, first_share=first_share)
     x, bounds = as_input(x, threat, bounds, score_fn=score_fn, accuracy_fn=accuracy_fn)

@@ -55,6 +55,7 @@ def augment(key: Key, images: Array, *, pad: int = 4, flip: bool = True) -> Arra
       >>> data.augment(jax.random.key(0), images, pad=1).shape
       (2, 4, 4, 1)
     """
+    checks.key(key=key)
     checks.at_least(0, pad=pad)
     checks.shape((None,) * 4, images=images)
     # One draw says all about an image: every new shape of a draw costs compilation.

@@ -103,10 +103,15 @@ def checked(images: Any, labels: Any, bounds: Bounds = UNIT) -> tuple[np.ndarray
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim < 2 or images.size == 0:
         raise ValueError(f"images must be [N, ...] and not empty, got {list(images.shape)}")
+    images, labels = native(images), native(labels)
     check_batch(images, labels, bounds)
-    if not images.dtype.isnative:
-        images = images.astype(images.dtype.newbyteorder("="))
     return images, labels.astype(np.int32)
+
+
+def native(array: Any) -> np.ndarray:
+    """The array of NumPy in the byte order of this machine, the only one that JAX can hold."""
+    array = np.asarray(array)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def as_floats(images: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixjax import checks, ensemble, program
+from mixjax.evaluation import inputs
 from mixjax.typing import LogitsFn
 
 _SAME = {"float32": 1e-2, "float64": 1e-2}  # of the largest logit; other types round more
@@ -70,9 +71,10 @@ def members_of(classify: Any, weights: Any, images: np.ndarray) -> Members:
     num_members = jax.eval_shape(logits_fn, x).shape[0]
     if weights is None:
         weights = np.full(num_members, 1 / num_members)
+    weights = inputs.native(weights)
     checks.simplex(weights=weights)
     checks.shape((num_members,), weights=weights)
-    return Members(logits_fn, alone, np.asarray(weights))
+    return Members(logits_fn, alone, weights)
 
 
 def _together(traced, asked):

@@ -134,6 +134,7 @@ def check_table(weights, losses):
 
 def check_dtype(**values):
     """The type in which JAX computes with a value; raises `ValueError` if it cannot hold it."""
+    checks.native_order(**values)
     ((name, value),) = values.items()
     array = value if hasattr(value, "dtype") else np.asarray(value)
     dtype = jnp.result_type(jnp.float32, array)

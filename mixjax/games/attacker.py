@@ -141,6 +141,7 @@ def draw(key: Key, attacker: Attacker) -> Array:
       Array([[0.1],
              [0.4]], dtype=float32)
     """
+    checks.key(key=key)
     _check_attacker(attacker)
     points, attack = jnp.asarray(attacker.points), jnp.asarray(attacker.attack)
     chosen = jax.random.categorical(key, jnp.log(attack), axis=1)

@@ -214,7 +214,7 @@ def test_several_keys_are_refused_and_a_raw_one_is_what_it_stands_for():
     for key in (jax.random.split(jax.random.key(0)), jax.random.PRNGKey(0)):
         arguments = (key, logits_fn, WEIGHTS, images, labels, attacks)
         if key.shape == (2,) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            with pytest.raises(ValueError, match=r"key must have shape \[\], got \[2\]"):
+            with pytest.raises(ValueError, match=r"key must be one random key, got shape \[2\]"):
                 evaluation.evaluate(*arguments)
         else:
             assert right(evaluation.evaluate(*arguments)) == [0.25, 0.25]

@@ -301,6 +301,8 @@ def test_a_folder_goes_on_where_it_stopped_and_refuses_what_is_another_evaluatio
         with pytest.raises(ValueError, match=f"holds a run with another config.*{message}") as told:
             evaluated(*arguments, **settings, folder=tmp_path / "e")
         assert "\n" not in str(told.value)
+        # However many runs there are, whose every number follows from what was changed.
+        assert len(str(told.value)) < len(str(tmp_path)) + 800
 
 
 def test_a_bar_shows_who_is_attacked_on_standard_error(capsys):
