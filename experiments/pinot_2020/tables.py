@@ -30,7 +30,7 @@ MEMBERS = """\
 - The suite has the same number of runs in every row. *Lower bound*: what the members keep alone.
 - *Minus one network*: the difference of what the suite leaves, seed by seed.
 - BAT against the number of members n: under PGD on the expected loss, which does not see the
-  members, and under the suite.
+  members, and under the suite; *minus n = 1* is a difference seed by seed.
 """
 TABLES = (  # of `experiments.queue`
     "members_table_digits",
@@ -46,6 +46,11 @@ PARTS = {  # of a row of `boosted_table`
     "lower bound": lambda row: row["sandwich"]["lower"],
     "best member": lambda row: max(each["robust_accuracy"] for each in row["members"]),
     "averaged": lambda row: row["averaged"]["robust_accuracy"],
+}
+
+LEFT = {  # of a run of `boosted` with n members
+    "PGD on the expected loss": lambda run, n: _of_alpha(run)[n]["pgd"]["accuracy"],
+    "the suite": lambda run, n: run["suite"][n]["worst"]["accuracy"],
 }
 
 
@@ -75,15 +80,14 @@ def members() -> str:
         head = ["lower value", "upper value", "risk under attacks kept out", "upper holds in"]
         parts.append(reporting.rate_table("risk on the training images", head, rows))
     if runs := _of_all_seeds(base := "boosted_digits"):
-        numbers = [*runs[0]["suite"]]
-        rows = {
-            "PGD on the expected loss": [
-                _over(runs, lambda run, n=n: _of_alpha(run)[n]["pgd"]["accuracy"]) for n in numbers
-            ],
-            "the suite": [
-                _over(runs, lambda run, n=n: run["suite"][n]["worst"]["accuracy"]) for n in numbers
-            ],
-        }
+        numbers, rows = [*runs[0]["suite"]], {}
+        for name, left in LEFT.items():
+            values = [[left(run, n) for run in runs] for n in numbers]
+            rows[name] = [mean_cell(of_n) for of_n in values]
+            rises = [
+                [each - one for each, one in zip(of_n, values[0], strict=True)] for of_n in values
+            ]
+            rows[f"{name}, minus n = {numbers[0]}"] = ["", *map(mean_cell, rises[1:])]
         head = [f"n = {n}" for n in numbers]
         parts.append(reporting.rate_table(_corner(base, runs), head, rows))
     return "\n".join(parts)

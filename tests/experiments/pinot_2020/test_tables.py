@@ -87,3 +87,13 @@ def test_boosting_is_told_for_its_own_alpha_by_the_number_of_members(write):
     text = tables.members()
     assert cells(text, "PGD on the expected loss") == ["6.0", "12.0"]
     assert cells(text, "the suite") == ["25.0", "25.0"]
+
+
+def test_boosting_is_compared_with_its_first_member_seed_by_seed(write):
+    first, second = grid(0.25), grid(0.35)
+    for run, left in ((first, 0.2), (second, 0.3)):
+        run["suite"]["2"]["worst"]["accuracy"] = left
+    write("boosted_digits", [first, second])
+    text = tables.members()
+    assert cells(text, "the suite, minus n = 1") == ["", "-5.0 (-5.0 to -5.0)"]
+    assert cells(text, "PGD on the expected loss, minus n = 1") == ["", "6.0 (6.0 to 6.0)"]
