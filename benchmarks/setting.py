@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import attacks, checks, ensemble, models, threats
+from mixjax import attacks, batch, checks, ensemble, models, threats
 from mixjax.models import conv
 from mixjax.typing import PyTree
 
@@ -22,7 +22,7 @@ RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 CONVOLUTIONS = {"unrolled": conv.unrolled, "scanned": conv.scanned, "grouped": conv.grouped}
 DTYPES = ("float32", "bfloat16")
 TORCH = ("eager", "compile")
-num_threads = conv.cores  # what XLA takes for its threads on a CPU
+num_threads = batch.cores  # what XLA takes for its threads on a CPU
 NUM_CLASSES = 10
 EPSILON, STEP_SIZE = 8 / 255, 2 / 255
 

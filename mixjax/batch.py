@@ -1,9 +1,10 @@
-"""A batch of examples, perhaps spread over devices: its keys, means and pixels.
+"""A batch of examples, perhaps spread over devices: its keys, means, pixels and cores.
 
 An example gets the same random key, and a batch the same mean, whatever else is computed beside
 it and on however many devices.
 """
 
+import os
 from typing import Any, TypeVar
 
 import jax
@@ -131,3 +132,10 @@ def to_float(images: _Images) -> _Images:
     if images.dtype != jnp.uint8:
         raise ValueError(f"images must be uint8 or floating point, got {images.dtype}")
     return images.astype(jnp.float32) / 255
+
+
+def cores() -> int:
+    """How many cores a batch is computed on by XLA's CPU backend: those this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -5,8 +5,10 @@ on the batch it is in nor on the order of the batches. Radius, weights and all a
 attacks are arguments of the compiled programs: one compilation serves all of their values.
 """
 
+import collections
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +17,7 @@ import numpy as np
 from jax.extend import core
 
 from mixjax import attacks, checks, mixture
-from mixjax.batch import example_keys, to_float
+from mixjax.batch import cores, example_keys, to_float
 from mixjax.evaluation import inputs, passes
 from mixjax.evaluation.inputs import UNIT
 from mixjax.evaluation.suite import Attack
@@ -27,6 +29,7 @@ from mixjax.typing import Array, Bounds, Key, LogitsFn
 # once most examples are lost; an accelerator needs more to be busy.
 _USUAL, _USUAL_ON_CPU = 256, 64
 _HALVINGS = 3  # of a batch to which few examples are left
+_MOST_AT_ONCE = 8  # batches, whose activations are in memory together
 _FEWEST = 64  # examples of a batch: for fewer a program of their own saves less than it takes
 
 # Up to how many floating-point operations in all which level of optimisation ends first. Level 0
@@ -61,25 +64,25 @@ class Validation(NamedTuple):
     robust: Array
 
 
-def attack_batch(
+def attack_batches(
     key: Key,
     logits_fn: LogitsFn,
     weights: Any,
     attack: Attack,
     run: int,
-    *batch: Any,
+    given: Iterable[Sequence[Any]],
     transform: Callable = jax.jit,
-) -> Array:
-    """The points `[B, ...]` that a run of an attack finds on `images [B, ...], labels, indices`."""
+) -> Iterator[Array]:
+    """The points `[B, ...]` that a run finds on each `images [B, ...], labels [B], indices [B]`."""
     numbers = np.array([attack.number, run], np.int32)
     argument = inputs.as_argument(attack)
-    return compiled(_points, transform)(key, numbers, argument, logits_fn, single(weights), *batch)
+    return _each(_points, (key, numbers, argument, logits_fn, single(weights)), given, transform)
 
 
 def trace_attack(
     key: Key, logits_fn: LogitsFn, weights: Any, attack: Attack, shape: Sequence[int]
 ) -> tuple[core.ClosedJaxpr, passes.Passes]:
-    """What `attack_batch` runs on images of this shape `[B, ...]`, and its passes per example."""
+    """What `attack_batches` runs on images of this shape `[B, ...]`, and its passes per example."""
     arguments = key, np.zeros(2, np.int32), inputs.as_argument(attack), logits_fn, single(weights)
     return trace(_points, arguments, logits_fn, shape, attack.num_steps)
 
@@ -119,6 +122,38 @@ def judge_batch(
 def single(weights: Any) -> np.ndarray:
     """In the precision of the networks."""
     return np.asarray(weights, np.float32)
+
+
+def _each(
+    function: Callable, arguments: Sequence[Any], given: Iterable, transform: Callable | None
+) -> Iterator:
+    """`function(*arguments, *batch)` of each of the batches that are given, in their order.
+
+    On a CPU several are computed at the same time: with one alone, cores wait for each other at
+    every operation of a small network. On two cores two batches of 64 at once are 1.2 to 1.5 times
+    as fast, from 8 x 8 digits to a ResNet18 of width 16.
+    """
+    run: Any = compiled(function, transform) if transform else function
+    number = min(cores(), _MOST_AT_ONCE) if _is_for_cpu(transform) else 1
+    if number == 1:
+        yield from (run(*arguments, *batch) for batch in given)
+        return
+    # JAX's settings, such as the precision of products or 64 bits, are those of a thread. What
+    # depends on them, tracing and the types of the arguments, is done in the caller's.
+    arguments = jax.device_put(tuple(arguments))
+    with futures.ThreadPoolExecutor(number) as pool:
+        running = collections.deque()
+        try:
+            for batch in given:
+                taken = *arguments, *jax.device_put(tuple(batch))
+                running.append(pool.submit(run.lower(*taken).compile(), *taken))
+                if len(running) > number:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:  # nobody waits for the others after an error or Ctrl-C
+                future.cancel()
 
 
 @functools.lru_cache(maxsize=64)
@@ -183,6 +218,13 @@ def may_shrink(transform: Callable) -> bool:
     return transform not in [_at_level(level) for _, level in _LEVELS]
 
 
+def _is_for_cpu(transform):
+    levels = (None, *(level for _, level in _LEVELS))
+    is_ours = transform in [_at_level(level) for level in levels]
+    settings: Any = jax.config
+    return is_ours and jax.default_backend() == "cpu" and not settings.jax_disable_jit
+
+
 def equal_batches(num_examples: int, batch_size: int | None) -> int:
     """The size of as many batches as `batch_size` needs, the last one hardly smaller.
 
@@ -200,6 +242,8 @@ def over_batches(
     images: Any,
     labels: Any,
     *,
+    arguments: Sequence[Any] = (),
+    transform: Callable | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], Any] = lambda num_done, num_all: None,
     bounds: Bounds = UNIT,
@@ -212,6 +256,9 @@ def over_batches(
       batch_fn: `(images [B, ...], labels [B], indices [B]) -> pytree of [B, ...]`.
       images: `[N, ...]` inputs, floats within `bounds` or uint8.
       labels: `[N]` integer classes.
+      arguments: what `batch_fn` takes before the batch.
+      transform: what compiles `batch_fn`, such as `jax.jit`, with which a CPU computes several
+        batches at the same time; None: it is called as it is.
       batch_size: number of examples `B` in every call, at most; None: 64 on a CPU, 256 elsewhere.
       progress: called at the beginning and after each batch with the number of examples that are
         done, and of all.
@@ -237,8 +284,11 @@ def over_batches(
     batch_size = equal_batches(number, batch_size)
     found = []
     progress(0, number)
-    for rows, filled in split(np.arange(number), batch_size):
-        found.append(jax.device_get(batch_fn(images[filled], labels[filled], filled)))
+    parts = list(split(np.arange(number), batch_size))
+    given = ((images[filled], labels[filled], filled) for _, filled in parts)
+    each = _each(batch_fn, arguments, given, transform)
+    for (rows, _), answer in zip(parts, each, strict=True):
+        found.append(jax.device_get(answer))
         progress(int(rows[-1]) + 1, number)
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:number], *found)
 

@@ -334,17 +334,18 @@ def attack_in_turn(
     for place, (attack, run) in enumerate(runs):
         file = f"{place:03d}-{_in_a_file_name(names[place])}"
         left = np.flatnonzero(~is_lost | is_complete)
-        for number, (rows, filled) in enumerate(batches.split(left, batch_size, shrink=shrink)):
-            path = folder and folder / f"{file}-{number:05d}.npz"
-            found = _read(path, rows)
+        parts = list(batches.split(left, batch_size, shrink=shrink))
+        paths = [folder and folder / f"{file}-{number:05d}.npz" for number in range(len(parts))]
+        known = [_read(path, rows) for path, (rows, _) in zip(paths, parts, strict=True)]
+        asked = [part for part, found in zip(parts, known, strict=True) if found is None]
+        given = ((images[filled], labels[filled], filled) for _, filled in asked)
+        moved = (at for at, *_ in given)
+        if place:
+            moved = batches.attack_batches(*seen, attack, run, given, transform)
+        for path, (rows, filled), found in zip(paths, parts, known, strict=True):
             if found is None:
-                began = time.monotonic()
-                at = images[filled]
-                if place:
-                    batch = at, labels[filled], filled
-                    at = np.asarray(
-                        batches.attack_batch(*seen, attack, run, *batch, transform=transform)
-                    )
+                began = time.monotonic()  # several are computed at once: as long as one waits
+                at = np.asarray(next(moved))
                 answers = judge(at, labels[filled], filled)
                 answers = batches.Answers(*(each[: len(rows)] for each in answers))
                 accuracy = expected_accuracy(answers.correct, weights)

@@ -90,12 +90,13 @@ def attack(
         shape = (batch_size, *images.shape[1:])
         _, passes = batches.trace(_attacked, arguments, members.logits_fn, shape)
         transform = batches.for_work(len(images) * passes.cost, members.logits_fn, shape[1:])
-    move = batches.compiled(_attacked, transform)
     with Bars(progress, unit="image") as bars:
         return batches.over_batches(
-            partial(move, *arguments),
+            _attacked,
             images,
             labels,
+            arguments=arguments,
+            transform=transform,
             batch_size=batch_size,
             progress=partial(bars.show, attacks.name_of(method)),
             bounds=bounds,

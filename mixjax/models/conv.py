@@ -18,7 +18,6 @@ each beside PyTorch's.
 
 import functools
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from jax import lax
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
+from mixjax.batch import cores
 from mixjax.models import chunks, im2col, winograd
 from mixjax.typing import Array
 
@@ -199,13 +199,6 @@ def _by_eigen(window, images, w):
         # Below that many multiplications one core is as fast as two, and the row would only cost.
         and math.prod(images.shape[:3]) * w.size >= _FEWEST_FOR_EIGEN
     )
-
-
-def cores() -> int:
-    """How many cores XLA computes on: those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _kernel_gradient_formula(x, y, *, window):

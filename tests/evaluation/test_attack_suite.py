@@ -61,8 +61,8 @@ def attacked(key, attack, logits_fn, weights, images, labels):
     runs = range(len(attack.names))
     weights = np.concatenate([weights, np.zeros(NUM_MEMBERS - len(weights), np.float32)])
     batch = np.float32(images), np.int32(labels), INDICES
-    found = (batches.attack_batch(key, logits_fn, weights, attack, run, *batch) for run in runs)
-    return np.stack([np.asarray(each) for each in found])
+    found = [batches.attack_batches(key, logits_fn, weights, attack, run, [batch]) for run in runs]
+    return np.stack([np.asarray(next(each)) for each in found])
 
 
 def right(logits_fn, points, labels):

@@ -10,7 +10,9 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -650,6 +652,51 @@ def test_a_cpu_attacks_64_examples_at_once_and_a_gpu_256(monkeypatch):
     assert batches.equal_batches(300, None) == 150
 
 
+def _drawn(key, images, labels, indices):
+    """Random numbers of the type of JAX's own floats: in another thread another one."""
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(indices)
+    return jax.vmap(jax.random.uniform)(keys) * 1.0 + labels
+
+
+@pytest.mark.parametrize("is_64_bit", [False, True])
+def test_batches_at_the_same_time_give_what_they_give_one_after_another(
+    is_64_bit, key, monkeypatch
+):
+    images, labels = np.zeros((21, 1), np.float32), np.arange(21)
+    found = {}
+    for number in (1, 3):
+        monkeypatch.setattr(batches, "cores", lambda number=number: number)
+        with jax.enable_x64(is_64_bit):
+            found[number] = evaluation.over_batches(
+                _drawn, images, labels, arguments=(key,), transform=jax.jit, batch_size=4
+            )
+    chex.assert_trees_all_equal(found[1], found[3])
+    assert found[3].dtype == (np.float64 if is_64_bit else np.float32)
+    assert (np.floor(found[3]) == labels).all()
+
+
+def test_a_stop_leaves_no_batch_at_work(key, monkeypatch):
+    monkeypatch.setattr(batches, "cores", lambda: 3)
+    images, labels = np.zeros((21, 1), np.float32), np.arange(21)
+    before = threading.active_count()
+
+    def stop(num_done, num_all):
+        if num_done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.over_batches(
+            _drawn,
+            images,
+            labels,
+            arguments=(key,),
+            transform=jax.jit,
+            batch_size=4,
+            progress=stop,
+        )
+    assert threading.active_count() == before
+
+
 @pytest.mark.parametrize("is_cheap", [False, True])
 def test_examples_that_are_left_alone_are_not_attacked_along_with_the_others(is_cheap, key):
     """The second run attacks what the first has left in half a batch, where it is worth it."""
@@ -674,6 +721,7 @@ def test_examples_that_are_left_alone_are_not_attacked_along_with_the_others(is_
         return jnp.stack([x[0] + 1.0, 0.0])[None]
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "cores", lambda: 1)  # several at once are compiled beforehand
         if is_cheap:  # so few operations that compiling once more would take longer
             patch.setattr(batches, "_at_level", lambda level: counting)
         arguments = key, logits_fn, [1.0], images, np.zeros(160, np.int32), suite
@@ -681,3 +729,16 @@ def test_examples_that_are_left_alone_are_not_attacked_along_with_the_others(is_
         found = evaluation.evaluate(*arguments, transform=counting, **settings)
     assert found.num_attacked.tolist() == [160, 59]
     assert sorted(seen) == ([160] * 5 if is_cheap else [80, 80, 160, 160, 160])
+
+
+def test_without_jit_batches_follow_each_other(key):
+    with jax.disable_jit():
+        found = evaluation.over_batches(
+            _drawn,
+            np.zeros((2, 1), np.float32),
+            np.arange(2),
+            arguments=(key,),
+            transform=jax.jit,
+            batch_size=1,
+        )
+    assert (np.floor(found) == [0, 1]).all()
