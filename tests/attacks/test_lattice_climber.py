@@ -91,3 +91,21 @@ def test_one_order_is_effective_and_maximal_on_linear_members(seed, key):
         assert smallest_norm(normals, margins, larger) > 0.95 * EPSILON
     assert not fooled.any() or smallest_norm(normals, margins, fooled) <= 1.001 * EPSILON
     assert (info.accuracy < info.first_accuracy) == fooled.any()
+
+
+def test_nothing_of_its_own_is_infinite(key):
+    """Outside of `jit` this mode looks at every single result."""
+    logits = jnp.array([[0.1, 0.0, -0.2], [0.2, 0.1, 0.0]])
+    with jax.debug_infs(True):
+        _, info = attacks.lattice_climber(
+            key,
+            lambda x: logits.at[:, 0].add(2.0 * x[0]),
+            np.array([0.6, 0.4]),
+            jnp.zeros(1),
+            0,
+            threats.linf(EPSILON),
+            num_orders=1,
+            num_steps=1,
+            bounds=(-1.0, 1.0),
+        )
+    assert info.accuracy == 0
