@@ -52,11 +52,6 @@ class Dataset:
             split = getattr(self, name)
             check(split.images, split.labels, self.num_classes, name=f"{name}.")
             checks.shape((None, *self.image_shape), **{f"{name}.images": split.images})
-            if not split.images.dtype.isnative:
-                raise ValueError(
-                    f"{name}.images must have the byte order of this machine, "
-                    f"got {split.images.dtype}"
-                )
             checks.one_of([self.train.images.dtype], **{f"{name}.images.dtype": split.images.dtype})
 
     @property

@@ -134,7 +134,7 @@ def test_images_of_another_byte_order_are_turned_or_refused():
     np.testing.assert_array_equal(dataset.test.images, swapped.images)
     assert dataset.test.images.dtype == np.float32
     jax.device_put(dataset.train)
-    with pytest.raises(ValueError, match="train.images must have the byte order of this machine"):
+    with pytest.raises(ValueError, match="train.images must be in native byte order"):
         data.Dataset("own", tuple("abcd"), swapped, swapped, swapped)
 
 
