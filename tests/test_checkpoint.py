@@ -501,7 +501,7 @@ def test_a_folder_of_another_config_is_refused_naming_the_fields(tmp_path):
     other = CONFIG | {"num_members": 3, "attack": {"epsilon": 0.3, "num_steps": 10}}
     with pytest.raises(ValueError) as caught:
         checkpoint.open(tmp_path, other)
-    assert "attack.epsilon: 0.2 -> 0.3; num_members: 2 -> 3" in str(caught.value)
+    assert "num_members: 2 -> 3; attack.epsilon: 0.2 -> 0.3" in str(caught.value)
     assert "num_steps" not in str(caught.value)
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
 
