@@ -41,8 +41,8 @@ class Fingerprint(NamedTuple):
 class _Program:
     """`(constants, *args) -> result`; equal programs are one object, so they are compiled once.
 
-    `jit` lets JAX keep what it has traced of it: attacks batch and differentiate it dozens of times.
-    An evaluation of a small ResNet whose programs are cached takes 4.2 s in place of 4.9.
+    `jit` lets JAX keep what it has traced of it, which attacks batch and differentiate dozens of
+    times: an evaluation of a small ResNet whose programs are cached takes 4.2 s in place of 4.9.
     """
 
     def __init__(self, closed, structure):

@@ -28,6 +28,8 @@ def table_of(ones, mixtures, holds):
         {
             "rows": {
                 "one_network": row(one),
+                "bat": row(mixture + 0.1),
+                "bat_alpha_0.1": row(mixture - 0.1),
                 "double_oracle": row(mixture, **bounds, upper_holds=held),
             }
         }
@@ -71,7 +73,8 @@ def test_a_row_has_the_mean_over_the_seeds_and_is_compared_seed_by_seed(write):
     *_, ahead, passes = cells(text, "double oracle")[:9]
     assert (ahead, passes) == ("-10.0 (-10.0 to -10.0)", "2.50")
     bounds = cells(text, "value of the double oracle")
-    assert bounds[0].startswith("10.0 (") and bounds[-1] == "1 of 2"
+    assert bounds[0].startswith("10.0 (")
+    assert bounds[-2:] == ["1 of 2", "-10.0 (-10.0 to -10.0)"]  # the best of BAT is the first
     assert "Members table mnist: not run yet" in text
 
 
@@ -80,6 +83,18 @@ def test_one_run_alone_has_no_interval_over_seeds(write):
     text = tables.members()
     assert cells(text, "one network")[:3] == ["90.0", "70.0", "60.0"]
     assert "Members table digits: not run yet" in text
+
+
+def test_rows_that_no_run_has_yet_are_told_as_such(write):
+    (run,) = table_of((0.5,), (0.4,), (True,))
+    run["rows"]["bat_alpha_0.1"] = None
+    write("members_table_digits", [run])
+    text = tables.members()
+    assert cells(text, "bat alpha 0.1")[:2] == ["not run yet", ""]
+    assert cells(text, "value of the double oracle")[-2:] == ["1 of 1", ""]
+    run["rows"]["double_oracle"] = None
+    write("members_table_digits", [run])
+    assert "value of the double oracle" not in tables.members()
 
 
 def test_boosting_is_told_for_its_own_alpha_by_the_number_of_members(write):
