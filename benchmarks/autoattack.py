@@ -119,7 +119,9 @@ def problem(flags: argparse.Namespace):
 
     The images are those of the test set, and more than it holds are filled up by training images.
     """
-    digits, model = data.load("digits"), models.small_resnet(width=flags.width)
+    digits = data.load("digits")
+    # Its images have short rows.
+    model = models.small_resnet(width=flags.width, conv=models.conv.banded)
     threat = threats.BY_NAME[flags.norm](TRAINING_RADII[flags.norm])
     attack = functools.partial(attacks.pgd, num_steps=5, step_size=threat.step_size(5))
     defense = defenses.mixture(model, optax.adam(3e-3), threat, attack, num_members=1)

@@ -8,12 +8,13 @@ other's transposes:
 
 Under `jax.vmap` an axis that the kernel does not carry is folded into the batch; any other is
 looped over, one plain convolution per element. Which loop is the caller's choice: `unrolled`
-(Python) or `scanned` (`lax.map`); `grouped` is JAX's own convolution, to compare with. All three
-take the arguments of `lax.conv_general_dilated`, so that Flax takes them as
+(Python) or `scanned` (`lax.map`); `grouped` is JAX's own convolution, to compare with. `banded` is
+`unrolled` with another product where rows are short, as those of digits are. All four take the
+arguments of `lax.conv_general_dilated`, so that Flax takes them as
 `nn.Conv(conv_general_dilated=unrolled)`. Forward and reverse mode work to any order. The lowering
 decides how the maps are computed on a CPU: 3 x 3 kernels of many channels by `winograd`, kernels
-that move by two, and kernel gradients of other sizes, by `im2col`. `benchmarks.convolutions` times
-each beside PyTorch's.
+that move by two, and kernel gradients of other sizes, by `im2col`, short rows, if asked for, by
+`bands`. `benchmarks.convolutions` times each beside PyTorch's.
 """
 
 import functools
@@ -28,7 +29,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from mixjax.batch import cores
-from mixjax.models import chunks, im2col, winograd
+from mixjax.models import bands, chunks, im2col, winograd
 from mixjax.typing import Array
 
 _LAYOUT = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC
@@ -105,6 +106,9 @@ def _convolve(
 
 unrolled = functools.partial(_convolve, loop="unrolled")
 scanned = functools.partial(_convolve, loop="scanned")
+# A choice of its own, since a training moves with the rounding of its convolutions: what was
+# measured on digits was trained without.
+banded = functools.partial(_convolve, loop="banded")
 grouped = lax.conv_general_dilated
 
 
@@ -116,12 +120,7 @@ def _forward_formula(x, w, *, window):
 
 def _input_gradient_formula(y, w, *, window):
     """`y` spread out by the strides, convolved with the flipped kernel."""
-    padding = [
-        (size - 1 - low, image + low - 1 - (out - 1) * stride)
-        for image, size, stride, (low, _), out in zip(
-            window.image, window.kernel, window.strides, window.padding, y.shape[1:3], strict=True
-        )
-    ]
+    padding = _padding_of_gradient(window, y)
     # Written as a convolution in canonical form: as the transpose that JAX would derive, XLA's CPU
     # backend takes a slow path, and inside of a loop a very slow one.
     w = jnp.flip(w, (0, 1)).swapaxes(2, 3)
@@ -130,7 +129,18 @@ def _input_gradient_formula(y, w, *, window):
     )
 
 
+def _padding_of_gradient(window, y):
+    return [
+        (size - 1 - low, image + low - 1 - (out - 1) * stride)
+        for image, size, stride, (low, _), out in zip(
+            window.image, window.kernel, window.strides, window.padding, y.shape[1:3], strict=True
+        )
+    ]
+
+
 def _forward_on_cpu(x, w, *, window):
+    if _by_bands(window, x, window.padding):
+        return bands.convolve(x, w, window.padding, window.precision)
     # The order matters: Winograd has fewer multiplications and wins wherever it applies.
     if _by_winograd(window, x, w.shape[3]):
         return winograd.convolve(x, w)
@@ -146,6 +156,10 @@ def _forward_on_cpu(x, w, *, window):
 
 
 def _input_gradient_on_cpu(y, w, *, window):
+    padding = _padding_of_gradient(window, y)
+    if _by_bands(window, y, padding):
+        w = jnp.flip(w, (0, 1)).swapaxes(2, 3)
+        return bands.convolve(y, w, padding, window.precision)
     if _by_winograd(window, y, w.shape[2]):
         return winograd.convolve(y, w, transposed=True)
     if _by_eigen(window, y, w):
@@ -154,6 +168,16 @@ def _input_gradient_on_cpu(y, w, *, window):
         window = window._replace(image=(height + 1, width))
         return _input_gradient_formula(y, w, window=window)[:, :-1]
     return _input_gradient_formula(y, w, window=window)
+
+
+def _by_bands(window, images, padding):
+    return (
+        window.loop == "banded"
+        and window.strides == (1, 1)
+        and images.dtype == jnp.float32
+        and min(side for pads in padding for side in pads) >= 0
+        and bands.suits(images.shape)
+    )
 
 
 def _by_winograd(window, images, features):

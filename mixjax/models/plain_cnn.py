@@ -31,7 +31,7 @@ def mnist_cnn(
       num_classes: number of classes `C`.
       width: channels of the first convolution.
       input_shape: `(H, W, channels)` of one example.
-      conv: the convolution, one of `conv.unrolled`, `conv.scanned`, `conv.grouped`.
+      conv: the convolution, one of `conv.unrolled`, `banded`, `scanned` and `grouped`.
 
     Returns:
       The `Model`.
@@ -71,7 +71,7 @@ def cifar_cnn(
       num_classes: number of classes `C`.
       width: channels of the convolutions.
       input_shape: `(H, W, channels)` of one example.
-      conv: the convolution, one of `conv.unrolled`, `conv.scanned`, `conv.grouped`.
+      conv: the convolution, one of `conv.unrolled`, `banded`, `scanned` and `grouped`.
 
     Returns:
       The `Model`.

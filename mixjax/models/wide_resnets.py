@@ -47,7 +47,7 @@ def wide_resnet(
       std: divides the input after that.
       dtype: of the convolutions; parameters, statistics and logits are float32.
       axis_name: mapped axis over which BatchNorm averages its statistics in training.
-      conv: the convolution, one of `conv.unrolled`, `conv.scanned`, `conv.grouped`.
+      conv: the convolution, one of `conv.unrolled`, `banded`, `scanned` and `grouped`.
 
     Returns:
       The `Model`.

@@ -86,6 +86,44 @@ def test_value_and_derivatives_of_three_orders_are_those_of_lax(window, cores, m
     close(*everything(x, w))
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 1), (0, 2)), ((0, 3), (-1, 2))], ids=str)
+def test_of_short_rows_products_with_bands_have_the_same_derivatives(padding):
+    x, w = arrays((3, 2))
+
+    @jax.jit
+    def both(x, w):
+        return [all_orders(bind(c, (1, 1), padding), x, w) for c in (conv.banded, conv.grouped)]
+
+    close(*both(x, w))
+
+
+@pytest.mark.parametrize(
+    ("changed", "forward", "backward"),
+    [
+        ({}, 0, 0),
+        ({"features": (1, 16)}, 0, 1),  # 128 numbers in a row of the result
+        ({"features": (16, 1)}, 1, 0),
+        ({"features": (16, 16)}, 1, 1),
+        ({"strides": (1, 2)}, 1, 1),
+        ({"padding": ((-1, 1), (1, 1))}, 1, 0),
+        ({"dtype": jnp.bfloat16}, 1, 1),
+        ({"convolution": conv.unrolled}, 1, 1),
+    ],
+    ids=str,
+)
+def test_short_rows_alone_are_multiplied_by_bands(changed, forward, backward):
+    settings = {"strides": (1, 1), "padding": ((1, 1), (1, 1))} | changed
+    channels, features = settings.pop("features", (8, 8))
+    dtype = settings.pop("dtype", jnp.float32)
+    x = jax.ShapeDtypeStruct((4, 8, 8, channels), dtype)
+    w = jax.ShapeDtypeStruct((3, 3, channels, features), dtype)
+    f = bind(settings.pop("convolution", conv.banded), **settings)
+    y = jax.eval_shape(f, x, w)
+    gradient = jax.jit(lambda w, y: jax.linear_transpose(lambda x: f(x, w), x)(y)[0])
+    for lowered, expected in ((jax.jit(f).lower(x, w), forward), (gradient.lower(w, y), backward)):
+        assert lowered.as_text().count("stablehlo.convolution") == expected
+
+
 @pytest.mark.parametrize(
     ("cores", "changed", "rows"),
     [
@@ -158,7 +196,10 @@ def test_mapped_over_either_argument_or_both_it_equals_a_loop(name, axes):
     close(*both())
 
 
-@pytest.mark.parametrize("route", [conv.unrolled, conv.scanned], ids=["unrolled", "scanned"])
+ROUTES = {"unrolled": conv.unrolled, "scanned": conv.scanned, "banded": conv.banded}
+
+
+@pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
 @pytest.mark.parametrize("name", MAPS)
 def test_examples_around_members_and_members_around_examples(name, route):
     """Three examples each of the first argument, two members each of both."""

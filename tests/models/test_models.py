@@ -243,7 +243,7 @@ def second_derivatives(route):
     return jax.device_get(jax.jit(jax.grad(penalty, (0, 1)))(variables, uniform(2, 8, 6, 2)))
 
 
-@pytest.mark.parametrize("route", ["unrolled", "scanned"])
+@pytest.mark.parametrize("route", ["unrolled", "scanned", "banded"])
 def test_gradient_of_a_gradient_through_residual_blocks_is_that_with_jax_convolutions(route):
     close(second_derivatives(route), second_derivatives("grouped"), 1e-3)
 

@@ -1,0 +1,46 @@
+"""Convolutions of small images as products of whole rows with banded matrices.
+
+A row of a result depends on as many rows of the image as the kernel has. Laid out flat they are a
+vector, and what the kernel does to it is a matrix that is 0 outside of a band. The product takes
+`W / w` times the multiplications, but in one matrix product without a copy for each pixel: of a few
+channels, where XLA's convolutions are slow, it is the faster one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mixjax.typing import Array
+
+_MOST_NUMBERS = 64  # of a row: pixels times channels
+
+
+def suits(shape: Sequence[int]) -> bool:
+    """Whether the rows of images `[B, H, W, C]` are short enough.
+
+    Of 8 x 8 pixels and a 3 x 3 kernel, microseconds of a core per image, XLA's convolution and
+    this one: 1 to 8 channels 6.4 and .8, 8 to 8 channels 6.5 and 3.1, 16 to 16 8.9 and 7.6, and
+    the gradient of the last 5.5 and 9.2.
+    """
+    return shape[2] * shape[3] <= _MOST_NUMBERS
+
+
+def convolve(x: Array, w: Array, padding: Sequence, precision: Any = None) -> Array:
+    """Images `[B, H, W, C]` with a kernel `[h, w, C, K]` that moves by one, as XLA's."""
+    (batch, height, width, channels), (num_rows, size, _, features) = x.shape, w.shape
+    above_below, (left, right) = padding
+    columns = width + left + right - size + 1
+    # 1 where a column of the kernel takes a column of the image to one of the result.
+    seen, result = np.arange(width)[:, None], np.arange(columns)
+    band = np.stack([seen == result + column - left for column in range(size)])
+    matrix = jnp.einsum("hwck,wij->hicjk", w, jnp.asarray(band, w.dtype), precision="highest")
+    matrix = matrix.reshape(num_rows * width * channels, columns * features)
+    x = x.reshape(batch, height, width * channels)
+    x = jnp.pad(x, ((0, 0), above_below, (0, 0)))
+    height = x.shape[1] - num_rows + 1
+    rows = jnp.concatenate([x[:, row : row + height] for row in range(num_rows)], axis=2)
+    y = lax.dot_general(rows, matrix, (((2,), (0,)), ((), ())), precision=precision)
+    return y.reshape(batch, height, columns, features)
