@@ -31,6 +31,7 @@ FORBIDDEN_CALLS = ("print", "warn", "breakpoint")
 MAY_COMPILE = (
     "mixjax/parallel.py",
     "mixjax/models/conv.py",
+    "mixjax/program.py",  # of a program that is whole: so JAX keeps what it has traced of it
     "mixjax/evaluation/batches.py",  # a loop over batches on the host calls compiled code
     "mixjax/evaluation/diagnostics.py",
     "mixjax/evaluation/security.py",
