@@ -109,7 +109,7 @@ def test_of_short_rows_products_with_bands_have_the_same_derivatives(padding):
         ({"dtype": jnp.bfloat16}, 1, 1),
         ({"convolution": conv.unrolled}, 1, 1),
     ],
-    ids=str,
+    ids=range(8),  # the same in every process of the suite, as an address is not
 )
 def test_short_rows_alone_are_multiplied_by_bands(changed, forward, backward):
     settings = {"strides": (1, 1), "padding": ((1, 1), (1, 1))} | changed
