@@ -11,6 +11,7 @@ import signal
 import sys
 import textwrap
 import threading
+import types
 
 import chex
 import jax
@@ -729,6 +730,28 @@ def test_examples_that_are_left_alone_are_not_attacked_along_with_the_others(is_
         found = evaluation.evaluate(*arguments, transform=counting, **settings)
     assert found.num_attacked.tolist() == [160, 59]
     assert sorted(seen) == ([160] * 5 if is_cheap else [80, 80, 160, 160, 160])
+
+
+def test_each_thread_waits_for_what_it_has_called(monkeypatch):
+    """Calls return before their work is done, and that of one thread is done in order."""
+    waited_in = []
+
+    class Result:
+        def block_until_ready(self):
+            waited_in.append(threading.current_thread())
+            return self
+
+    def call(*batch):
+        return Result()
+
+    program = types.SimpleNamespace(compile=lambda: call)
+    monkeypatch.setattr(batches, "cores", lambda: 2)
+    monkeypatch.setattr(
+        batches, "compiled", lambda *_: types.SimpleNamespace(lower=lambda *batch: program)
+    )
+    given = [(np.zeros(2),)] * 3
+    assert len(list(batches._each(call, (), given, jax.jit))) == 3
+    assert len(waited_in) == 3 and threading.main_thread() not in waited_in
 
 
 def test_without_jit_batches_follow_each_other(key):
