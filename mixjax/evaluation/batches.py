@@ -74,16 +74,44 @@ def attack_batches(
     transform: Callable = jax.jit,
 ) -> Iterator[Array]:
     """The points `[B, ...]` that a run finds on each `images [B, ...], labels [B], indices [B]`."""
+    return _each(_points, _before_batch(key, logits_fn, weights, attack, run), given, transform)
+
+
+def compile_attack(
+    key: Key,
+    logits_fn: LogitsFn,
+    weights: Any,
+    attack: Attack,
+    batch: Sequence[Any],
+    transform: Callable = jax.jit,
+) -> futures.Future | None:
+    """Has a thread compile what `attack_batches` runs on batches like `images, labels, indices`.
+
+    None where no core is to spare: what runs meanwhile leaves some of them idle on a CPU alone.
+    """
+    if cores() == 1 or not _is_for_cpu(transform):
+        return None
+    run: Any = compiled(_points, transform)
+    arguments = *_before_batch(key, logits_fn, weights, attack, 0), *batch
+    # Traced in the caller's thread, whose settings count, as in `_each`.
+    return _compiler().submit(run.lower(*jax.device_put(arguments)).compile)
+
+
+@functools.cache
+def _compiler():
+    return futures.ThreadPoolExecutor(1, "mixjax-compiler")
+
+
+def _before_batch(key, logits_fn, weights, attack, run):
     numbers = np.array([attack.number, run], np.int32)
-    argument = inputs.as_argument(attack)
-    return _each(_points, (key, numbers, argument, logits_fn, single(weights)), given, transform)
+    return key, numbers, inputs.as_argument(attack), logits_fn, single(weights)
 
 
 def trace_attack(
     key: Key, logits_fn: LogitsFn, weights: Any, attack: Attack, shape: Sequence[int]
 ) -> tuple[core.ClosedJaxpr, passes.Passes]:
     """What `attack_batches` runs on images of this shape `[B, ...]`, and its passes per example."""
-    arguments = key, np.zeros(2, np.int32), inputs.as_argument(attack), logits_fn, single(weights)
+    arguments = _before_batch(key, logits_fn, weights, attack, 0)
     return trace(_points, arguments, logits_fn, shape, attack.num_steps)
 
 
@@ -134,7 +162,7 @@ def _each(
     longer than one.
     """
     run: Any = compiled(function, transform) if transform else function
-    number = min(cores(), _MOST_AT_ONCE) if _is_for_cpu(transform) else 1
+    number = _at_once() if _is_for_cpu(transform) else 1
     if number == 1:
         yield from (run(*arguments, *batch) for batch in given)
         return
@@ -237,10 +265,19 @@ def equal_batches(num_examples: int, batch_size: int | None) -> int:
     Raises:
       ValueError: if `batch_size` is neither None, the usual number, nor at least 1.
     """
+    at_once = 1
     if batch_size is None:
-        batch_size = _USUAL_ON_CPU if jax.default_backend() == "cpu" else _USUAL
+        is_cpu = jax.default_backend() == "cpu"
+        batch_size = _USUAL_ON_CPU if is_cpu else _USUAL
+        at_once = _at_once() if is_cpu and num_examples > batch_size else 1
     checks.at_least(1, batch_size=batch_size)
-    return -(-num_examples // -(-num_examples // batch_size))
+    # As many as are computed at once, or twice as many: the last ones leave no core idle.
+    rounds = -(-num_examples // (batch_size * at_once))
+    return -(-num_examples // (rounds * at_once))
+
+
+def _at_once():
+    return min(cores(), _MOST_AT_ONCE)
 
 
 def over_batches(

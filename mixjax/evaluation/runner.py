@@ -330,7 +330,7 @@ def attack_in_turn(
             return batches.Answers(found.averaged[:, None], found.averaged, is_nan)
         return found
 
-    shrink = batches.may_shrink(transform)
+    shrink, soon = batches.may_shrink(transform), {}
     for place, (attack, run) in enumerate(runs):
         file = f"{place:03d}-{_in_a_file_name(names[place])}"
         left = np.flatnonzero(~is_lost | is_complete)
@@ -340,6 +340,15 @@ def attack_in_turn(
         asked = [part for part, found in zip(parts, known, strict=True) if found is None]
         given = ((images[filled], labels[filled], filled) for _, filled in asked)
         moved = (at for at, *_ in given)
+        if asked:
+            # One ahead: if all examples are lost before its turn, one program is compiled in vain.
+            following = next((each for each, _ in runs[place:] if each is not attack), None)
+            if following is not None and id(following) not in soon:
+                filled = asked[0][1]
+                batch = images[filled], labels[filled], filled
+                soon[id(following)] = batches.compile_attack(*seen, following, batch, transform)
+            if (compiling := soon.get(id(attack))) is not None:
+                compiling.result()  # not twice at the same time
         if place:
             moved = batches.attack_batches(*seen, attack, run, given, transform)
         for path, (rows, filled), found in zip(paths, parts, known, strict=True):

@@ -28,13 +28,15 @@ def suits(shape: Sequence[int]) -> bool:
     return shape[2] * shape[3] <= _MOST_NUMBERS
 
 
-def convolve(x: Array, w: Array, padding: Sequence, precision: Any = None) -> Array:
-    """Images `[B, H, W, C]` with a kernel `[h, w, C, K]` that moves by one, as XLA's."""
+def convolve(
+    x: Array, w: Array, strides: Sequence[int], padding: Sequence, precision: Any = None
+) -> Array:
+    """Images `[B, H, W, C]` with a kernel `[h, w, C, K]`, as `lax.conv_general_dilated`."""
     (batch, height, width, channels), (num_rows, size, _, features) = x.shape, w.shape
     above_below, (left, right) = padding
-    columns = width + left + right - size + 1
+    columns = (width + left + right - size) // strides[1] + 1
     # The column of the kernel that takes a column of the image to one of the result.
-    place = np.arange(width)[:, None] - np.arange(columns) + left
+    place = np.arange(width)[:, None] - strides[1] * np.arange(columns) + left
     matrix = w[:, np.clip(place, 0, size - 1)].transpose(0, 1, 3, 2, 4)
     # The choice comes last: XLA moves a choice out of a loop, but no transposition that ends it.
     seen = (place >= 0) & (place < size)
@@ -42,7 +44,9 @@ def convolve(x: Array, w: Array, padding: Sequence, precision: Any = None) -> Ar
     matrix = matrix.reshape(num_rows * width * channels, columns * features)
     x = x.reshape(batch, height, width * channels)
     x = jnp.pad(x, ((0, 0), above_below, (0, 0)))
-    height = x.shape[1] - num_rows + 1
-    rows = jnp.concatenate([x[:, row : row + height] for row in range(num_rows)], axis=2)
-    y = lax.dot_general(rows, matrix, (((2,), (0,)), ((), ())), precision=precision)
+    height = (x.shape[1] - num_rows) // strides[0] + 1
+    rows = [x[:, row :: strides[0]][:, :height] for row in range(num_rows)]
+    y = lax.dot_general(
+        jnp.concatenate(rows, axis=2), matrix, (((2,), (0,)), ((), ())), precision=precision
+    )
     return y.reshape(batch, height, columns, features)

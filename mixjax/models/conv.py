@@ -140,7 +140,7 @@ def _padding_of_gradient(window, y):
 
 def _forward_on_cpu(x, w, *, window):
     if _by_bands(window, x, window.padding):
-        return bands.convolve(x, w, window.padding, window.precision)
+        return bands.convolve(x, w, window.strides, window.padding, window.precision)
     # The order matters: Winograd has fewer multiplications and wins wherever it applies.
     if _by_winograd(window, x, w.shape[3]):
         return winograd.convolve(x, w)
@@ -157,9 +157,9 @@ def _forward_on_cpu(x, w, *, window):
 
 def _input_gradient_on_cpu(y, w, *, window):
     padding = _padding_of_gradient(window, y)
-    if _by_bands(window, y, padding):
+    if window.strides == (1, 1) and _by_bands(window, y, padding):
         w = jnp.flip(w, (0, 1)).swapaxes(2, 3)
-        return bands.convolve(y, w, padding, window.precision)
+        return bands.convolve(y, w, (1, 1), padding, window.precision)
     if _by_winograd(window, y, w.shape[2]):
         return winograd.convolve(y, w, transposed=True)
     if _by_eigen(window, y, w):
@@ -173,7 +173,7 @@ def _input_gradient_on_cpu(y, w, *, window):
 def _by_bands(window, images, padding):
     return (
         window.loop == "banded"
-        and window.strides == (1, 1)
+        and max(window.kernel) > 1  # of single pixels there is nothing to gain
         and images.dtype == jnp.float32
         and min(side for pads in padding for side in pads) >= 0
         and bands.suits(images.shape)

@@ -648,7 +648,12 @@ def test_the_last_batch_takes_the_smallest_of_four_sizes_that_holds_it():
 
 
 def test_a_cpu_attacks_64_examples_at_once_and_a_gpu_256(monkeypatch):
-    assert batches.equal_batches(300, None) == 60
+    sizes = {1: 60, 2: 50, 4: 38, 16: 38}  # on so many cores
+    for number, size in sizes.items():
+        monkeypatch.setattr(batches, "cores", lambda number=number: number)
+        assert batches.equal_batches(300, None) == size
+        assert batches.equal_batches(300, 64) == 60
+        assert batches.equal_batches(64, None) == 64
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert batches.equal_batches(300, None) == 150
 
@@ -752,6 +757,40 @@ def test_each_thread_waits_for_what_it_has_called(monkeypatch):
     given = [(np.zeros(2),)] * 3
     assert len(list(batches._each(call, (), given, jax.jit))) == 3
     assert len(waited_in) == 3 and threading.main_thread() not in waited_in
+
+
+def test_the_next_attack_is_compiled_once_and_while_another_runs(key, monkeypatch):
+    compiled_in = []
+
+    def listen(event, seconds, **told):
+        if "backend_compile" in event and "_points" in told.get("fun_name", ""):
+            compiled_in.append(threading.current_thread())
+
+    def attack(by):
+        return evaluation.Attack((f"by {by}",) * 2, 1, lambda x: jnp.clip(x + by, 0.0, 1.0))
+
+    suite = [attack(by) for by in (0.125, 0.25, 0.375)]
+    images, labels = np.linspace(0.0, 1.0, 4, dtype=np.float32)[:, None], np.zeros(4, np.int32)
+
+    def robust():
+        found = evaluation.evaluate(key, _below_half, [1.0], images, labels, suite)
+        return found.robust_accuracy
+
+    monkeypatch.setattr(batches, "cores", lambda: 1)
+    in_turn = robust()
+    monkeypatch.setattr(batches, "cores", lambda: 2)
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        assert robust() == in_turn == 0.25
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled_in) == 3 and threading.main_thread() not in compiled_in
+
+
+def _below_half(x):
+    """One member, which answers 0 below a half."""
+    return jnp.stack([0.5 - x[0], 0.0])[None]
 
 
 def test_without_jit_batches_follow_each_other(key):

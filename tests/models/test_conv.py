@@ -86,13 +86,14 @@ def test_value_and_derivatives_of_three_orders_are_those_of_lax(window, cores, m
     close(*everything(x, w))
 
 
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (1, 2), (3, 2)], ids=str)
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 1), (0, 2)), ((0, 3), (-1, 2))], ids=str)
-def test_of_short_rows_products_with_bands_have_the_same_derivatives(padding):
+def test_of_short_rows_products_with_bands_have_the_same_derivatives(padding, strides):
     x, w = arrays((3, 2))
 
     @jax.jit
     def both(x, w):
-        return [all_orders(bind(c, (1, 1), padding), x, w) for c in (conv.banded, conv.grouped)]
+        return [all_orders(bind(c, strides, padding), x, w) for c in (conv.banded, conv.grouped)]
 
     close(*both(x, w))
 
@@ -104,19 +105,21 @@ def test_of_short_rows_products_with_bands_have_the_same_derivatives(padding):
         ({"features": (1, 16)}, 0, 1),  # 128 numbers in a row of the result
         ({"features": (16, 1)}, 1, 0),
         ({"features": (16, 16)}, 1, 1),
-        ({"strides": (1, 2)}, 1, 1),
+        ({"strides": (1, 2)}, 0, 1),
+        ({"strides": (2, 1)}, 0, 1),
+        ({"kernel": (1, 1), "padding": ((0, 0), (0, 0))}, 1, 1),
         ({"padding": ((-1, 1), (1, 1))}, 1, 0),
         ({"dtype": jnp.bfloat16}, 1, 1),
         ({"convolution": conv.unrolled}, 1, 1),
     ],
-    ids=range(8),  # the same in every process of the suite, as an address is not
+    ids=range(10),  # the same in every process of the suite, as an address is not
 )
 def test_short_rows_alone_are_multiplied_by_bands(changed, forward, backward):
     settings = {"strides": (1, 1), "padding": ((1, 1), (1, 1))} | changed
     channels, features = settings.pop("features", (8, 8))
     dtype = settings.pop("dtype", jnp.float32)
     x = jax.ShapeDtypeStruct((4, 8, 8, channels), dtype)
-    w = jax.ShapeDtypeStruct((3, 3, channels, features), dtype)
+    w = jax.ShapeDtypeStruct((*settings.pop("kernel", (3, 3)), channels, features), dtype)
     f = bind(settings.pop("convolution", conv.banded), **settings)
     y = jax.eval_shape(f, x, w)
     gradient = jax.jit(lambda w, y: jax.linear_transpose(lambda x: f(x, w), x)(y)[0])
