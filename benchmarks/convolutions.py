@@ -3,8 +3,10 @@
     python -m benchmarks.convolutions      # needs PyTorch: pip install -e '.[bench]'; a minute
 
 The layers of a ResNet18 of width 64 and of the MNIST classifier of Hamm 2018, and some narrow ones,
-as small networks have. Both sides get the same arrays, in the layout that each is fastest with, and
-must agree before anything is timed.
+as small networks have; those of 8 x 8 images by `conv.banded`. Both sides get the same arrays, in
+the layout that each is fastest with, and must agree before anything is timed. Beside each map
+stands XLA's matrix product of as many multiplications, its factors at hand: no convolution that is
+made of one product takes less.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import comparison, setting, timing
@@ -36,12 +39,14 @@ class Layer(NamedTuple):
     features: int
     side: int = 3
     stride: int = 1
+    is_banded: bool = False
 
     @property
     def name(self) -> str:
         """What it is called in the table."""
         channels = f"{self.channels} to {self.features}, {self.size} x {self.size}"
-        return f"{channels}, kernel {self.side} x {self.side}, stride {self.stride}"
+        name = f"{channels}, kernel {self.side} x {self.side}, stride {self.stride}"
+        return f"{name}, banded" if self.is_banded else name
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -61,6 +66,9 @@ LAYERS = (
     Layer(128, 28, 1, 8, 5),
     Layer(64, 28, 8, 8),
     Layer(64, 32, 16, 16),
+    Layer(64, 8, 1, 8, is_banded=True),
+    Layer(64, 8, 8, 8, is_banded=True),
+    Layer(64, 8, 8, 16, 3, 2, is_banded=True),
 )
 
 
@@ -78,11 +86,12 @@ def main(argv=None):
     try:
         for layer in LAYERS:
             arrays = arrays_of(layer, flags.seed)
+            bare = products(layer)
             for name in MAPS:
                 mine, theirs = ours(layer, arrays)[name], their_maps(torch, layer, arrays)[name]
                 difference = compare(layer, name, mine(), theirs())
                 comparison.tell(f"{layer.name}, {name}: both sides differ by {difference:.1e}")
-                for side, call in (("torch", theirs), ("mixjax", mine)):
+                for side, call in (("torch", theirs), ("mixjax", mine), ("product", bare[name])):
                     cases.append(timing.Case(f"{side}, {name}, {layer.name}", 0, _case(call)))
         timings = timing.interleave(cases, num_repeats=flags.repeats, min_seconds=flags.seconds)
     except ValueError as error:
@@ -136,8 +145,10 @@ def ours(layer: Layer, arrays) -> dict[str, Callable[[], Any]]:
     """The three maps, compiled."""
     x, w, y = map(jax.device_put, arrays)
 
+    convolution = conv.banded if layer.is_banded else conv.unrolled
+
     def forward(x, w):
-        return conv.unrolled(
+        return convolution(
             x,
             w,
             (layer.stride,) * 2,
@@ -153,6 +164,24 @@ def ours(layer: Layer, arrays) -> dict[str, Callable[[], Any]]:
         "input_gradient": functools.partial(jax.jit(functools.partial(gradient, 0)), x, w, y),
         "kernel_gradient": functools.partial(jax.jit(functools.partial(gradient, 1)), x, w, y),
     }
+
+
+def products(layer: Layer) -> dict[str, Callable[[], Any]]:
+    """For each map a matrix product of its size, compiled: what copies and sums would go around."""
+    pixels = layer.batch * (layer.size // layer.stride) ** 2
+    numbers, features = layer.side**2 * layer.channels, layer.features
+    sizes = {
+        "forward": (pixels, numbers, features),
+        "input_gradient": (pixels, features, numbers),
+        "kernel_gradient": (numbers, pixels, features),
+    }
+
+    def product(rows, summed, columns):
+        return functools.partial(
+            jax.jit(jnp.dot), jnp.ones((rows, summed)), jnp.ones((summed, columns))
+        )
+
+    return {name: product(*size) for name, size in sizes.items()}
 
 
 def their_maps(torch, layer: Layer, arrays) -> dict[str, Callable[[], Any]]:
@@ -217,31 +246,35 @@ def _case(call):
 
 
 def rows(timings) -> list[dict[str, Any]]:
-    """Milliseconds of both sides, and how many times as fast ours is, turn by turn."""
+    """Milliseconds of both sides and of the product, and how many times as fast ours is."""
     found = []
-    for theirs, mine in zip(timings[::2], timings[1::2], strict=True):
+    for theirs, mine, bare in zip(timings[::3], timings[1::3], timings[2::3], strict=True):
         side, name, layer = mine.case.name.split(", ", 2)
         found.append(
             {
                 "layer": layer,
                 "map": name,
-                "milliseconds": timing.spread([1e3 * each for each in mine.seconds])._asdict(),
-                "torch_milliseconds": timing.spread(
-                    [1e3 * each for each in theirs.seconds]
-                )._asdict(),
+                "milliseconds": _milliseconds(mine),
+                "torch_milliseconds": _milliseconds(theirs),
+                "product_milliseconds": _milliseconds(bare),
                 "times_as_fast": timing.ratio(theirs, mine)._asdict(),
             }
         )
     return found
 
 
+def _milliseconds(timed):
+    return timing.spread([1e3 * each for each in timed.seconds])._asdict()
+
+
 def table(result: dict[str, Any]) -> str:
-    """The result as lines of text: milliseconds, ours / PyTorch's."""
+    """The result as lines of text: milliseconds, ours / PyTorch's / the product alone."""
     lines = []
     for layer in dict.fromkeys(each["layer"] for each in result["cases"]):
         cells = [
             f"{each['map']} {each['milliseconds']['median']:.1f} / "
-            f"{each['torch_milliseconds']['median']:.1f}"
+            f"{each['torch_milliseconds']['median']:.1f} / "
+            f"{each['product_milliseconds']['median']:.1f}"
             for each in result["cases"]
             if each["layer"] == layer
         ]

@@ -82,7 +82,8 @@ _AUTOATTACK = """\
 """
 _LAYERS = """\
 - Milliseconds of one convolution, of its input gradient and of its kernel gradient, ours / those of
-  PyTorch's oneDNN in the layout that it is fastest with; medians of turns in one run.
+  PyTorch's oneDNN in the layout that it is fastest with / those of XLA's matrix product of as many
+  multiplications alone, without the copies around it; medians of turns in one run.
 """
 _SOLVERS = """\
 - The game of the synthetic problem on one thread: each example's attacker picks one candidate.
@@ -229,8 +230,9 @@ def layers() -> str:
     for path in sorted(RESULTS.glob("convolutions*.json")):
         found, rows = json.loads(path.read_text()), {}
         for case in found["cases"]:
-            ours, theirs = (case[key]["median"] for key in ("milliseconds", "torch_milliseconds"))
-            rows.setdefault(case["layer"], []).append(f"{ours:.1f} / {theirs:.1f}")
+            kinds = ("milliseconds", "torch_milliseconds", "product_milliseconds")
+            cell = " / ".join(f"{case[kind]['median']:.1f}" for kind in kinds)
+            rows.setdefault(case["layer"], []).append(cell)
         corner = f"[{found['threads']['number']} cores](results/{path.name})"
         head = ["forward", "input gradient", "kernel gradient"]
         parts.append(reporting.rate_table(corner, head, rows))

@@ -42,7 +42,7 @@ class _Program:
     """`(constants, *args) -> result`; equal programs are one object, so they are compiled once.
 
     `jit` lets JAX keep what it has traced of it, which attacks batch and differentiate dozens of
-    times: an evaluation of a small ResNet whose programs are cached takes 4.2 s in place of 4.9.
+    times.
     """
 
     def __init__(self, closed, structure):

@@ -120,7 +120,12 @@ def _forward_formula(x, w, *, window):
 
 def _input_gradient_formula(y, w, *, window):
     """`y` spread out by the strides, convolved with the flipped kernel."""
-    padding = _padding_of_gradient(window, y)
+    padding = [
+        (size - 1 - low, image + low - 1 - (out - 1) * stride)
+        for image, size, stride, (low, _), out in zip(
+            window.image, window.kernel, window.strides, window.padding, y.shape[1:3], strict=True
+        )
+    ]
     # Written as a convolution in canonical form: as the transpose that JAX would derive, XLA's CPU
     # backend takes a slow path, and inside of a loop a very slow one.
     w = jnp.flip(w, (0, 1)).swapaxes(2, 3)
@@ -129,17 +134,8 @@ def _input_gradient_formula(y, w, *, window):
     )
 
 
-def _padding_of_gradient(window, y):
-    return [
-        (size - 1 - low, image + low - 1 - (out - 1) * stride)
-        for image, size, stride, (low, _), out in zip(
-            window.image, window.kernel, window.strides, window.padding, y.shape[1:3], strict=True
-        )
-    ]
-
-
 def _forward_on_cpu(x, w, *, window):
-    if _by_bands(window, x, window.padding):
+    if _by_bands(window, x) and min(side for pads in window.padding for side in pads) >= 0:
         return bands.convolve(x, w, window.strides, window.padding, window.precision)
     # The order matters: Winograd has fewer multiplications and wins wherever it applies.
     if _by_winograd(window, x, w.shape[3]):
@@ -156,10 +152,10 @@ def _forward_on_cpu(x, w, *, window):
 
 
 def _input_gradient_on_cpu(y, w, *, window):
-    padding = _padding_of_gradient(window, y)
-    if window.strides == (1, 1) and _by_bands(window, y, padding):
-        w = jnp.flip(w, (0, 1)).swapaxes(2, 3)
-        return bands.convolve(y, w, (1, 1), padding, window.precision)
+    if _by_bands(window, y):
+        return bands.input_gradient(
+            y, w, window.strides, window.padding, window.image, window.precision
+        )
     if _by_winograd(window, y, w.shape[2]):
         return winograd.convolve(y, w, transposed=True)
     if _by_eigen(window, y, w):
@@ -170,12 +166,11 @@ def _input_gradient_on_cpu(y, w, *, window):
     return _input_gradient_formula(y, w, window=window)
 
 
-def _by_bands(window, images, padding):
+def _by_bands(window, images):
     return (
         window.loop == "banded"
         and max(window.kernel) > 1  # of single pixels there is nothing to gain
         and images.dtype == jnp.float32
-        and min(side for pads in padding for side in pads) >= 0
         and bands.suits(images.shape)
     )
 
