@@ -168,12 +168,12 @@ def ours(layer: Layer, arrays) -> dict[str, Callable[[], Any]]:
 
 def products(layer: Layer) -> dict[str, Callable[[], Any]]:
     """For each map a matrix product of its size, compiled: what copies and sums would go around."""
-    pixels = layer.batch * (layer.size // layer.stride) ** 2
-    numbers, features = layer.side**2 * layer.channels, layer.features
+    pixels, kernel = layer.batch * layer.size**2, layer.side**2 / layer.stride**2
+    results, numbers = pixels // layer.stride**2, layer.side**2 * layer.channels
     sizes = {
-        "forward": (pixels, numbers, features),
-        "input_gradient": (pixels, features, numbers),
-        "kernel_gradient": (numbers, pixels, features),
+        "forward": (results, numbers, layer.features),
+        "input_gradient": (pixels, round(kernel * layer.features), layer.channels),
+        "kernel_gradient": (numbers, results, layer.features),
     }
 
     def product(rows, summed, columns):

@@ -13,8 +13,8 @@ looped over, one plain convolution per element. Which loop is the caller's choic
 arguments of `lax.conv_general_dilated`, so that Flax takes them as
 `nn.Conv(conv_general_dilated=unrolled)`. Forward and reverse mode work to any order. The lowering
 decides how the maps are computed on a CPU: 3 x 3 kernels of many channels by `winograd`, kernels
-that move by two, and kernel gradients of other sizes, by `im2col`, short rows, if asked for, by
-`bands`. `benchmarks.convolutions` times each beside PyTorch's.
+that move by two, and narrow ones, by `im2col`, short rows, if asked for, by `bands`.
+`benchmarks.convolutions` times each beside PyTorch's.
 """
 
 import functools
@@ -186,17 +186,12 @@ def _by_winograd(window, images, features):
 
 def _by_im2col(window, images, features, *, forward=False):
     """Where neither Winograd nor XLA is as fast."""
-    is_dense = window.strides == (1, 1)
-    if forward and is_dense:
+    if window.strides != (1, 1):
+        pays = im2col.suits(images.shape[3], features)
+    else:
         # Of an unknown number of images, as in an exported program, there are no equal parts.
         is_known = isinstance(images.shape[0], int)
-        pays = is_known and im2col.is_narrow(window.kernel, images.shape, features)
-    elif is_dense:
-        # On one core XLA's kernel gradient is the faster one: of a 5 x 5 kernel it took 60
-        # milliseconds there and this one 73, on two cores 63 and 38.
-        pays = window.kernel != (3, 3) and im2col.suits(images.shape[3], features) and cores() > 1
-    else:
-        pays = im2col.suits(images.shape[3], features)
+        pays = forward and is_known and im2col.is_narrow(window.kernel, images.shape, features)
     return (
         pays
         and images.dtype == jnp.float32

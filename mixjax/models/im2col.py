@@ -2,8 +2,7 @@
 
 The neighbourhoods are copied out, `side * side` times the images. XLA's own convolutions on a CPU
 need no copy, but are slow where the kernel moves by two pixels or there are few channels and
-features, and so are their kernel gradients where it is larger than 3 x 3; of a few images at a time
-the copies stay in the cache.
+features; of a few images at a time the copies stay in the cache.
 """
 
 import functools
