@@ -1,6 +1,6 @@
 """Steps through the gradient of a gradient, mixjax against PyTorch with `create_graph=True`.
 
-    taskset -c 1 python -m benchmarks.minimax_step      # one thread, 3 minutes
+    python -m benchmarks.minimax_step      # 3 minutes
 
 A Sens step (FGSM on the batch, then descent of the loss and `gamma / 2 sum_i |df/dz_i|^2`), a
 minimax step (the attack network ascends, the classifier descends `f + 1/2 |df/dv|^2`; both from the
@@ -93,7 +93,7 @@ def parse(argv) -> argparse.Namespace:
     add("--repeats", type=int, default=3, help="turns of each program")
     add("--seconds", type=float, default=1.0, help="least duration of a turn")
     add("--seed", type=int, default=0)
-    add("--output", type=pathlib.Path, default=setting.RESULTS / "minimax_step-cpu-one-thread.json")
+    add("--output", type=pathlib.Path, default=setting.RESULTS / "minimax_step-cpu.json")
     flags = parser.parse_args(argv)
     with parser.checking():
         names = "width hidden batch_size resnet_width resnet_batch_size repeats".split()
