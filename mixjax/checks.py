@@ -172,14 +172,20 @@ def inside(bounds: tuple[Any, Any], **values: Any) -> None:
                 raise ValueError(f"{name} must {where}, got {got}")
 
 
-def label(num_classes: int, **values: Any) -> None:
-    """Raises `ValueError` unless every value is one class of `num_classes`."""
+def integers(**values: Any) -> None:
+    """Raises `ValueError` unless every value is an array of an integer type."""
     for name, value in values.items():
         native_order(**{name: value})
         if not np.issubdtype(_dtype(value), np.integer):
             raise ValueError(
                 f"{name} must be a whole number, got {_dtype(value)}: pass it as .astype(int)"
             )
+
+
+def label(num_classes: int, **values: Any) -> None:
+    """Raises `ValueError` unless every value is one class of `num_classes`."""
+    integers(**values)
+    for name, value in values.items():
         if np.ndim(value):
             raise ValueError(
                 f"{name} must be that of one example, got shape {list(np.shape(value))}: "
@@ -214,6 +220,20 @@ def threat(**values: Any) -> None:
                 f"{name} must have one radius for one example, got shape "
                 f"{list(np.shape(value.epsilon))}: make the batch by jax.vmap"
             )
+
+
+def threat_or_schedule(**values: Any) -> None:
+    """Raises `ValueError` unless every value is a `Threat`, or a function of the step."""
+    for name, value in values.items():
+        if not callable(value):
+            threat(**{name: value})
+
+
+def function(example: str, **values: Any) -> None:
+    """Raises `ValueError` unless every value is a function, such as `example`."""
+    for name, value in values.items():
+        if not callable(value):
+            raise ValueError(f"{name} must be a function, such as {example}, got {value!r}")
 
 
 def key(**values: Any) -> None:

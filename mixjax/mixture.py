@@ -88,6 +88,9 @@ def correct(logits: Array, label: Array) -> Array:
       logits: `[..., C]` logits, of one member or of several.
       label: `[]` integer class.
 
+    Raises:
+      ValueError: if the label is not one integer class of `C`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mixjax import mixture
@@ -96,6 +99,7 @@ def correct(logits: Array, label: Array) -> Array:
     """
     checks.native_order(logits=logits)
     logits = jnp.asarray(logits)
+    checks.label(logits.shape[-1], label=label)
     is_label = jnp.arange(logits.shape[-1]) == label
     # Strictly, over the others: `argmax` would call a tie right or wrong by the order of the
     # classes.

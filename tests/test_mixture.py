@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mixjax import mixture
+from mixjax import attacks, mixture, threats
 
 NAN, INF = np.nan, np.inf
 ACCURACY = jax.jit(mixture.accuracy)
@@ -241,3 +241,28 @@ def test_logits_of_numpy_meet_traced_labels_weights_and_keys(key):
     np.testing.assert_allclose(accuracies, [0.25, 0.75, 0.0])
     np.testing.assert_array_equal(correct, [True, False, False])
     assert set(np.asarray(answers).tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("label", [2, -1, 0.0, np.zeros(2, int)], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [mixture.correct, attacks.log_error, lambda z, label: attacks.likeliest_wrong(z, label, 1)],
+    ids=["correct", "log_error", "likeliest_wrong"],
+)
+def test_what_is_no_class_is_refused(function, label):
+    with pytest.raises(ValueError, match=r"^label must (lie in \[0, 1\]|be )"):
+        function(jnp.array([1.0, 0.0]), label)
+
+
+def test_members_where_one_is_due_and_targets_that_are_no_classes_are_refused():
+    with pytest.raises(ValueError, match="^logits must be one member's on one example"):
+        attacks.log_error(jnp.ones((2, 2)), 0)
+    with pytest.raises(ValueError, match="^targets must be a whole number, got float32"):
+        attacks.apgd_targeted(
+            jax.random.key(0),
+            lambda x, target: x[0] + target,
+            jnp.full(4, 0.5),
+            jnp.array([1.5]),
+            threats.linf(0.1),
+            num_steps=2,
+        )

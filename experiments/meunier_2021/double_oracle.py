@@ -1,6 +1,6 @@
 """The game grown by best responses until its bounds meet, and boosting on the same members.
 
-    python -m experiments.meunier_2021.double_oracle      # half a minute of a CPU core
+    python -m experiments.meunier_2021.double_oracle      # a minute of a CPU core
 
 Three Gaussians in the plane (Meunier et al. 2021, section 5.1), a pool of random half-planes and
 of small networks, each trained against points drawn from the discs on one side of the plane more

@@ -145,7 +145,7 @@ def need_accelerator(call: Call):
     if call.choice and not call.config.cpu and jax.default_backend() == "cpu":
         raise ValueError(
             f"preset {call.choice} is made for a GPU and there is none: --preset demo takes "
-            "3 minutes on a CPU, --cpu insists"
+            "minutes on a CPU, --cpu insists"
         )
 
 

@@ -268,12 +268,17 @@ def log_error(logits: Array, label: Array) -> Array:
     already. The cross-entropy is the other way round: a network raises it without end on a few
     examples and learns nothing from the rest.
 
+    Raises:
+      ValueError: if the logits are not `[C]` or the label is not one integer class of `C`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mixjax import attacks
       >>> round(float(jnp.exp(attacks.log_error(jnp.log(jnp.array([0.75, 0.25])), 0))), 2)
       0.25
     """
+    checks.logits("C", logits=logits)
+    checks.label(logits.shape[-1], label=label)
     is_label = jnp.arange(logits.shape[-1]) == label
     # Summed over the other classes and not as `log(1 - p)`, which is log of 0 for a sure
     # classifier.
@@ -323,8 +328,9 @@ def attack_network_training(
       `[B, ...]` within `bounds`, `labels [B]`.
 
     Raises:
-      ValueError: as `follow`.
+      ValueError: if the threat is no `Threat`, or as `follow`.
     """
+    checks.threat(threat=threat)
 
     def init(key):
         init_key, train_key = jax.random.split(key)

@@ -136,7 +136,7 @@ def apgd_targeted(
       mean the same for all.
 
     Raises:
-      ValueError: if `targets` is empty, or as by `apgd`.
+      ValueError: if `targets` is empty or not of integers, or as by `apgd`.
 
     References:
       Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
@@ -156,6 +156,7 @@ def apgd_targeted(
     checks.at_least(1, num_steps=num_steps, num_restarts=num_restarts)
     checks.key(key=key)
     checks.non_empty(1, targets=targets)
+    checks.integers(targets=targets)
     checks.native_order(targets=targets)
     targets = jnp.asarray(targets)
     x, bounds = as_input(x, threat, bounds)
@@ -188,7 +189,8 @@ def likeliest_wrong(logits: Array, label: Array, num_targets: int) -> Array:
       be wasted: in its place, as in that of NaN, the others are repeated, the likeliest first.
 
     Raises:
-      ValueError: if `num_targets` is below 1 or not below the number of classes.
+      ValueError: if `num_targets` is below 1 or not below the number of classes, or the label is
+        not one integer class.
 
     Example:
       >>> import jax.numpy as jnp
@@ -202,6 +204,7 @@ def likeliest_wrong(logits: Array, label: Array, num_targets: int) -> Array:
         raise ValueError(
             f"num_targets must be below the number of classes {logits.shape[-1]}, got {num_targets}"
         )
+    checks.label(logits.shape[-1], label=label)
     logits = jnp.asarray(logits)
     is_label = jnp.arange(logits.shape[-1]) == label
     is_answer = ~is_label & (logits > -jnp.inf)

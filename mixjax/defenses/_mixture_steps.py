@@ -59,6 +59,7 @@ def attack_mixture(
 ) -> Array:
     """A batch attacked against the mixture of these variables and weights: `[B, ...]`."""
     keys, threat = game.keys(key, images, batch), game.threat_at(state.step)
+    variables = jax.vmap(game.model.freeze)(variables)
 
     def attack_one(key, x, label):
         loss_fn = _expected_loss(game, variables, weights, x, label)

@@ -89,12 +89,13 @@ def trades_start(threat: Threat, *, deviation: float = 1e-3) -> Threat:
       The same ball, whose `sample` draws the noise: the `start` of `attacks.pgd`.
 
     Raises:
-      ValueError: if `deviation` is not positive.
+      ValueError: if `deviation` is not positive or the threat is no `Threat`.
 
     References:
       Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019.
     """
     checks.positive(deviation=deviation)
+    checks.threat(threat=threat)
     geometry = dataclasses.replace(threat.geometry, sample=_Noise(deviation))
     return dataclasses.replace(threat, geometry=geometry)
 

@@ -191,6 +191,8 @@ def train_member(
     """
     checks.non_negative(weight_perturbation=weight_perturbation)
     checks.fraction(average_decay=average_decay)
+    if attack is not None:
+        checks.threat_or_schedule(threat=threat)
 
     def init(key):
         init_key, train_key = jax.random.split(key)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 
-from mixjax import attacks, games
+from mixjax import attacks, checks, games
 from mixjax.batch import mean_over
 from mixjax.defenses.classifier import ClassifierState, dropout_key, mean_loss
 from mixjax.defenses.mixture_training import Defense
@@ -46,7 +46,7 @@ def against_network(
       network's variables. Statistics of BatchNorm come from the attacked batch after the step.
 
     Raises:
-      ValueError: as `move` and `method`, when a step is traced.
+      ValueError: if the threat is no `Threat`; as `move` and `method`, when a step is traced.
 
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
@@ -67,6 +67,7 @@ def against_network(
       >>> int(state.step)
       1
     """
+    checks.threat(threat=threat)
 
     def payoff(params, v, state, key, images, labels):
         network_variables = {**state.opponent, "params": v}

@@ -134,7 +134,8 @@ def mixture(
       spread over devices, up to rounding; dropout does, since each device draws its own.
 
     Raises:
-      ValueError: if a number is out of its range or `update` is unknown; by `step` if there are to
+      ValueError: if a number is out of its range, the threat is none, the attack no function or
+        `update` unknown; by `step` if there are to
         be several batches and no `batches`.
 
     References:
@@ -161,6 +162,8 @@ def mixture(
     checks.at_least(1, num_weight_batches=num_weight_batches)
     checks.one_of(UPDATES, update=update)
     checks.fraction(average_decay=average_decay)
+    checks.threat_or_schedule(threat=threat)
+    checks.function("attacks.pgd", attack=attack)
     period = num_model_steps * (num_members if update == "one" else 1) + 1
     game = Game(
         model=model,

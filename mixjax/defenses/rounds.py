@@ -53,13 +53,16 @@ def cat_and_mouse(
       A `Defense` with `ClassifierState` and `ClassifierInfo`.
 
     Raises:
-      ValueError: if `num_steps_per_round` is below 1.
+      ValueError: if `num_steps_per_round` is below 1, the threat is no `Threat` or the attack no
+        function.
 
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018,
       section 3.1.
     """
     checks.at_least(1, num_steps_per_round=num_steps_per_round)
+    checks.threat(threat=threat)
+    checks.function("attacks.pgd", attack=attack)
 
     def opponent(state):
         is_first = state.step % num_steps_per_round == 0

@@ -115,6 +115,7 @@ def boosted(
     """
     checks.positive(alpha=alpha)
     checks.fraction(alpha=alpha)
+    checks.threat(threat=threat)
     attacks.check_numbers(attack)
 
     training = natural_member(
@@ -237,6 +238,7 @@ def margin_boosted(
       of the whole ensemble.
     """
     checks.non_negative(other_weight=other_weight)
+    checks.function("attacks.pgd", attack=attack)
 
     def loss(logits, past, x, label):
         if past.members:

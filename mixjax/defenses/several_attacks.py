@@ -81,6 +81,9 @@ def against_several(
       >>> int(state.step)
       1
     """
+    checks.threat(threat=threat)
+    for attack in fixed_attacks:
+        checks.function("attacks.pgd", fixed_attacks=attack)
     if not fixed_attacks and not networks:
         raise ValueError("fixed_attacks must not be empty without networks, got none of both")
     if networks and ascent is None:

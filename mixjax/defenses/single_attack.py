@@ -56,7 +56,8 @@ def sensitivity(
       A `Defense` with `ClassifierState` and `ClassifierInfo`.
 
     Raises:
-      ValueError: if a number is out of its range or the bounds are the wrong way round.
+      ValueError: if a number is out of its range, the bounds are the wrong way round, the threat is
+        no `Threat` or the attack no function.
 
     References:
       Hamm, Machine vs machine: minimax-optimal defense against adversarial examples, 2018, eq. 7.
@@ -76,6 +77,8 @@ def sensitivity(
     """
     checks.increasing(bounds=bounds)
     checks.fraction(clean_weight=clean_weight)
+    checks.threat(threat=threat)
+    checks.function("attacks.pgd", attack=attack)
     rate = threat.epsilon * (bounds[1] - bounds[0]) / 2 if penalty is None else penalty
     checks.non_negative(penalty=rate)
 
@@ -122,12 +125,15 @@ def learning_with_adversary(
       A `Defense` with `ClassifierState` and `ClassifierInfo`.
 
     Raises:
-      ValueError: if `clean_weight` is out of its range.
+      ValueError: if `clean_weight` is out of its range, the threat is no `Threat` or the attack no
+        function.
 
     References:
       Huang et al., Learning with a strong adversary, 2015.
     """
     checks.fraction(clean_weight=clean_weight)
+    checks.threat(threat=threat)
+    checks.function("attacks.pgd", attack=attack)
 
     def objective(variables, state, key, images, labels):
         attacked = attack_classifier(

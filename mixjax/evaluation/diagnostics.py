@@ -87,6 +87,7 @@ def diagnose(
     """
     checks.at_least(2, num_steps=num_steps)
     checks.at_least(1, num_examples=num_examples)
+    checks.threat(threat=threat)
     checks.positive(epsilon=threat.epsilon)
     checks.increasing(bounds=bounds)
     logits_fn, weights, images, labels = check_evaluation(

@@ -37,10 +37,14 @@ class Model(NamedTuple):
         `(logits, variables)`, the variables with their statistics updated. Then `key=` is the
         random key of dropout; consumed. Without one, our networks drop nothing out. Integers are
         refused: `data.to_float` makes pixels of [0, 1] of them.
+      freeze: `variables -> variables` that `apply` takes as well, but not in training, with what
+        depends on them alone computed once: an attack asks its network hundreds of times. The same
+        logits and gradients up to rounding; by default nothing is done.
     """
 
     init: Callable[[Key], PyTree]
     apply: Callable[..., Any]
+    freeze: Callable[[PyTree], PyTree] = lambda variables: variables
 
 
 def from_linen(
@@ -89,7 +93,8 @@ def from_linen(
     def own(key, x):
         return module.init(key, x, **arguments(False))
 
-    if not switches:
+    # A call that takes anything may hide a second switch beside the one that is named.
+    if not switches or (train_argument is None and _takes_anything(type(module))):
         _refuse_without_switch(type(module), _needs_a_switch(own, example))
 
     def init(key):
@@ -216,9 +221,11 @@ def _needs_a_switch(own, example):
 
 def _refuse_without_switch(kind, found):
     if found:
+        known = f"no argument of its call is named {', '.join((*_SWITCHES, *_INVERTED))}"
+        why = "its call takes any argument" if _takes_anything(kind) else known
         raise ValueError(
             f"train_argument must name what switches {kind.__name__} to training: it has {found}, "
-            f"and no argument of its call is named {', '.join((*_SWITCHES, *_INVERTED))}"
+            f"and {why}"
         )
 
 

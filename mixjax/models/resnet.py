@@ -4,14 +4,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from mixjax import checks
 from mixjax.models import conv as convolutions
 from mixjax.models.initialization import Conv, Dense, he_normal
 from mixjax.models.model import Model, from_linen
-from mixjax.typing import Array
+from mixjax.typing import Array, PyTree
 
 _MOMENTUM = 0.9  # of the running statistics: new = 0.9 old + 0.1 batch
 _VARIANCE_FLOOR = 1e-5
@@ -86,13 +88,66 @@ def _residual(num_classes, input_shape, stages, width, mean, std, dtype, axis_na
     checks.at_least(1, num_classes=num_classes, width=width)
     check_std(std)
     module = _ResNet(num_classes, stages, width, mean, std, dtype, axis_name, conv)
-    return from_linen(module, input_shape, draw=he_normal)
+    model = from_linen(module, input_shape, draw=he_normal)
+    if dtype == jnp.float32:
+        return model  # nothing is converted, and folding gains nothing on a CPU
+    frozen = from_linen(module.clone(is_frozen=True), input_shape)
+
+    def apply(variables, x, *, train=False, key=None):
+        """As the network with its BatchNorms, unless these are folded into the convolutions."""
+        if "batch_stats" in variables:
+            return model.apply(variables, x, train=train, key=key)
+        if train:
+            raise ValueError("variables must not be frozen in training")
+        return frozen.apply(variables, x)
+
+    return Model(model.init, apply, partial(_folded, dtype=dtype))
+
+
+def _folded(variables: PyTree, dtype: Any) -> PyTree:
+    """The variables without BatchNorms, which follow a convolution each, and in `dtype`."""
+
+    def fold(params, statistics):
+        found = {}
+        for name, layer in params.items():
+            kind, _, number = name.rpartition("_")
+            if kind == "Conv":
+                norm = f"BatchNorm_{number}"
+                scale = params[norm]["scale"] * lax.rsqrt(statistics[norm]["var"] + _VARIANCE_FLOOR)
+                bias = params[norm]["bias"] - statistics[norm]["mean"] * scale
+                found[name] = {
+                    "kernel": (layer["kernel"] * scale.reshape(1, 1, 1, -1)).astype(dtype),
+                    "bias": bias.astype(dtype),
+                }
+            elif kind == "_Block":
+                found[name] = fold(layer, statistics[name])
+            elif kind != "BatchNorm":
+                found[name] = layer
+        return found
+
+    return {"params": fold(variables["params"], variables["batch_stats"])}
 
 
 def check_std(std: float | Sequence[float]) -> None:
     """Raises `ValueError` unless every standard deviation is positive."""
     for value in std if isinstance(std, Sequence) else (std,):
         checks.positive(std=value)
+
+
+@jax.custom_jvp
+def relu_of_output(x: Array) -> Array:
+    """`max(x, 0)`, whose gradient reads its result.
+
+    A GPU then computes convolution, bias, sum and ReLU in one kernel: what was before the ReLU is
+    not needed any more. The barrier keeps the compiler from writing one in terms of the other.
+    """
+    return lax.optimization_barrier(jnp.maximum(x, 0))
+
+
+@relu_of_output.defjvp
+def _relu_of_output_jvp(primals, tangents):
+    y = relu_of_output(*primals)
+    return y, jnp.where(y > 0, tangents[0], 0)
 
 
 def layers(
@@ -130,16 +185,20 @@ class _ResNet(nn.Module):
     dtype: Any
     axis_name: str | None
     conv: Callable[..., Array]
+    is_frozen: bool = False
 
     @nn.compact
     def __call__(self, x, train=False):
         conv, norm = layers(self.dtype, self.axis_name, self.conv, train)
+        relu = nn.relu
+        if self.is_frozen:
+            conv, norm, relu = partial(conv, use_bias=True), _nothing, relu_of_output
         x = normalized(x, self.mean, self.std).astype(self.dtype)
-        x = nn.relu(norm()(conv(self.width, (3, 3))(x)))
+        x = relu(norm()(conv(self.width, (3, 3))(x)))
         for stage, num_blocks in enumerate(self.stages):
             for block in range(num_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = _Block(self.width * 2**stage, stride, conv, norm)(x)
+                x = _Block(self.width * 2**stage, stride, conv, norm, relu)(x)
         # Averages and logits in float32 whatever the convolutions' dtype: sixteen bits lose the
         # last digits of a mean over pixels, and attacks compare logits that are close to each
         # other.
@@ -153,15 +212,21 @@ class _Block(nn.Module):
     features: int
     stride: int
     conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    norm: Callable[..., Callable[[Array], Array]]
+    relu: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, x):
         strides = (self.stride, self.stride)
         padding = ((1, 1), (1, 1))
         y = self.conv(self.features, (3, 3), strides, padding=padding)(x)
-        y = nn.relu(self.norm()(y))
+        y = self.relu(self.norm()(y))
         y = self.norm()(self.conv(self.features, (3, 3))(y))
         if self.stride > 1 or x.shape[-1] != self.features:
             x = self.norm()(self.conv(self.features, (1, 1), strides)(x))
-        return nn.relu(x + y)
+        return self.relu(x + y)
+
+
+def _nothing():
+    """In the place of a BatchNorm that is folded into its convolution."""
+    return lambda x: x

@@ -211,10 +211,20 @@ class DropoutAlone(nn.Module):
         return nn.Dense(3)(nn.Dropout(0.5)(x, deterministic=not kwargs.get("train", False)))
 
 
+class SecondSwitch(nn.Module):
+    """One switch is named, and another one comes in what the call takes besides."""
+
+    @nn.compact
+    def __call__(self, x, deterministic=True, **kwargs):
+        x = nn.BatchNorm(use_running_average=not kwargs.get("learning", False))(x)
+        return nn.Dense(3)(nn.Dropout(0.5)(x, deterministic=deterministic))
+
+
 @pytest.mark.parametrize(
     ("module", "found"),
     [
         (Keywords(), "dropout and batch_stats"),
+        (SecondSwitch(), "dropout and batch_stats"),
         (Frozen(), "dropout and batch_stats"),
         (DropoutAlone(), "dropout"),
     ],
@@ -222,7 +232,7 @@ class DropoutAlone(nn.Module):
 )
 def test_a_linen_module_whose_switch_is_not_found_is_refused_saying_how_to_name_it(module, found):
     name = type(module).__name__
-    message = f"train_argument must name what switches {name} to training: it has {found}, and no"
+    message = f"train_argument must name what switches {name} to training: it has {found}, and"
     with pytest.raises(ValueError, match=message):
         models.from_linen(module, (4,))
 
