@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from experiments.run import program
 from experiments.run.command_line import flag
-from mixjax import files
+from mixjax import checks, files
 
 PROGRAM = "experiments.queue"
 STATE = "queue.json"
@@ -78,6 +78,14 @@ def entries() -> tuple[Entry, ...]:
             of_seed("boosted_digits", seed),
             f"experiments.pinot_2020.boosted --suite-members all --seed {seed}",
             0.4,
+        )
+        for seed in range(5)
+    ]
+    equal_compute = [
+        Entry(
+            of_seed("hamm_digits_equal_compute", seed),
+            f"experiments.hamm_2018.minimax_defense --equal-compute --seed {seed}",
+            0.3,
         )
         for seed in range(5)
     ]
@@ -139,7 +147,17 @@ def entries() -> tuple[Entry, ...]:
             ),
         )
     ]
-    return (*boosted[:1], *digits, *boosted[1:], *again, standard, *mnist, *hamm, *cifar)
+    return (
+        *boosted[:1],
+        *digits,
+        *boosted[1:],
+        *equal_compute,
+        *again,
+        standard,
+        *mnist,
+        *hamm,
+        *cifar,
+    )
 
 
 def of_seed(name: str, seed: int) -> str:
@@ -155,6 +173,7 @@ def main(argv=None):
 def run(call: program.Call):
     """Starts what is not done, one after another."""
     settings, folder = call.config, call.folder
+    checks.at_least(0, most=settings.most)
     wanted = [each for each in entries() if each.name.startswith(settings.only)]
     if not wanted:
         raise ValueError(f"only must be the beginning of a run's name, got {settings.only}")

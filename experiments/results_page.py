@@ -106,7 +106,8 @@ def mixtures() -> str:
                 links[name] = f"[{name}](results/{path.name})"
     lines = [reporting.results_table(list(results.values()), list(links.values()))]
     for name, result in results.items():
-        lines.append(reporting.difference_line(name, result))
+        if len(of_all_seeds[name]) >= pinot.FEWEST_SEEDS:
+            lines.append(reporting.difference_line(name, result))
     evaluations = {  # with an error bar
         name: result
         for name, result in results.items()
@@ -135,7 +136,7 @@ def over_seeds(results: dict[str, list[dict]]) -> str:
     """
     rows = {}
     for name, runs in results.items():
-        if len(runs) < 5:
+        if len(runs) < pinot.FEWEST_SEEDS:
             continue
         seeds = [run["provenance"]["seed"] for run in runs]
         configs = [{**run["config"], "seed": None} for run in runs]

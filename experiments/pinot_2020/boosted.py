@@ -19,7 +19,6 @@ Pinot et al., Randomization matters, 2020, algorithm 1, section 7 and supplement
 """
 
 import dataclasses
-import math
 import pathlib
 from typing import Any
 
@@ -159,7 +158,7 @@ def check(config: Config):
 
 def alphas(config: Config) -> list[float]:
     """Those of the grid, in order, the mixture's own among them."""
-    others = [] if config.grid == "-" else program.numbers(-math.inf, math.inf, grid=config.grid)
+    others = [] if config.grid == "-" else program.numbers(0.0, 1.0, grid=config.grid)
     return sorted({config.alpha, *others})
 
 

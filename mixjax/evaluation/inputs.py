@@ -149,8 +149,14 @@ def check_members(logits_fn: LogitsFn, weights: Any, shape: Sequence[int], label
     logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
     if len(logits.shape) != 2:
         raise ValueError(f"logits_fn must return [L, C] logits, got shape {list(logits.shape)}")
-    checks.shape(logits.shape[:1], weights=weights)
-    checks.within(0, logits.shape[1] - 1, labels=labels)
+    try:
+        checks.shape(logits.shape[:1], weights=weights)
+    except ValueError as error:
+        raise ValueError(f"{error}: pass one for each member") from None
+    try:
+        checks.within(0, logits.shape[1] - 1, labels=labels)
+    except ValueError as error:
+        raise ValueError(f"{error}: number the classes from 0") from None
 
 
 def check_evaluation(
@@ -187,5 +193,6 @@ def _check_within(images, bounds):
     room = _ROUNDING * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
     if not np.all((images >= low - room) & (images <= high + room)):
         raise ValueError(
-            f"images must lie in {place}, got values from {images.min()} to {images.max()}"
+            f"images must lie in {place}, got values from {images.min()} to {images.max()}: "
+            "scale them, or pass their own bounds"
         )

@@ -15,6 +15,21 @@ def row(suite, **training):
             "apgd_expected_loss": 0.6,
             "worst": suite,
         },
+        "interval": {
+            "clean": [0.85, 0.95],
+            "pgd_expected_loss": [0.65, 0.75],
+            "apgd_expected_loss": [0.55, 0.65],
+            "worst": [suite - 0.05, suite + 0.1],
+        },
+        "reported_by": {
+            "rob_acc": {
+                "accuracy": 0.65,
+                "interval": [0.6, 0.7],
+                "num_restarts": 5,
+                "num_steps": 100,
+            }
+        },
+        "num_examples": 200,
         "sandwich": {"lower": 0.2},
         "members": [{"robust_accuracy": 0.1}, {"robust_accuracy": 0.3}],
         "averaged": {"robust_accuracy": 0.4},
@@ -67,21 +82,34 @@ def cells(text, first):
 
 
 def test_a_row_has_the_mean_over_the_seeds_and_is_compared_seed_by_seed(write):
-    write("members_table_digits", table_of((0.5, 0.7), (0.4, 0.6), (True, False)))
+    ones, holds = (0.5, 0.55, 0.6, 0.65, 0.7), (True, True, False, True, False)
+    write("members_table_digits", table_of(ones, [one - 0.1 for one in ones], holds))
     text = tables.members()
-    assert cells(text, "one network")[3].startswith("60.0 (")
-    *_, ahead, passes = cells(text, "double oracle")[:9]
+    assert "Rob. Acc. 5 x 100" in text
+    assert cells(text, "one network")[4].startswith("60.0 (")
+    *_, ahead, passes = cells(text, "double oracle")[:10]
     assert (ahead, passes) == ("-10.0 (-10.0 to -10.0)", "2.50")
+    assert "Over the 200 examples of one seed Wilson's 95 % interval" in text
+    assert "at most 15.0 wide" in text
     bounds = cells(text, "value of the double oracle")
     assert bounds[0].startswith("10.0 (")
-    assert bounds[-2:] == ["1 of 2", "-10.0 (-10.0 to -10.0)"]  # the best of BAT is the first
+    assert bounds[-2:] == ["3 of 5", "-10.0 (-10.0 to -10.0)"]  # the best of BAT is the first
     assert "Members table mnist: not run yet" in text
 
 
-def test_one_run_alone_has_no_interval_over_seeds(write):
+def test_one_run_alone_has_the_interval_over_its_examples_and_is_compared_with_none(write):
     write("members_table_digits_standard", table_of((0.5,), (0.4,), (True,)))
     text = tables.members()
-    assert cells(text, "one network")[:3] == ["90.0", "70.0", "60.0"]
+    assert cells(text, "one network")[:6] == [
+        "90.0 (85.0 to 95.0)",
+        "70.0 (65.0 to 75.0)",
+        "60.0 (55.0 to 65.0)",
+        "65.0 (60.0 to 70.0)",
+        "50.0 (45.0 to 60.0)",
+        "20.0",
+    ]
+    assert cells(text, "bat")[-2:] == ["", "2.50"]
+    assert "wide" not in text
     assert "Members table digits: not run yet" in text
 
 
@@ -92,6 +120,7 @@ def test_rows_that_no_run_has_yet_are_told_as_such(write):
     text = tables.members()
     assert cells(text, "bat alpha 0.1")[:2] == ["not run yet", ""]
     assert cells(text, "value of the double oracle")[-2:] == ["1 of 1", ""]
+    assert cells(text, "bat")[0] == "90.0 (85.0 to 95.0)"
     run["rows"]["double_oracle"] = None
     write("members_table_digits", [run])
     assert "value of the double oracle" not in tables.members()
