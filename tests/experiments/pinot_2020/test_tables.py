@@ -126,6 +126,15 @@ def test_rows_that_no_run_has_yet_are_told_as_such(write):
     assert "value of the double oracle" not in tables.members()
 
 
+def test_of_a_run_of_some_rows_the_others_are_left_out(write):
+    (run,) = table_of((0.5,), (0.4,), (True,))
+    run["rows"] |= {"one_network": None, "double_oracle": None}
+    write("members_table_digits_algorithm_2_180_epochs", [run])
+    text = tables.members()
+    assert cells(text, "bat")[0] == "90.0 (85.0 to 95.0)"
+    assert "| one network |" not in text and "epochs: not run yet" not in text
+
+
 def test_boosting_is_told_for_its_own_alpha_by_the_number_of_members(write):
     write("boosted_digits", [grid(0.25)])
     text = tables.members()
