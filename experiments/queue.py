@@ -66,33 +66,17 @@ class Entry(NamedTuple):
 def entries() -> tuple[Entry, ...]:
     """The whole list, in the order in which it runs: what is short and asked for first."""
     table = "experiments.pinot_2020.boosted_table"
-    digits = [
-        Entry(of_seed("members_table_digits", seed), f"{table} --preset digits --seed {seed}", 1.0)
-        for seed in range(5)
-    ]
+    digits = _seeds("members_table_digits", f"{table} --preset digits", 1.0)
     standard = Entry(
         "members_table_digits_standard", f"{table} --preset digits --budget standard", 3.0
     )
-    boosted = [
-        Entry(
-            of_seed("boosted_digits", seed),
-            f"experiments.pinot_2020.boosted --suite-members all --seed {seed}",
-            0.4,
-        )
-        for seed in range(5)
-    ]
-    equal_compute = [
-        Entry(
-            of_seed("hamm_digits_equal_compute", seed),
-            f"experiments.hamm_2018.minimax_defense --equal-compute --seed {seed}",
-            0.3,
-        )
-        for seed in range(5)
-    ]
-    mnist = [
-        Entry(of_seed("members_table_mnist", seed), f"{table} --preset mnist --seed {seed}", 12.0)
-        for seed in range(5)
-    ]
+    boosted = _seeds("boosted_digits", "experiments.pinot_2020.boosted --suite-members all", 0.4)
+    equal_compute = _seeds(
+        "hamm_digits_equal_compute",
+        "experiments.hamm_2018.minimax_defense --equal-compute",
+        0.3,
+    )
+    mnist = _seeds("members_table_mnist", f"{table} --preset mnist", 12.0)
     cifar = [Entry("members_table_cifar10_width_16", f"{table} --preset cifar10", 60.0)]
     hamm = [
         Entry(
@@ -158,6 +142,11 @@ def entries() -> tuple[Entry, ...]:
         *hamm,
         *cifar,
     )
+
+
+def _seeds(name, words, hours):
+    """The same command for each of five seeds."""
+    return [Entry(of_seed(name, seed), f"{words} --seed {seed}", hours) for seed in range(5)]
 
 
 def of_seed(name: str, seed: int) -> str:
