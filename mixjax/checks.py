@@ -93,6 +93,15 @@ def simplex(**values: Any) -> None:
     _require(values, "on the simplex (non-negative, summing to 1)", is_simplex)
 
 
+def for_members(number: int, **values: Any) -> None:
+    """Raises `ValueError` unless every value is a probability for each of so many members."""
+    simplex(**values)
+    try:
+        shape((number,), **values)
+    except ValueError as error:
+        raise ValueError(f"{error}: pass one for each member") from None
+
+
 def increasing(**values: Any) -> None:
     """Raises `ValueError` unless every value is a pair, the first below the second everywhere."""
     for name, pair in values.items():

@@ -149,10 +149,7 @@ def check_members(logits_fn: LogitsFn, weights: Any, shape: Sequence[int], label
     logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
     if len(logits.shape) != 2:
         raise ValueError(f"logits_fn must return [L, C] logits, got shape {list(logits.shape)}")
-    try:
-        checks.shape(logits.shape[:1], weights=weights)
-    except ValueError as error:
-        raise ValueError(f"{error}: pass one for each member") from None
+    checks.for_members(logits.shape[0], weights=weights)
     try:
         checks.within(0, logits.shape[1] - 1, labels=labels)
     except ValueError as error:

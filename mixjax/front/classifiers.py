@@ -72,8 +72,7 @@ def members_of(classify: Any, weights: Any, images: np.ndarray) -> Members:
     if weights is None:
         weights = np.full(num_members, 1 / num_members)
     weights = inputs.native(weights)
-    checks.simplex(weights=weights)
-    checks.shape((num_members,), weights=weights)
+    checks.for_members(num_members, weights=weights)
     return Members(logits_fn, alone, weights)
 
 

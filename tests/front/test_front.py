@@ -473,10 +473,13 @@ def test_a_classifier_that_cannot_be_attacked_is_told_in_one_line(wrong, message
     ("change", "message"),
     [
         ({"threat": 0.1}, r"threat must be a Threat, such as threats.linf\(0.1\), got 0.1"),
-        ({"weights": [0.5, 0.5]}, r"weights must have shape \[1\], got \[2\]"),
+        ({"weights": [0.5, 0.5]}, r"got \[2\]: pass one for each member$"),
         ({"weights": "uniform"}, "weights must be on the simplex .* got uniform"),
         ({"weights": [None]}, r"weights must be on the simplex .* got \[None\]"),
-        ({"labels": np.full(12, 3)}, r"labels must lie in \[0, 2\], got values from 3.0"),
+        (
+            {"labels": np.full(12, 3)},
+            r"labels must lie in \[0, 2\], got values from 3.0 .*: number the classes from 0$",
+        ),
         ({"labels": np.zeros(12)}, "labels must be integers, got float64"),
         ({"images": np.full((12, SIDE, SIDE, 1), 2.0)}, r"images must lie in \[0, 1\], got"),
         ({"key": 3}, r"key must be a random key, such as jax.random.key\(3\), got 3"),
