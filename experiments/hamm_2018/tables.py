@@ -4,16 +4,19 @@
 `minimax_defense` gets in by being copied there; errors stand with Wilson's 95 % interval in
 brackets and what the paper's tables say in square ones, T4 for table 4. Files
 `hamm_further_*.json` of other lengths, widths, seeds and settings of the second share one table.
+Of `hamm_digits_equal_compute*.json`, which differ in their seed alone, the mean over the seeds is
+shown, in brackets with its 95 % interval.
 """
 
 import json
 import pathlib
+from collections.abc import Iterable, Sequence
 
 from experiments.hamm_2018 import mixtures
 from experiments.hamm_2018.reports import ATTACKS, cost_table
 from experiments.hamm_2018.settings import PAPER
 from experiments.hamm_2018.variants import said
-from mixjax import reporting
+from mixjax import evaluation, reporting
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
@@ -21,22 +24,28 @@ _UNEQUAL = (
     "All rows but Adv FGSM1, which goes on from the first, took equally many steps, which is not "
     "equal work; what a step cost was not recorded.\n"
 )
+EQUAL_COMPUTE = "hamm_digits_equal_compute"
 _KNOWN = {"clean": "no attack", "fgsm": "FGSM", "auto_pgd": "AutoPGD"}
 
 
 def table() -> str:
     """All committed runs as Markdown, in the order of their files' names."""
-    parts, others = [], {}
+    parts, others, of_seeds = [], {}, []
     for path in sorted(RESULTS.glob("hamm_*.json")):
         result = json.loads(path.read_text())
         if path.stem.startswith("hamm_further_"):
             others[path.stem] = result
+            continue
+        if path.stem.startswith(EQUAL_COMPUTE):
+            of_seeds.append(result)
             continue
         parts.append(f"{_origin(path.stem, result)}\n")
         if "attacked" in result:
             parts.append(attackers(result))
         else:
             parts += [*defences(result), verdict(result)]
+    if of_seeds:
+        parts.append(equal_compute(of_seeds))
     return "\n".join([*parts, further(others)])
 
 
@@ -102,6 +111,45 @@ def further(results: dict[str, dict]) -> str:
     return "\n".join([table, *lines])
 
 
+def equal_compute(results: Sequence[dict]) -> str:
+    """What several seeds err at one cost of training, and seed by seed against Minimax."""
+    parts = [f"{_origin(EQUAL_COMPUTE, results[0], seeds=len(results))}\n"]
+    for eta in results[0]["errors"]:
+        errors = [each["errors"][eta] for each in results]
+        rows = _means(errors, ATTACKS)
+        for name, cells in rows.items():
+            more = [
+                each[name]["worst"]["error"] - each["Minimax"]["worst"]["error"] for each in errors
+            ]
+            cells.append("" if name == "Minimax" else _mean(more))
+        head = [*ATTACKS.values(), "worst, minus Minimax"]
+        parts.append(reporting.rate_table(f"eta = {eta}, one cost", head, rows))
+        mixed = [each["mixtures"][eta] for each in results]
+        head = [ATTACKS.get(each, each.upper()) for each in mixtures.HEAD]
+        rows = _means([each["errors"] for each in mixed], mixtures.HEAD)
+        parts.append(reporting.rate_table("mixtures", head, rows))
+        gain = _mean([each["gain_over_best_member"]["mean"] for each in mixed])
+        parts.append(
+            "By how much the game's mixture errs less than its best member under the worst of "
+            f"these, on the same {mixed[0]['num_examples']} examples: {gain}.\n"
+        )
+    parts.append(cost_table(results[0]["training_cost"]))
+    return "\n".join(parts)
+
+
+def _means(errors: Sequence[dict], attacks: Iterable[str]) -> dict[str, list[str]]:
+    """The cells of each classifier: `errors` holds `classifier -> attack -> error` of each seed."""
+    return {
+        name: [_mean([each[name][attack]["error"] for each in errors]) for attack in attacks]
+        for name in errors[0]
+    }
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean, (low, high) = evaluation.over_seeds(values)
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+
+
 def verdict(result: dict) -> str:
     """Whether the column of the attack network says anything: the gate."""
     if result["attack_network_is_strong"]:
@@ -119,10 +167,11 @@ def _path(name: str) -> str:
     return f"results/{name}.json"
 
 
-def _origin(name: str, result: dict) -> str:
+def _origin(name: str, result: dict, seeds: int = 1) -> str:
     config, origin = result["config"], result["provenance"]
+    runs = f"seeds: {seeds}" if seeds > 1 else f"one run, seed {origin['seed']}"
     return (
         f"[{name}]({_path(name)}): {config['dataset']}, classifiers of width "
         f"{config['width']}, {config['steps']} steps of {config['batch_size']} examples, attack "
-        f"networks {config['network_steps']}; one run, seed {origin['seed']}. {said(config)}"
+        f"networks {config['network_steps']}; {runs}. {said(config)}"
     )

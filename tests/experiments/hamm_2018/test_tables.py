@@ -2,7 +2,7 @@
 
 import json
 
-from experiments.hamm_2018 import tables
+from experiments.hamm_2018 import mixtures, tables
 from experiments.hamm_2018.settings import PAPER
 from experiments.hamm_2018.variants import said
 
@@ -104,3 +104,40 @@ def test_of_a_network_s_curve_the_end_counts():
 def test_an_attacker_that_is_too_weak_to_judge_is_named():
     assert "it can judge one" in tables.verdict({"attack_network_is_strong": True})
     assert "too weak" in tables.verdict({"attack_network_is_strong": False})
+
+
+def of_seed(minimax, sens):
+    def errors(worst, attacks):
+        return {each: {"error": worst if each == "worst" else 0.25} for each in attacks}
+
+    rows = {"Sens FGSM": errors(sens, tables.ATTACKS), "Minimax": errors(minimax, tables.ATTACKS)}
+    gain = {"mean": minimax - sens}
+    mixed = {
+        "errors": {"Minimax": errors(minimax, mixtures.HEAD)},
+        "gain_over_best_member": gain,
+        "num_examples": 100,
+    }
+    return {
+        "errors": {"0.4": rows},
+        "mixtures": {"0.4": mixed},
+        "training_cost": {"Minimax": {"cost_of_a_step": 10.0, "steps": 400, "cost": 4000.0}},
+        "provenance": {"seed": 0},
+        "config": {
+            **{"dataset": "digits", "width": 8, "steps": 400, "batch_size": 128},
+            **{"network_steps": 400, "ifgsm_steps": 10, "penalty": 1.0},
+        },
+    }
+
+
+def test_seeds_at_one_cost_share_a_table_of_means_and_of_differences_seed_by_seed():
+    """Mean and Student's interval in closed form: two values .1 apart, 12.7 sd wide."""
+    text = tables.equal_compute([of_seed(0.5, 0.7), of_seed(0.6, 0.9)])
+    assert "(results/hamm_digits_equal_compute.json): digits" in text and "seeds: 2." in text
+    sens = next(line for line in text.splitlines() if line.startswith("| Sens FGSM |"))
+    cells = [cell.strip() for cell in sens.strip("|").split("|")]
+    assert cells[1] == "0.250 (0.250 to 0.250)"
+    assert cells[-2:] == ["0.800 (-0.471 to 2.071)", "0.250 (-0.385 to 0.885)"]
+    minimax = next(line for line in text.splitlines() if line.startswith("| Minimax |"))
+    assert minimax.endswith("| 0.550 (-0.085 to 1.185) |  |")
+    assert "on the same 100 examples: -0.250 (-0.885 to 0.385)." in text
+    assert "| Minimax | 10.00 | 400 | 4000 |" in text
