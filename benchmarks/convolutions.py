@@ -10,6 +10,7 @@ made of one product takes less.
 """
 
 import argparse
+import ctypes
 import functools
 import os
 import pathlib
@@ -60,7 +61,10 @@ LAYERS = (
     Layer(32, 16, 128, 128),
     Layer(32, 8, 256, 256),
     Layer(32, 4, 512, 512),
+    Layer(64, 32, 32, 32),
     Layer(32, 32, 64, 128, 3, 2),
+    Layer(32, 16, 128, 256, 3, 2),
+    Layer(32, 8, 256, 512, 3, 2),
     Layer(128, 28, 1, 32, 5),
     Layer(128, 14, 32, 64, 5),
     Layer(128, 28, 1, 8, 5),
@@ -82,6 +86,7 @@ def main(argv=None):
     except ModuleNotFoundError as error:
         setting.fail(PROGRAM, f"{error}: pip install -e '.[bench]'")
     torch.set_num_threads(setting.num_threads())
+    keep_memory()
     cases = []
     try:
         for layer in LAYERS:
@@ -128,6 +133,17 @@ def parse(argv) -> argparse.Namespace:
         checks.non_negative(seconds=flags.seconds)
         setting.check_output(flags.output)
     return flags
+
+
+def keep_memory():
+    """Keeps freed memory, as both sides do in the middle of a longer program.
+
+    By itself glibc gives an array of more than 32 MB back to the system when a call ends, and to
+    get it again, page by page, takes longer than some of the convolutions.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-8, 1)):  # M_MMAP_MAX, TRIM, ARENA_MAX
+            mallopt(option, value)
 
 
 def arrays_of(layer: Layer, seed: int) -> tuple[np.ndarray, ...]:

@@ -29,7 +29,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from mixjax.batch import cores
-from mixjax.models import bands, chunks, im2col, winograd
+from mixjax.models import bands, chunks, im2col, winograd, winograd_strided
 from mixjax.typing import Array
 
 _LAYOUT = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC
@@ -137,9 +137,13 @@ def _input_gradient_formula(y, w, *, window):
 def _forward_on_cpu(x, w, *, window):
     if _by_bands(window, x) and min(side for pads in window.padding for side in pads) >= 0:
         return bands.convolve(x, w, window.strides, window.padding, window.precision)
+    if not _is_counted(x):
+        return _forward_formula(x, w, window=window)
     # The order matters: Winograd has fewer multiplications and wins wherever it applies.
     if _by_winograd(window, x, w.shape[3]):
         return winograd.convolve(x, w)
+    if _by_winograd_strided(window, x, w.shape[3]):
+        return winograd_strided.convolve(x, w, window.padding)
     if _by_im2col(window, x, w.shape[3], forward=True):
         return im2col.convolve(x, w, window.strides, window.padding, window.precision)
     if _by_eigen(window, x, w):
@@ -156,14 +160,23 @@ def _input_gradient_on_cpu(y, w, *, window):
         return bands.input_gradient(
             y, w, window.strides, window.padding, window.image, window.precision
         )
+    if not _is_counted(y):
+        return _input_gradient_formula(y, w, window=window)
     if _by_winograd(window, y, w.shape[2]):
         return winograd.convolve(y, w, transposed=True)
+    if _by_winograd_strided(window, y, w.shape[2]):
+        return winograd_strided.input_gradient(y, w, window.padding)
     if _by_eigen(window, y, w):
         height, width = window.image
         # The same trick for the gradient: it is asked for an image of one row more.
         window = window._replace(image=(height + 1, width))
         return _input_gradient_formula(y, w, window=window)[:, :-1]
     return _input_gradient_formula(y, w, window=window)
+
+
+def _is_counted(images):
+    """Whether their number is known, which it is not in a program that is exported for any."""
+    return isinstance(images.shape[0], int)
 
 
 def _by_bands(window, images):
@@ -184,14 +197,25 @@ def _by_winograd(window, images, features):
     )
 
 
+def _by_winograd_strided(window, images, features):
+    """For images or results, of which there are as many at a time."""
+    return (
+        window.kernel == (3, 3)
+        and window.strides == (2, 2)
+        and window.precision is None
+        and images.dtype == jnp.float32
+        and winograd_strided.suits(
+            (images.shape[0], *window.image, images.shape[3]), window.padding, features
+        )
+    )
+
+
 def _by_im2col(window, images, features, *, forward=False):
     """Where neither Winograd nor XLA is as fast."""
     if window.strides != (1, 1):
         pays = im2col.suits(images.shape[3], features)
     else:
-        # Of an unknown number of images, as in an exported program, there are no equal parts.
-        is_known = isinstance(images.shape[0], int)
-        pays = forward and is_known and im2col.is_narrow(window.kernel, images.shape, features)
+        pays = forward and im2col.is_narrow(window.kernel, images.shape, features)
     return (
         pays
         and images.dtype == jnp.float32
@@ -240,10 +264,13 @@ def _kernel_gradient_formula(x, y, *, window):
 
 def _kernel_gradient_on_cpu(x, y, *, window):
     formula = functools.partial(_kernel_gradient_formula, window=window)
-    if jnp.finfo(x.dtype).bits < 32:  # sixteen bits are too few to add up parts in
+    # Sixteen bits are too few to add up parts in.
+    if jnp.finfo(x.dtype).bits < 32 or not _is_counted(x):
         return formula(x, y)
     if _by_winograd(window, x, y.shape[3]):
         return winograd.kernel_gradient(x, y)
+    if _by_winograd_strided(window, x, y.shape[3]):
+        return winograd_strided.kernel_gradient(x, y, window.padding)
     if _by_im2col(window, x, y.shape[3]):
         return im2col.kernel_gradient(
             x, y, window.kernel, window.strides, window.padding, window.precision

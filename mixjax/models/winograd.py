@@ -10,7 +10,6 @@ References:
   Lavin and Gray, Fast algorithms for convolutional neural networks, 2016, section 4.1.
 """
 
-import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from jax import lax
 from mixjax.models import chunks
 from mixjax.typing import Array
 
-_NUMBERS_IN_CACHE = 2**19  # of the images of a part
+_NUMBERS_OF_A_PART = 2**21  # of images; see `images_of_a_part`
 _FEWEST_TILES = 512  # of a part, for each of its products to be worth a start of its own
 _FEWEST_PIXELS = 256  # with fewer at a time, the sums of the kernel's values cost too much
 _FEWEST_CHANNELS = 32  # with fewer, the sums of the images' values cost too much
@@ -33,14 +32,12 @@ def suits(shape: tuple[int, ...], features: int) -> bool:
     """Whether it pays for images `[B, H, W, C]` and that number of features."""
     _, height, width, channels = shape
     # The sums are additions over images and kernels, the products multiply-adds over channels: only
-    # many channels pay for the sums. Milliseconds of XLA's convolution, its input gradient and its
-    # kernel gradient, and of these here, on two cores: 32 channels of 32 x 32 pixels, batch 32, 13,
-    # 14, 28 and 15, 10, 14; 128 of 16 x 16 26, 25, 56 and 21, 16, 22. F(4 x 4), with fewer products
-    # still, gains nothing: its kernel sums cost too much.
+    # many channels pay for the sums. F(4 x 4), with fewer products still, gains nothing: its kernel
+    # sums cost too much. `benchmarks.convolutions` times both kinds of layer.
     return (
         height % 2 == width % 2 == 0
         and min(channels, features) >= _FEWEST_CHANNELS
-        and _images(shape) * height * width >= _FEWEST_PIXELS
+        and images_of_a_part(shape) * height * width >= _FEWEST_PIXELS
     )
 
 
@@ -60,7 +57,7 @@ def convolve(x: Array, w: Array, *, transposed: bool = False) -> Array:
     # input gradient share the kernel's sums in a compiled program.
     contracted, order = (1, _ends_exchanged) if transposed else (0, tuple)
     _, height, width, _ = x.shape
-    chunk = _images(x.shape)
+    chunk = images_of_a_part(x.shape)
 
     def of_chunk(x):
         products = _products(_tiles(x, order), kernel, (1, contracted))
@@ -78,7 +75,7 @@ def kernel_gradient(x: Array, y: Array) -> Array:
     The transpose of `convolve` in its kernel: sixteen products over the tiles of the images' sums
     and of as many sums of the results' pixels, and nine sums of these.
     """
-    chunk = chunks.images_in_cache(len(x), math.prod(x.shape[1:3]))
+    chunk = images_of_a_part(x.shape)
 
     def of_chunk(x, y):
         batch, height, width, features = y.shape
@@ -93,6 +90,17 @@ def kernel_gradient(x: Array, y: Array) -> Array:
     return kernel.reshape(3, 3, x.shape[3], y.shape[3])
 
 
+def images_of_a_part(shape):
+    """How many images `[B, H, W, C]` are worked on at a time: a divisor of their number.
+
+    Their sums are four times as large: a bound on memory. Parts that stay in a cache are slower,
+    for their additions are too small to be spread over the cores: PGD-10 on a ResNet18 of width 64
+    took 1.13 times as long with parts of a quarter of the size.
+    """
+    batch, height, width, channels = shape
+    return chunks.images_in_cache(batch, height * width, _NUMBERS_OF_A_PART // channels)
+
+
 def _products(first, second, contracted):
     """Sixteen matrix products, over this axis of each: that is where the time goes."""
     left, right = contracted
@@ -104,12 +112,6 @@ def _products(first, second, contracted):
     second = second if isinstance(second, Array) else jnp.stack(second)
     axes = (([left + 1], [right + 1]), ([0], [0]))
     return [*lax.dot_general(jnp.stack(first), second, axes)]
-
-
-def _images(shape):
-    """How many images at a time: their sums are four times as large, and should stay in a cache."""
-    batch, height, width, channels = shape
-    return chunks.images_in_cache(batch, height * width, _NUMBERS_IN_CACHE // channels)
 
 
 def _tiles(x: Array, order: Callable = tuple) -> list[Array]:
