@@ -67,6 +67,11 @@ def entries() -> tuple[Entry, ...]:
     """The whole list, in the order in which it runs: what is short and asked for first."""
     table = "experiments.pinot_2020.boosted_table"
     digits = _seeds("members_table_digits", f"{table} --preset digits", 1.0)
+    longer = _seeds(
+        "members_table_digits_algorithm_2_180_epochs",
+        f"{table} --preset digits --epochs 180 --rows algorithm_2",
+        0.5,
+    )
     standard = Entry(
         "members_table_digits_standard", f"{table} --preset digits --budget standard", 3.0
     )
@@ -136,6 +141,7 @@ def entries() -> tuple[Entry, ...]:
         *digits,
         *boosted[1:],
         *equal_compute,
+        *longer,
         *again,
         standard,
         *mnist,

@@ -46,10 +46,12 @@ _ROBUSTNESS = """\
 """
 _GAMES_WITH_NETWORKS = """\
 - Errors of classifiers trained by the defences of Hamm 2018, radii for pixels in [-1, 1].
-- The runs are short, of a narrow classifier, on 17 435 images; the paper's numbers, in square
-  brackets with their table, come from 50 000 steps at width 32.
-- They are single runs. No row is claimed to be better than another.
-- Equal steps are not equal work: a step of Minimax differentiates a gradient.
+- The runs on MNIST are short, of a narrow classifier, on 17 435 images; the paper's numbers, in
+  square brackets with their table, come from 50 000 steps at width 32.
+- They are single runs, and equal steps are not equal work: a step of Minimax differentiates a
+  gradient. No row of these is claimed to be better than another.
+- On digits each row cost the same, and five seeds were trained: mean over the seeds, in brackets
+  its 95 % interval; differences seed by seed.
 - AttNet-curr judges only where the row without defence errs at least .9; a line says whether.
 - A row with a low error under FGSM-curr and a high one under AutoPGD hides its gradients.
 - *Worst of all* counts the attacks of this table, not all that are possible.

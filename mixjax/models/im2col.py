@@ -73,9 +73,10 @@ def kernel_gradient(
     """The kernel `[h, w, C, K]` that images `[B, H, W, C]` and results `[B, I, J, K]` stand for."""
 
     def of_chunk(x, y):
-        patches = _neighbourhoods(x, kernel, strides, padding)
-        sums = (((0, 1, 2), (0, 1, 2)), ((), ()))
-        return lax.dot_general(patches, y, sums, precision=precision)
+        # Two axes each: a product that sums over three would copy both arrays first.
+        patches = _neighbourhoods(x, kernel, strides, padding).reshape(-1, numbers)
+        sums = (((0,), (0,)), ((), ()))
+        return lax.dot_general(patches, y.reshape(-1, y.shape[3]), sums, precision=precision)
 
     numbers = math.prod(kernel) * x.shape[3]
     found = chunks.total(of_chunk, x, y, _images(len(x), math.prod(y.shape[1:3]), numbers))

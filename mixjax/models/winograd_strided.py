@@ -29,6 +29,13 @@ _FEWEST_PIXELS = 1024  # with fewer at a time, the sums of the kernel's values c
 _BEFORE = {(0, 1): 0, (1, 1): 1, (1, 0): 1}  # pixels of padding that the first tile begins with
 _SUMS_OF_KERNEL = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0], [1, 0, 1]], np.float32)
 _TERMS = (0, 1), (2, 3), (4,)  # those of the first result alone, of the second, of both
+# For two results, one along each axis, what the nine values of a kernel are in their terms.
+_SUMS_OF_BOTH = [
+    np.kron(_SUMS_OF_KERNEL[[*rows]], _SUMS_OF_KERNEL[[*columns]])
+    for rows in _TERMS
+    for columns in _TERMS
+]
+_ALL_SUMS = np.concatenate(_SUMS_OF_BOTH)
 
 
 def suits(shape: Sequence[int], padding: Sequence[tuple[int, int]], features: int) -> bool:
@@ -44,7 +51,9 @@ def suits(shape: Sequence[int], padding: Sequence[tuple[int, int]], features: in
 
 def convolve(x: Array, w: Array, padding: Sequence[tuple[int, int]]) -> Array:
     """Images `[B, H, W, C]` with a kernel `[3, 3, C, K]`: `[B, H / 2, W / 2, K]`."""
-    return chunks.each(lambda x: _convolve(x, w, padding), x, winograd.images_of_a_part(x.shape))
+    kernels = _sums_of_kernel(w)
+    chunk = winograd.images_of_a_part(x.shape)
+    return chunks.each(lambda x: _convolve(x, kernels, padding), x, chunk)
 
 
 def input_gradient(y: Array, w: Array, padding: Sequence[tuple[int, int]]) -> Array:
@@ -53,7 +62,8 @@ def input_gradient(y: Array, w: Array, padding: Sequence[tuple[int, int]]) -> Ar
     The transpose of `convolve` in its images. Written out, for the one that JAX derives pads what
     each term gives to whole images before it adds them, and takes twice as long.
     """
-    kernel, (batch, height, width, features) = _sums_of_kernel(w), y.shape
+    kernels = _sums_of_kernel(w)
+    batch, height, width, features = y.shape
 
     def of_chunk(y):
         y = y.reshape(-1, height // 2, 2, width // 2, 2, features)
@@ -61,7 +71,7 @@ def input_gradient(y: Array, w: Array, padding: Sequence[tuple[int, int]]) -> Ar
         rows = []
         for i, terms in enumerate(_TERMS):
             products = [
-                lax.dot_general(results[i][j], kernel[i][j], (((3,), (2,)), ((), ())))
+                lax.dot_general(results[i][j], kernels[3 * i + j], (((3,), (2,)), ((), ())))
                 for j in range(3)
             ]
             for row in range(len(terms)):
@@ -73,31 +83,36 @@ def input_gradient(y: Array, w: Array, padding: Sequence[tuple[int, int]]) -> Ar
                 rows.append(_numbers(columns, 2, padding[1]))
         return _numbers(rows, 1, padding[0]).reshape(-1, 2 * height, 2 * width, w.shape[2])
 
-    return chunks.each(
-        of_chunk, y, winograd.images_of_a_part((batch, 2 * height, 2 * width, w.shape[2]))
-    )
+    chunk = winograd.images_of_a_part((batch, 2 * height, 2 * width, w.shape[2]))
+    return chunks.each(of_chunk, y, chunk)
 
 
 def kernel_gradient(x: Array, y: Array, padding: Sequence[tuple[int, int]]) -> Array:
     """The kernel `[3, 3, C, K]` that images `[B, H, W, C]` and results `[B, I, J, K]` stand for."""
-    kernel = jax.ShapeDtypeStruct((3, 3, x.shape[3], y.shape[3]), x.dtype)
+    shape = x.shape[3], y.shape[3]
+    kernels = [jax.ShapeDtypeStruct((len(each), *shape), x.dtype) for each in _SUMS_OF_BOTH]
 
     def of_chunk(x, y):
-        return jax.linear_transpose(lambda w: _convolve(x, w, padding), kernel)(y)[0]
+        transpose = jax.linear_transpose(lambda kernels: _convolve(x, kernels, padding), kernels)
+        return jnp.concatenate(transpose(y)[0])
 
-    return chunks.total(of_chunk, x, y, winograd.images_of_a_part(x.shape))
+    total = chunks.total(of_chunk, x, y, winograd.images_of_a_part(x.shape))
+    # Not left to the transpose: its product would have the nine values along the last axis.
+    return lax.dot(jnp.asarray(_ALL_SUMS.T), total.reshape(25, -1)).reshape(3, 3, *shape)
 
 
-def _convolve(x, w, padding):
+def _convolve(x, kernels, padding):
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // 4, 4, width // 4, 4, channels)
     images = [_terms(row, 2, padding[1]) for row in _terms(x, 1, padding[0])]
-    kernel = _sums_of_kernel(w)
 
     def product(i, j):
         """All terms of two results, one along each axis, as one product over their channels."""
         numbers = [images[row][column] for row in _TERMS[i] for column in _TERMS[j]]
-        return jnp.concatenate(numbers, axis=3) @ kernel[i][j].reshape(-1, w.shape[3])
+        numbers, kernel = jnp.concatenate(numbers, axis=3), kernels[3 * i + j]
+        # Two axes each, or the transpose in the kernel would copy the images' sums.
+        found = numbers.reshape(-1, numbers.shape[3]) @ kernel.reshape(-1, kernel.shape[2])
+        return found.reshape(*numbers.shape[:3], -1)
 
     *alone, both = [[product(i, j) for j in range(3)] for i in range(3)]
     rows = [
@@ -128,14 +143,9 @@ def _numbers(terms, axis, pads):
 
 
 def _sums_of_kernel(w):
-    """What the terms of two results are multiplied by: `[3][3]` arrays `[terms, C, K]`."""
-    sums = [_SUMS_OF_KERNEL[[*terms]] for terms in _TERMS]
-    sums = [np.kron(rows, columns) for rows in sums for columns in sums]
-    # All of them as one product of 25 x 9.
-    kernel = lax.dot(jnp.asarray(np.concatenate(sums)), w.reshape(9, -1))
-    ends = np.cumsum([len(each) for each in sums])[:-1]
-    parts = [each.reshape(-1, *w.shape[2:]) for each in jnp.split(kernel, ends)]
-    return [parts[:3], parts[3:6], parts[6:]]
+    """What the terms of each two results are multiplied by: nine arrays `[terms, C, K]`."""
+    kernel = lax.dot(jnp.asarray(_ALL_SUMS), w.reshape(9, -1)).reshape(25, *w.shape[2:])
+    return jnp.split(kernel, np.cumsum([len(each) for each in _SUMS_OF_BOTH])[:-1])
 
 
 def _of_terms(y, axis):
