@@ -12,8 +12,9 @@ looped over, one plain convolution per element. Which loop is the caller's choic
 `unrolled` with another product where rows are short, as those of digits are. All four take the
 arguments of `lax.conv_general_dilated`, so that Flax takes them as
 `nn.Conv(conv_general_dilated=unrolled)`. Forward and reverse mode work to any order. The lowering
-decides how the maps are computed on a CPU: 3 x 3 kernels of many channels by `winograd`, kernels
-that move by two, and narrow ones, by `im2col`, short rows, if asked for, by `bands`.
+decides how the maps are computed on a CPU: 3 x 3 kernels of many channels by `winograd`, or by
+`winograd_strided` where they move by two, other kernels that move, and narrow ones, by `im2col`,
+short rows, if asked for, by `bands`.
 `benchmarks.convolutions` times each beside PyTorch's.
 """
 
@@ -38,8 +39,9 @@ _LAYOUT = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # 
 # which is 257 GFLOP/s or 85 % of the rate of a plain matrix product there. With
 # `lax.conv_general_dilated` inside the attack's loop it took 2.5, because XLA runs a convolution's
 # gradient in a loop 5 to 25 times slower on a CPU; without Winograd's kernels 8.5; without the
-# extra row of `_by_eigen` 7.9; without both 7.2. With `winograd` from 32 channels on, and `im2col`
-# for the strides, it is 1.19 times as fast as `torch.compile` (results/attack_throughput-cpu.json).
+# extra row of `_by_eigen` 7.9; without both 7.2. What it is today beside `torch.compile` is in
+# results/attack_throughput-cpu.json, with `winograd` from 32 channels on, `winograd_strided`, and a
+# whole batch at once: on one machine 4.1 seconds became 3.5 by the second, 3.1 by the third.
 _LARGEST_UNROLLED = 16  # a longer axis holds examples, not members, and is always scanned
 _FEWEST_FOR_EIGEN = 3 * 2**28  # multiplications; with fewer, YNNPACK on one core is as fast
 
