@@ -123,7 +123,9 @@ def equal_compute(results: Sequence[dict]) -> str:
             ]
             cells.append("" if name == "Minimax" else _mean(more))
         head = [*ATTACKS.values(), "worst, minus Minimax"]
-        parts.append(reporting.rate_table(f"eta = {eta}, one cost", head, rows))
+        name = f"{EQUAL_COMPUTE.replace('_', ' ')}, seeds: {len(results)}"
+        corner = f"[{name}]({_path(EQUAL_COMPUTE)}), eta = {eta}"
+        parts.append(reporting.rate_table(corner, head, rows))
         mixed = [each["mixtures"][eta] for each in results]
         head = [ATTACKS.get(each, each.upper()) for each in mixtures.HEAD]
         rows = _means([each["errors"] for each in mixed], mixtures.HEAD)

@@ -10,7 +10,7 @@ References:
   Lavin and Gray, Fast algorithms for convolutional neural networks, 2016, section 4.1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +90,7 @@ def kernel_gradient(x: Array, y: Array) -> Array:
     return kernel.reshape(3, 3, x.shape[3], y.shape[3])
 
 
-def images_of_a_part(shape):
+def images_of_a_part(shape: Sequence[int]) -> int:
     """How many images `[B, H, W, C]` are worked on at a time: a divisor of their number.
 
     Their sums are four times as large: a bound on memory. Parts that stay in a cache are slower,
