@@ -123,8 +123,8 @@ def equal_compute(results: Sequence[dict]) -> str:
             ]
             cells.append("" if name == "Minimax" else _mean(more))
         head = [*ATTACKS.values(), "worst, minus Minimax"]
-        name = f"{EQUAL_COMPUTE.replace('_', ' ')}, seeds: {len(results)}"
-        corner = f"[{name}]({_path(EQUAL_COMPUTE)}), eta = {eta}"
+        runs = f"{EQUAL_COMPUTE.replace('_', ' ')}, seeds: {len(results)}"
+        corner = f"[{runs}]({_path(EQUAL_COMPUTE)}), eta = {eta}"
         parts.append(reporting.rate_table(corner, head, rows))
         mixed = [each["mixtures"][eta] for each in results]
         head = [ATTACKS.get(each, each.upper()) for each in mixtures.HEAD]

@@ -135,8 +135,7 @@ def mixture(
 
     Raises:
       ValueError: if a number is out of its range, the threat is none, the attack no function or
-        `update` unknown; by `step` if there are to
-        be several batches and no `batches`.
+        `update` unknown; by `step` if there are to be several batches and no `batches`.
 
     References:
       Meunier et al., Mixed Nash equilibria in the adversarial examples game, 2021, algorithm 2.
