@@ -10,7 +10,7 @@ network, each trained with as many passes through single networks as independent
 little fewer, for epochs are whole. Algorithm 2 pays most for an update of a member, as its attacker
 faces all of them. On digits 60 epochs of each independent member are enough for it to answer the
 natural examples (with 12, tried first, it answered 70 %), but not to converge under attack: with
-`--epochs 180 --rows algorithm_2`, three times the cost, it goes on. What is asked, and what is
+`--epochs 180 --rows algorithm_2`, three times the cost, it nearly does. What is asked, and what is
 expected, written down before any row was run:
 
 1. Does the accuracy of boosted adversarial training rise with n, as in the paper? Expected: under

@@ -30,7 +30,7 @@ MEMBERS = """\
   alone the interval is Wilson's over the examples, and nothing is compared.
 - *Rob. Acc.* as Meunier et al. define it: of each example the worst of AutoPGD on the cross-entropy
   and on the difference of logits ratio, restarts x steps.
-- *180 epochs*: Algorithm 2 at three times that cost; at the common one it has not converged.
+- *180 epochs*: Algorithm 2 at three times that cost, where it has nearly converged.
 - The suite has the same number of runs in every row. *Lower bound*: what the members keep alone.
 - *Minus one network*: the difference of what the suite leaves, seed by seed; of the double oracle
   also from the best of BAT's alphas in that seed. Its *upper value* is the risk under the rest of
