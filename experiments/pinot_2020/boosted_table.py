@@ -10,8 +10,9 @@ network, each trained with as many passes through single networks as independent
 little fewer, for epochs are whole. Algorithm 2 pays most for an update of a member, as its attacker
 faces all of them. On digits 60 epochs of each independent member are enough for it to answer the
 natural examples (with 12, tried first, it answered 70 %), but not to converge under attack: with
-`--epochs 180 --rows algorithm_2`, three times the cost, it nearly does. What is asked, and what is
-expected, written down before any row was run:
+`--epochs 180 --rows algorithm_2`, three times the cost, it goes on. Whether it has come to an end
+there, `--epochs 360` asks. What is asked, and what is expected, written down before any row was
+run:
 
 1. Does the accuracy of boosted adversarial training rise with n, as in the paper? Expected: under
    PGD on the expected loss it does, and under the suite, which knows the members, it does not: the
