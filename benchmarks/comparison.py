@@ -156,6 +156,13 @@ def argv_of(program: str, argv) -> list[str]:
     return ["python", "-m", program, *(sys.argv[1:] if argv is None else argv)]
 
 
+def check_compiler(instead: str = ""):
+    """Raises ValueError where `torch.compile` would not find the compiler that it needs."""
+    compilers = os.environ.get("CXX", "g++"), "clang++"
+    if _device() == "cpu" and not any(map(shutil.which, compilers)):
+        raise ValueError(f"torch.compile needs g++ or clang++: install one{instead}")
+
+
 def _import_peer(flags):
     try:
         from benchmarks import peer
@@ -165,9 +172,8 @@ def _import_peer(flags):
         raise ValueError(
             "torch is not installed: pip install -e '.[bench]', or time mixjax alone: --no-torch"
         ) from error
-    compilers = os.environ.get("CXX", "g++"), "clang++"
-    if "compile" in flags.torch and _device() == "cpu" and not any(map(shutil.which, compilers)):
-        raise ValueError("torch.compile needs g++ or clang++: install one, or give --torch eager")
+    if "compile" in flags.torch:
+        check_compiler(", or give --torch eager")
     peer.start(setting.num_threads(), _device(), flags.seed)
     return peer
 

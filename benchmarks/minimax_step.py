@@ -1,15 +1,16 @@
 """Steps through the gradient of a gradient, mixjax against PyTorch with `create_graph=True`.
 
-    python -m benchmarks.minimax_step      # 3 minutes
+    python -m benchmarks.minimax_step      # 3 minutes; needs g++ for torch.compile
 
 A Sens step (FGSM on the batch, then descent of the loss and `gamma / 2 sum_i |df/dz_i|^2`), a
 minimax step (the attack network ascends, the classifier descends `f + 1/2 |df/dv|^2`; both from the
 old point as algorithm 1 is printed, or with `--order alternating` the classifier at the new `v`)
 and, to compare with, a plain one on clean images: the MNIST classifier of Hamm 2018 and an attack
 network of the size there, with the direction and bounds of `attacks.follow`; Adam for both players.
-Before anything is timed, losses and gradients of both sides are compared. Then, with mixjax alone:
-how many times as long the gradient of the minimax objective takes as the plain one, through a
-ResNet18.
+The plain step is also timed beside `torch.compile`, which has no gradient of a gradient. Before
+anything is timed, losses and gradients of both sides are compared. Each step's operations are given
+as a share of what plain matrix products reach in the same turn. Then, with mixjax alone: how many
+times as long the gradient of the minimax objective takes as the plain one, through a ResNet18.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import comparison, setting, timing
+from benchmarks import comparison, cost, setting, timing
 from mixjax import attacks, checks, defenses, files, games, losses, models, reporting, threats
 
 PROGRAM = "benchmarks.minimax_step"
@@ -46,11 +47,13 @@ def main(argv=None):
     problem = Problem(flags)
     try:
         agreement = compare(problem, peer_players)
-        cases = []
+        comparison.check_compiler()
+        cases = [cost.matrix_case("float32")]
         for name in STEPS:
             cases.append(timing.Case(f"torch {name}", 0, problem.theirs(peer_players, name)))
             cases.append(timing.Case(f"mixjax {name}", 0, problem.ours(name)))
-        cases += resnet_cases(flags)
+        compiled = problem.theirs(peer_players, "plain", compiled=True)
+        cases += [timing.Case("torch compile plain", 0, compiled), *resnet_cases(flags)]
         timings = timing.interleave(
             cases,
             num_repeats=flags.repeats,
@@ -66,7 +69,7 @@ def main(argv=None):
         "threads": {"number": setting.num_threads(), "how": comparison.THREADS},
         "load_before_and_after": load,
         "agreement": agreement,
-        **summary(timings),
+        **summary(timings, {name: problem.operations(name) for name in STEPS}),
     }
     command = comparison.argv_of(PROGRAM, argv)
     origin = reporting.provenance(command, flags.seed, time.perf_counter() - start)
@@ -174,6 +177,15 @@ class Problem:
 
         return prepare
 
+    def operations(self, name: str) -> float:
+        """Floating-point operations of a step."""
+        defense = self.defense(name, *(optax.adam(rate) for rate in RATES))
+
+        def step(*arguments):
+            return jax.tree.leaves(defense.step(*arguments))
+
+        return cost.counted_operations(step, self.state(name, defense), self.images, self.labels)
+
     def peer(self, module):
         """PyTorch's side with the common weights."""
         networks = [
@@ -183,7 +195,7 @@ class Problem:
         networks = jax.device_get(networks)
         return module.Peer(*networks, self.images, self.labels, EPSILON, PENALTY, RATES)
 
-    def theirs(self, module, name: str):
+    def theirs(self, module, name: str, *, compiled: bool = False):
         """`prepare` of PyTorch's case."""
 
         def prepare():
@@ -199,6 +211,9 @@ class Problem:
                 peer.ascend(found[2])
                 return peer.descend(found)
 
+            if compiled:
+                peer.compile()
+                call()  # compiles; the time includes one run
             return call
 
         return prepare
@@ -271,9 +286,10 @@ def resnet_cases(flags: argparse.Namespace) -> list[timing.Case]:
     return [case("resnet18 plain", f), case("resnet18 penalized", penalized)]
 
 
-def summary(timings: list[timing.Timing]) -> dict:
-    """Seconds of all cases, ours against theirs, and the ResNet's ratio."""
+def summary(timings: list[timing.Timing], operations: dict[str, float]) -> dict:
+    """Seconds of all cases, ours against theirs, shares of the matrix rate, the ResNet's ratio."""
     found = {each.case.name: each for each in timings}
+    rates = [cost.matrix_rate(seconds) for seconds in found.pop("matrix products").seconds]
     cases = [
         {
             "case": name,
@@ -292,10 +308,21 @@ def summary(timings: list[timing.Timing]) -> dict:
             "cpu_seconds": timing.ratio(*pair, cpu=True)._asdict(),
         }
 
+    def share(name, side):
+        turns = zip(found[f"{side} {name}"].seconds, rates, strict=True)
+        return timing.spread([operations[name] / seconds / rate for seconds, rate in turns])
+
     return {
         "cases": cases,
         "times_as_fast_as_torch": {
             name: ratio(f"torch {name}", f"mixjax {name}") for name in STEPS
+        },
+        "times_as_fast_as_torch_compile": {"plain": ratio("torch compile plain", "mixjax plain")},
+        "operations": operations,
+        "matrix_rate": timing.spread(rates)._asdict(),
+        "share_of_matrix_rate": {
+            name: {side: share(name, side)._asdict() for side in ("mixjax", "torch")}
+            for name in STEPS
         },
         "resnet18_penalized_over_plain": ratio("resnet18 penalized", "resnet18 plain"),
         "resnet18_limit": MAX_RESNET_RATIO,
@@ -305,9 +332,13 @@ def summary(timings: list[timing.Timing]) -> dict:
 def table(result: dict) -> str:
     """The ratios, in processor time, as lines of text."""
     lines = [
-        f"{name}: mixjax is {_text(each)} times as fast as torch"
-        for name, each in result["times_as_fast_as_torch"].items()
+        f"{name}: mixjax is {_text(each)} times as fast as {peer}"
+        for peer in ("torch", "torch_compile")
+        for name, each in result[f"times_as_fast_as_{peer}"].items()
     ]
+    for name, sides in result["share_of_matrix_rate"].items():
+        shares = ", ".join(f"{side} {each['median']:.2f}" for side, each in sides.items())
+        lines.append(f"{name}, share of the matrix rate: {shares}")
     text = _text(result["resnet18_penalized_over_plain"])
     return "\n".join([*lines, f"ResNet18: the gradient of the gradient costs {text} plain ones"])
 

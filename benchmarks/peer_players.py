@@ -69,6 +69,10 @@ class Peer:
         self.descent = torch.optim.Adam(self.classifier.parameters(), rates[0])
         self.ascent = torch.optim.Adam(self.network.parameters(), rates[1], maximize=True)
 
+    def compile(self):
+        """From the next call on the classifier is compiled, by `torch.compile`."""
+        self.classifier.compile()
+
     def plain(self):
         """Loss on clean images and its gradient in the classifier."""
         loss = functional.cross_entropy(self.classifier(self.images), self.labels)

@@ -180,8 +180,10 @@ def comparisons(found: dict) -> Iterator[tuple[str, dict, dict]]:
             ratio = case["mixjax_times_as_fast"]
             processor = case["mixjax_times_as_fast_in_processor_time"]
             yield f"{case['attack']} beside {case['library']}", ratio, processor
-    for step, ratio in found.get("times_as_fast_as_torch", {}).items():
-        yield f"{step} beside torch eager", ratio["seconds"], ratio["cpu_seconds"]
+    for peer in ("torch eager", "torch compile"):
+        ratios = found.get("times_as_fast_as_" + peer.removesuffix(" eager").replace(" ", "_"), {})
+        for step, ratio in ratios.items():
+            yield f"{step} beside {peer}", ratio["seconds"], ratio["cpu_seconds"]
 
 
 def suite_runs() -> str:

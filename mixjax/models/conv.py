@@ -225,6 +225,21 @@ def _by_im2col(window, images, features, *, forward=False):
     )
 
 
+def _by_copies_of_both(window, images, features):
+    """For kernel gradients. Padding is at most what a pixel of the result can see."""
+    return (
+        window.strides == (1, 1)
+        and min(window.kernel) > 1  # of single pixels the images themselves are the factors
+        and im2col.suits(images.shape[3], features)
+        and images.dtype == jnp.float32
+        and all(
+            0 <= side < size
+            for pads, size in zip(window.padding, window.kernel, strict=True)
+            for side in pads
+        )
+    )
+
+
 def _by_eigen(window, images, w):
     """Whether one more row, which nobody reads, makes a convolution faster.
 
@@ -276,6 +291,10 @@ def _kernel_gradient_on_cpu(x, y, *, window):
     if _by_im2col(window, x, y.shape[3]):
         return im2col.kernel_gradient(
             x, y, window.kernel, window.strides, window.padding, window.precision
+        )
+    if _by_copies_of_both(window, x, y.shape[3]):
+        return im2col.kernel_gradient_of_moves_by_one(
+            x, y, window.kernel, window.padding, window.precision
         )
     # A whole batch of activations does not fit into the cache: the same sum over parts of it reads
     # them from there. Of few features XLA needs eight images at a time, its input channels here, to

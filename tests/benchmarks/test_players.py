@@ -5,25 +5,34 @@ import functools
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import benchmarks
-from benchmarks import minimax_step, timing
+from benchmarks import cost, minimax_step, timing
+from mixjax.models import conv
 
+NHWC = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 FLAGS = argparse.Namespace(width=2, hidden=4, batch_size=3, seed=0, order="simultaneous")
 STEPS = minimax_step.STEPS
 
 
+# As many as the matrix products of `timings` make in half a second of the first turn.
+OPERATIONS = dict.fromkeys(STEPS, cost.matrix_rate(1.0) / 2)
+
+
 def timings():
     seconds = {
+        "matrix products": [1.0, 0.5],
         "torch plain": [2.0, 4.0],
         "mixjax plain": [1.0, 4.0],
         "torch sens": [9.0, 6.0],
         "mixjax sens": [3.0, 3.0],
         "torch minimax": [1.0, 1.0],
         "mixjax minimax": [2.0, 2.0],
+        "torch compile plain": [0.5, 2.0],
         "resnet18 plain": [1.0, 2.0],
         "resnet18 penalized": [4.0, 10.0],
     }
@@ -34,14 +43,36 @@ def timings():
 
 
 def test_ratios_are_theirs_over_ours_turn_by_turn():
-    found = minimax_step.summary(timings())
+    found = minimax_step.summary(timings(), OPERATIONS)
     ratios = {
         name: each["seconds"]["median"] for name, each in found["times_as_fast_as_torch"].items()
     }
     assert ratios == {"plain": 1.5, "sens": 2.5, "minimax": 0.5}
-    cost = found["resnet18_penalized_over_plain"]["cpu_seconds"]
-    assert cost == {"median": 4.5, "low": 4.0, "high": 5.0}
-    assert "costs 4.5 (4 to 5) plain ones" in minimax_step.table(found)
+    assert found["times_as_fast_as_torch_compile"]["plain"]["seconds"]["median"] == 0.5
+    over_plain = found["resnet18_penalized_over_plain"]["cpu_seconds"]
+    assert over_plain == {"median": 4.5, "low": 4.0, "high": 5.0}
+    shares = found["share_of_matrix_rate"]["plain"]
+    assert shares["mixjax"] == pytest.approx({"median": 0.28125, "low": 0.0625, "high": 0.5})
+    text = minimax_step.table(found)
+    assert "costs 4.5 (4 to 5) plain ones" in text
+    assert "plain: mixjax is 0.5 (0.5 to 0.5) times as fast as torch_compile" in text
+    assert "plain, share of the matrix rate: mixjax 0.28, torch 0.16" in text
+
+
+def test_operations_are_those_of_the_products_that_are_read():
+    x, w = jnp.ones((4, 8)), jnp.ones((8, 16))
+
+    def product(x, w):
+        unread = x @ w[:, :1]
+        del unread
+        return [x @ w]
+
+    assert cost.counted_operations(product, x, w) == 2 * 4 * 8 * 16
+    image, kernel = jnp.ones((2, 6, 6, 8)), jnp.ones((3, 3, 8, 16))
+    found = cost.counted_operations(
+        lambda *a: [conv.unrolled(*a, (1, 1), "VALID", **NHWC)], image, kernel
+    )
+    assert found == 2 * 2 * 4 * 4 * 9 * 8 * 16
 
 
 class Problem(minimax_step.Problem):

@@ -12,6 +12,7 @@ CASES = {  # shape, kernel, features, strides, padding
     "3x3, stride 2": ((6, 30, 32, 32), (3, 3), 40, (2, 2), ((0, 1), (0, 1))),
     "1x1, stride 2": ((4, 8, 6, 32), (1, 1), 33, (2, 2), ((0, 0), (0, 0))),
     "5x5": ((2, 7, 8, 32), (5, 5), 32, (1, 1), ((2, 2), (2, 2))),
+    "4x3, uneven borders": ((6, 7, 8, 32), (4, 3), 34, (1, 1), ((1, 3), (0, 2))),
     "5x3, strides 1 and 3": ((3, 9, 10, 34), (5, 3), 32, (1, 3), ((1, 3), (0, 2))),
     "5x5 of one channel": ((6, 14, 14, 1), (5, 5), 16, (1, 1), ((2, 2), (2, 2))),
     "3x3 of three channels": ((16, 16, 20, 3), (3, 3), 8, (1, 1), ((1, 1), (1, 1))),
@@ -21,6 +22,10 @@ ELSEWHERE = {
     "few features": {"features": 31},
     "cropped": {"padding": ((-1, 1), (0, 1))},
     "float16": {"dtype": jnp.float16},
+}
+WIDE_BORDERS = {
+    "rows": {"padding": ((5, 2), (2, 2))},
+    "columns": {"padding": ((2, 2), (2, 5))},
 }
 TOO_WIDE = {
     "channels": {"shape": (6, 14, 14, 2)},
@@ -81,10 +86,13 @@ def test_it_takes_over_where_it_is_faster():
         for name in ("3x3, stride 2", "5x5 of one channel")
     )
     assert programs(**strided) == [True, True]
-    assert programs((6, 31, 32, 32), (3, 3), 40, (1, 1), ((1, 1), (1, 1))) == [False, False]
+    assert programs((6, 31, 32, 32), (3, 3), 40, (1, 1), ((1, 1), (1, 1))) == [False, True]
     for changed in ELSEWHERE.values():
         assert programs(**strided | changed) == [False, False]
     assert programs(**narrow) == [True, False]
     for changed in TOO_WIDE.values():
         assert programs(**narrow | changed) == [False, False]
-    assert programs(*CASES["5x5"]) == [False, False]
+    moves_by_one = dict(zip(names, CASES["5x5"], strict=True))
+    assert programs(**moves_by_one) == [False, True]
+    for changed in (ELSEWHERE | WIDE_BORDERS).values():
+        assert programs(**moves_by_one | changed) == [False, False]

@@ -33,6 +33,27 @@ def test_pooling_by_slices_is_the_windowed_maximum_and_so_is_its_gradient(window
     np.testing.assert_allclose(gradient, slope, rtol=1e-6)
 
 
+@pytest.mark.parametrize("window", [2, 3])
+def test_relu_after_pooling_has_the_gradient_of_relu_before_it_equal_pixels_and_zeros_included(
+    window,
+):
+    x = np.random.default_rng(0).integers(-2, 3, (4, 7, 8, 3)).astype(np.float32)
+
+    @jax.jit
+    def both(x):
+        def of(network):
+            y, pull = jax.vjp(network, x)
+            return y, *pull(jnp.cos(y))
+
+        return (
+            of(lambda x: jax.nn.relu(max_pool(x, window))),
+            of(lambda x: max_pool(jax.nn.relu(x), window)),
+        )
+
+    after, before = both(x)
+    chex.assert_trees_all_equal(after, before)
+
+
 def conv(x, layer):
     dimensions = ("NHWC", "HWIO", "NHWC")
     y = jax.lax.conv_general_dilated(
@@ -73,7 +94,7 @@ def test_the_network_is_two_convolutions_and_dense_layers_on_pixels_in_minus_one
 
 @pytest.mark.parametrize(
     ("model", "number"),
-    # 5 x 5 convolutions and dense layers, their shifts included.
+    # 5 x 5 convolutions and dense layers, biases included.
     [
         (models.mnist_cnn(), 832 + 51_264 + (7 * 7 * 64 + 1) * 512 + 513 * 10),
         (models.cifar_cnn(), 4_864 + 102_464 + (8 * 8 * 64 + 1) * 384 + 385 * 192 + 193 * 10),
