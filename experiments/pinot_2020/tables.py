@@ -44,6 +44,7 @@ TABLES = (  # of `experiments.queue`
     "members_table_digits_standard",
     "members_table_digits_algorithm_2_180_epochs",
     "members_table_digits_algorithm_2_360_epochs",
+    "members_table_digits_algorithm_2_720_epochs",
     "members_table_mnist",
     "members_table_cifar10_width_16",
 )
