@@ -135,6 +135,16 @@ def test_of_a_run_of_some_rows_the_others_are_left_out(write):
     assert "| one network |" not in text and "epochs: not run yet" not in text
 
 
+def test_more_epochs_are_compared_with_fewer_seed_by_seed(write):
+    before, after = (0.1, 0.2, 0.3, 0.4, 0.5), (0.15, 0.25, 0.35, 0.45, 0.55)
+    for name, left in (("180", before), ("360", after)):
+        write(f"members_table_digits_algorithm_2_{name}_epochs", table_of(left, left, (True,) * 5))
+    text = tables.members()
+    of_180, of_360 = text.split("360 epochs, seeds: 5")
+    assert cells(of_360, "bat")[-2] == "5.0 (5.0 to 5.0)"
+    assert cells(of_180, "bat")[-2] == ""  # of 60 epochs there is none
+
+
 def test_boosting_is_told_for_its_own_alpha_by_the_number_of_members(write):
     write("boosted_digits", [grid(0.25)])
     text = tables.members()
