@@ -1,6 +1,6 @@
 """Adversarial training of a mixture of classifiers, its weights included: algorithm 2 on CIFAR-10.
 
-    python -m experiments.cifar10_mixture --preset demo     # digits, 2 CPU cores, 5 minutes
+    python -m experiments.cifar10_mixture --preset demo     # digits, 2 CPU cores, 5 to 10 minutes
     python -m experiments.cifar10_mixture                   # CIFAR-10, ResNet18, a GPU
     python -m experiments.cifar10_mixture --preset paper    # the paper's setting, several GPUs
 

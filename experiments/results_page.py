@@ -144,6 +144,7 @@ def over_seeds(results: dict[str, list[dict]]) -> str:
         configs = [{**run["config"], "seed": None} for run in runs]
         if len(set(seeds)) < len(seeds) or any(config != configs[0] for config in configs):
             raise ValueError(f"{name}: its runs must differ in their seed and in nothing else")
+        cells_of = pinot.rate_cell, pinot.rate_cell, pinot.mean_cell
         columns = {
             "clean %": [run["clean_accuracy"] for run in runs],
             "robust %": [run["robust_accuracy"]["worst"] for run in runs],
@@ -152,8 +153,8 @@ def over_seeds(results: dict[str, list[dict]]) -> str:
             ],
         }
         cells = [
-            pinot.mean_cell(values) if len(values) == len(runs) else ""
-            for values in columns.values()
+            cell(values) if len(values) == len(runs) else ""
+            for values, cell in zip(columns.values(), cells_of, strict=True)
         ]
         rows[name] = [str(len(runs)), *cells]
     head = ["seeds", "clean %", "robust %", "robust minus that of the single classifier %"]

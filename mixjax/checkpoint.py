@@ -206,8 +206,9 @@ def save(manager: Manager, step: int, state: PyTree, metrics: Mapping[str, Any])
       metrics: dict of numbers that holds the manager's metric; NaN is stored as null.
 
     Raises:
-      ValueError: if `step` is negative, the metric is missing, or `state` is a lone array or holds
-        something that is no array, an empty array, or two leaves of one name (`a.b`).
+      ValueError: if `step` is negative, the metric is missing or no number, or `state` is a lone
+        array or holds something that is no array, an empty array, or two leaves of one name
+        (`a.b`).
       OSError: if this or the last save could not be written.
     """
     checks.at_least(0, step=step)
@@ -216,7 +217,7 @@ def save(manager: Manager, step: int, state: PyTree, metrics: Mapping[str, Any])
     step = int(step)
     if manager.metric not in metrics:
         raise ValueError(f"metrics must hold {manager.metric}, got {', '.join(metrics) or 'none'}")
-    metrics = {name: _finite_or_none(value) for name, value in metrics.items()}
+    metrics = {name: _finite_or_none(name, value) for name, value in metrics.items()}
     _check_state(state)
     state = jax.tree.map(_as_array, state)
     leaves = fingerprints(state)
@@ -317,9 +318,7 @@ def _check_state(state):
     names = set()
     for path, leaf in leaves:
         where = f"state{jax.tree_util.keystr(path)}"
-        dtype = getattr(_as_array(leaf), "dtype", None)
-        is_array = isinstance(leaf, jax.Array) or (dtype is not None and dtype.kind not in "OSUmM")
-        if not is_array:
+        if not isinstance(leaf, jax.Array) and not _is_stored(_as_array(leaf).dtype):
             raise ValueError(f"{where} must be an array or a number, got {leaf!r}")
         if 0 in np.shape(leaf):
             raise ValueError(f"{where} must not be empty, got shape {list(np.shape(leaf))}")
@@ -327,6 +326,11 @@ def _check_state(state):
         if name in names:
             raise ValueError(f"{where} must not share the name {name} with another leaf")
         names.add(name)
+
+
+def _is_stored(dtype):
+    """Whether Orbax stores arrays of that type: of numbers, but none of extended precision."""
+    return not (dtype.kind in "OSUmM" or dtype.char in "gG" or issubclass(dtype.type, np.void))
 
 
 def _key(entry):
@@ -425,7 +429,9 @@ def _signed(record):
     return record | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _finite_or_none(value):
+def _finite_or_none(name, value):
+    if isinstance(value, str) or np.shape(value):
+        raise ValueError(f"metrics[{name!r}] must be a number, got {value!r}")
     return float(value) if math.isfinite(value) else None
 
 

@@ -259,8 +259,13 @@ def key(**values: Any) -> None:
             raise ValueError(f"{name} must be one random key, got shape {list(np.shape(value))}")
 
 
+_DIFFERENTIATED = "loss_fn", "targeted_loss_fn", "margin_fn"
+
+
 def one_number(x: Any, **functions: Callable[[Any], Any]) -> dict[str, jax.ShapeDtypeStruct]:
     """Raises `ValueError` unless every function of one input `x` returns one number.
+
+    Of losses and margins, which attacks differentiate, it must be a floating-point one.
 
     Returns:
       What each returns, by its name: they are traced together, for they may share a network.
@@ -274,6 +279,8 @@ def one_number(x: Any, **functions: Callable[[Any], Any]) -> dict[str, jax.Shape
                 f"{name} must return one number for one example, got {got}: "
                 "make the batch by jax.vmap"
             )
+        if name in _DIFFERENTIATED and not jnp.issubdtype(answer.dtype, jnp.floating):
+            raise ValueError(f"{name} must return a floating-point number, got {answer.dtype}")
     return answers
 
 

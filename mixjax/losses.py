@@ -183,7 +183,8 @@ def expected(
       Array(0.25, dtype=float32)
     """
     checks.logits("L C", logits=logits)
-    return mixture.expected_loss(jax.vmap(loss, in_axes=(0, None))(logits, label), weights)
+    of_members = jax.vmap(loss, in_axes=(0, None))
+    return mixture.expected_loss(of_members(_still_where_nan(logits), label), weights)
 
 
 def mean_probability_margin(logits: Array, label: Array, weights: Array) -> Array:
@@ -331,9 +332,18 @@ def _spread(logits, num_highest):
     return jnp.where(number > 0, jnp.maximum(top - mean, _SMALLEST_SPREAD), 1.0)
 
 
+def _still_where_nan(logits):
+    """The logits `[L, C]`; those of a member that answers NaN have no derivative.
+
+    Theirs would be NaN, which times the member's weight of 0 is NaN, and would hide the others.
+    """
+    answers = ~jnp.any(jnp.isnan(logits), axis=-1, keepdims=True)
+    return jnp.where(answers, logits, jax.lax.stop_gradient(logits))
+
+
 def _margins(logits, label):
     checks.logits("L C", logits=logits)
-    return jax.vmap(margin, in_axes=(0, None))(logits, label)
+    return jax.vmap(margin, in_axes=(0, None))(_still_where_nan(logits), label)
 
 
 def _finite_margins(logits, label, weights):

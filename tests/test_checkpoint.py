@@ -463,6 +463,11 @@ def test_the_step_may_be_a_number_of_jax_or_numpy(tmp_path):
     [
         ({"x": "text"}, r"state\['x'\] must be an array or a number, got 'text'"),
         ({"x": [None, object]}, r"state\['x'\]\[1\] must be an array or a number"),
+        ({"x": np.longdouble(1)}, r"state\['x'\] must be an array or a number, got np.longdouble"),
+        (
+            {"x": np.zeros(2, [("a", "f4")])},
+            r"state\['x'\] must be an array or a number, got array",
+        ),
         ({"x": jnp.zeros((0, 3))}, r"state\['x'\] must not be empty, got shape \[0, 3\]"),
         ({"a": {"b": jnp.zeros(2)}, "a.b": jnp.ones(3)}, r"'a.b'\] must not share the name a.b"),
         ({}, "state must be a dict, list or tuple that holds arrays, got none"),
@@ -474,6 +479,15 @@ def test_a_state_that_cannot_be_stored_is_named_and_nothing_is_lost(tmp_path, st
         save_all(manager, {1: 0.1})
         with pytest.raises(ValueError, match=message):
             checkpoint.save(manager, 1, state, {"robust_accuracy": 0.5})
+        assert checkpoint.steps(manager) == [1]
+
+
+@pytest.mark.parametrize("value", ["high", [0.5], np.ones(1)], ids=["text", "list", "array"])
+def test_a_metric_that_is_no_number_is_named_and_nothing_is_lost(tmp_path, value):
+    with checkpoint.open(tmp_path, CONFIG) as manager:
+        save_all(manager, {1: 0.1})
+        with pytest.raises(ValueError, match=r"metrics\['robust_accuracy'\] must be a number, got"):
+            checkpoint.save(manager, 1, make_state(1), {"robust_accuracy": value})
         assert checkpoint.steps(manager) == [1]
 
 

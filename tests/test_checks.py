@@ -278,6 +278,15 @@ def test_a_radius_is_no_threat_and_a_threat_has_one_radius():
     )
 
 
+def test_a_loss_that_has_no_gradient_is_named_and_what_is_not_differentiated_may_be_whole():
+    def rank(x):
+        return jnp.argmax(x)
+
+    text = message(checks.one_number, jnp.ones(3), loss_fn=rank)
+    assert text == "loss_fn must return a floating-point number, got int32"
+    assert set(checks.one_number(jnp.ones(3), accuracy_fn=rank)) == {"accuracy_fn"}
+
+
 def test_a_loss_of_a_whole_batch_is_answered_with_vmap():
     checks.one_number(jnp.ones(3), loss_fn=jnp.sum)
     text = message(checks.one_number, jnp.ones((4, 3)), loss_fn=lambda x: jnp.sum(x, axis=1))

@@ -282,6 +282,20 @@ def test_the_accuracy_margin_is_positive_exactly_above_its_accuracy(rows, share)
     assert positive == (accuracy > 1 - share + 1e-5)
 
 
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.dlr, losses.margin, losses.zero_one])
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+def test_the_expected_loss_leads_by_the_members_that_answer(loss, weight):
+    """Hand-stacked: one member answers NaN in one class or in all."""
+    expected = with_gradient(lambda *given: losses.expected(loss, *given))
+    weights = np.float32([1 - weight, weight])
+    want, slope = expected(MEMBERS[:1], 0, weights[:1])
+    for odd in ([np.nan] * 3, [np.nan, 1.0, 0.0]):
+        value, gradient = expected(np.float32([MEMBERS[0], odd]), 0, weights)
+        np.testing.assert_allclose(gradient, [slope[0], np.zeros(3)], rtol=1e-6)
+        if loss is not losses.zero_one:  # where NaN is an error
+            np.testing.assert_allclose(value, want, rtol=1e-6)
+
+
 MIXTURE_MARGINS = {
     "mean probability": losses.mean_probability_margin,
     "expected": losses.expected_margin,
@@ -304,7 +318,7 @@ def test_a_member_that_answers_nan_or_weighs_nothing_decides_no_margin(name):
             if weight == 0 or name not in ("any member", "all members"):
                 np.testing.assert_allclose(value, want, rtol=1e-5)
                 np.testing.assert_allclose(gradient[0], slope[0], rtol=1e-5, atol=1e-6)
-            assert not np.any(np.isnan(gradient[0]))
+            assert not np.any(np.isnan(gradient))
     assert margin(np.full((2, 3), np.nan, np.float32), 0, np.float32([0.6, 0.4]))[0] <= 0
 
 

@@ -142,14 +142,19 @@ def equal_compute(results: Sequence[dict]) -> str:
 def _means(errors: Sequence[dict], attacks: Iterable[str]) -> dict[str, list[str]]:
     """The cells of each classifier: `errors` holds `classifier -> attack -> error` of each seed."""
     return {
-        name: [_mean([each[name][attack]["error"] for each in errors]) for attack in attacks]
+        name: [_rate([each[name][attack]["error"] for each in errors]) for attack in attacks]
         for name in errors[0]
     }
 
 
-def _mean(values: Sequence[float]) -> str:
+def _mean(values: Sequence[float], lowest: float = -1.0) -> str:
     mean, (low, high) = evaluation.over_seeds(values)
-    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+    return f"{mean:.3f} ({max(low, lowest):.3f} to {min(high, 1.0):.3f})"
+
+
+def _rate(values: Sequence[float]) -> str:
+    """As `_mean`, of what is at least 0: Student's interval knows no bounds."""
+    return _mean(values, lowest=0.0)
 
 
 def verdict(result: dict) -> str:

@@ -33,7 +33,8 @@ MEMBERS = """\
 - *180, 360, 720 epochs*: Algorithm 2 at 3, 6 and 12 times that cost; *minus fewer epochs* is the
   difference from the row before, seed by seed, that of 180 from 60.
 - The suite has the same number of runs in every row. *Lower bound*: what the members keep alone.
-- *Minus one network*: the difference of what the suite leaves, seed by seed; of the double oracle
+- *Minus one network*: the difference of what the suite leaves, seed by seed, of the mixture and of
+  its *averaged* ensemble, whose answer costs three passes; of the double oracle
   also from the best of BAT's alphas in that seed. Its *upper value* is the risk under the rest of
   the suite after training, not that of its last round.
 - BAT against the number of members n: under PGD on the expected loss, which does not see the
@@ -61,6 +62,11 @@ PARTS = {  # of a row of `boosted_table`
     "lower bound": lambda row: row["sandwich"]["lower"],
     "best member": lambda row: max(each["robust_accuracy"] for each in row["members"]),
     "averaged": lambda row: row["averaged"]["robust_accuracy"],
+}
+
+AHEAD = {  # of one network under the suite
+    "suite": "minus one network",
+    "averaged": "averaged, minus one network",
 }
 
 INTERVALS = {  # over the examples of one seed
@@ -92,22 +98,25 @@ def members() -> str:
             if any(run[name] is None for run in runs):
                 if base in FEWER_EPOCHS:
                     continue
-                rows[name.replace("_", " ")] = ["not run yet", *[""] * (len(PARTS) + 1)]
+                empty = len(PARTS) + len(AHEAD)
+                rows[name.replace("_", " ")] = ["not run yet", *[""] * empty]
                 continue
             of_row = [run[name] for run in runs]
             cells = [_over(of_row, part, INTERVALS.get(each)) for each, part in PARTS.items()]
             if base in FEWER_EPOCHS:
                 cells.append(_ahead(runs, name, [name], before))
+            elif name == "one_network":
+                cells += ["", ""]
             else:
-                cells.append("" if name == "one_network" else _ahead(runs, name, ["one_network"]))
+                cells += [_ahead(runs, name, ["one_network"], part=each) for each in AHEAD]
             cells.append(f"{of_row[0]['training']['passes'] / 1e6:.2f}")
             rows[name.replace("_", " ")] = cells
         done = [row for run in runs for row in run.values() if row is not None]
         spent = done[0]["reported_by"]["rob_acc"]
         of_runs = f"Rob. Acc. {spent['num_restarts']} x {spent['num_steps']}"
         head = [of_runs if each == "Rob. Acc." else each for each in PARTS]
-        subtracted = "fewer epochs" if base in FEWER_EPOCHS else "one network"
-        head += [f"minus {subtracted}", "million passes"]
+        ahead = ["minus fewer epochs"] if base in FEWER_EPOCHS else AHEAD.values()
+        head += [*ahead, "million passes"]
         parts.append(reporting.rate_table(_corner(base, runs), head, rows))
         if len(runs) > 1:
             widest = max(high - low for low, high in map(INTERVALS["suite"], done))
@@ -125,7 +134,7 @@ def members() -> str:
         numbers, rows = [*runs[0]["suite"]], {}
         for name, left in LEFT.items():
             values = [[left(run, n) for run in runs] for n in numbers]
-            rows[name] = [mean_cell(of_n) for of_n in values]
+            rows[name] = [rate_cell(of_n) for of_n in values]
             rises = [
                 [each - one for each, one in zip(of_n, values[0], strict=True)] for of_n in values
             ]
@@ -160,17 +169,19 @@ def _ahead(
     name: str,
     others: Sequence[str],
     of_others: Sequence[dict[str, Any]] | None = None,
+    *,
+    part: str = "suite",
 ) -> str:
     """By how much a row leaves more than the best of others under the suite, seed by seed.
 
-    The others are rows of the same runs, or of as many other runs.
+    The others are rows of the same runs, or of as many other runs. `part`: of that row.
     """
     pairs = [*zip(runs, runs if of_others is None else of_others, strict=False)]
     if len(pairs) < FEWEST_SEEDS or any(run[each] is None for _, run in pairs for each in others):
         return ""
     left = PARTS["suite"]
     return mean_cell(
-        [left(run[name]) - max(left(other[each]) for each in others) for run, other in pairs]
+        [PARTS[part](run[name]) - max(left(other[each]) for each in others) for run, other in pairs]
     )
 
 
@@ -189,14 +200,20 @@ def _over(
     values = [part(run) for run in runs]
     if len(runs) == 1 and interval is not None:
         return _with_interval(values[0], interval(runs[0]))
-    return mean_cell(values)
+    return rate_cell(values)
 
 
-def mean_cell(values: Sequence[float]) -> str:
+def mean_cell(values: Sequence[float], lowest: float = -1.0) -> str:
     """Mean in percent, with its interval over the seeds where there are several."""
     if len(values) == 1:
         return f"{100 * values[0]:.1f}"
-    return _with_interval(*evaluation.over_seeds(values))
+    mean, (low, high) = evaluation.over_seeds(values)
+    return _with_interval(mean, (max(low, lowest), min(high, 1.0)))
+
+
+def rate_cell(values: Sequence[float]) -> str:
+    """As `mean_cell`, of what is at least 0: Student's interval knows no bounds."""
+    return mean_cell(values, lowest=0.0)
 
 
 def _with_interval(value, interval):

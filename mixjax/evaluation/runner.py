@@ -63,7 +63,8 @@ def evaluate(
     Args:
       key: random key; consumed.
       logits_fn: `x -> [L, C]`, the members' logits on one input; members may come from anywhere.
-        What it closes over is compiled in as constants: give large variables as
+        What it closes over is compiled in as constants, and not read again while the function is
+        the same object: give variables that are large, or that change in place, as
         `jax.tree_util.Partial(function, variables)`, then they are arguments.
       weights: `[L]` probabilities of the members; the attacks on the mixture know nothing of
         members of weight 0, which are attacked alone as the others.

@@ -97,7 +97,8 @@ def oracle(
     Args:
       losses: `[N, M, L]` losses of the members at the candidates, within [0, `loss_bound`].
       num_steps: number of best responses, static.
-      loss_bound: largest possible loss.
+      loss_bound: largest possible loss. It sets the steps: what an example costs every member at
+        least moves no weights, and may be subtracted from its losses for a smaller bound.
       iterate: "best": the weights of least risk, of those to which a best response was found;
         "last": those after the last step, whose own risk is not computed.
 
@@ -154,7 +155,8 @@ def projected_subgradient(
         the mixture of these weights.
       weights: `[L]` weights to start from.
       num_steps: number of best responses, static.
-      loss_bound: largest possible loss.
+      loss_bound: largest possible loss. It sets the steps: what an example costs every member at
+        least moves no weights, and may be subtracted from its losses for a smaller bound.
       iterate: "best": the weights of least risk of those given to `best_response`, so that its
         last answer moves nothing and a single step returns `weights` themselves; "last": those
         after the last step, which is what the printed algorithm returns.
@@ -220,7 +222,7 @@ def entropic(
       losses: `[N, M, L]` losses of the members at the candidates, within [0, `loss_bound`].
       temperature: `[]` or `[N]`, positive, in the units of the losses.
       num_steps: number of gradient steps, static.
-      loss_bound: largest possible loss.
+      loss_bound: as in `oracle`.
       weights: `[L]` weights to start from; uniform if None.
       mass: `[N, M]` probabilities of each example's candidates; all equal if None.
       axis_name: mapped axis over which the examples are spread; None: all are here.

@@ -5,6 +5,7 @@ example); variables are `{"params": ..., "batch_stats": ...}`, where every colle
 `"params"` is state that training updates and nothing differentiates.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -114,6 +115,9 @@ def from_linen(
         )
         return _unflatten(logits, x, input_shape), {**variables, **updates}
 
+    if _is_hidden(type(module), train_argument) and _needs_a_switch(own, example):
+        model, key = Model(init, apply), jax.random.key(0)
+        _check_that_it_switches(type(module), train_argument, model, input_shape, key=key)
     return Model(init, apply)
 
 
@@ -183,6 +187,8 @@ def from_nnx(
         _, _, updated = nnx.split(module, nnx.Param, ...)
         return logits, {**variables, "batch_stats": nnx.to_pure_dict(updated)}
 
+    if _is_hidden(type(abstract), train_argument) and jax.tree.leaves(rest):
+        _check_that_it_switches(type(abstract), train_argument, Model(init, apply), input_shape)
     return Model(init, apply)
 
 
@@ -226,6 +232,28 @@ def _refuse_without_switch(kind, found):
         raise ValueError(
             f"train_argument must name what switches {kind.__name__} to training: it has {found}, "
             f"and {why}"
+        )
+
+
+def _is_hidden(kind, train_argument):
+    """Whether a switch is named that the call takes among any others: it may be misspelled."""
+    names = inspect.signature(kind.__call__).parameters
+    return train_argument is not None and train_argument.removeprefix("not ") not in names
+
+
+def _check_that_it_switches(kind, train_argument, model, input_shape, **in_training):
+    """Raises `ValueError` where training computes what an answer does."""
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
+
+    def operations(**arguments):
+        traced = jax.make_jaxpr(functools.partial(model.apply, **arguments))(variables, x)
+        return str(traced.jaxpr.replace(outvars=[]))  # in training the statistics are among them
+
+    if operations() == operations(train=True, **in_training):
+        raise ValueError(
+            f"train_argument must name what switches {kind.__name__} to training: with "
+            f"{train_argument} its call does in training what it does elsewhere"
         )
 
 

@@ -545,3 +545,25 @@ def test_a_loss_is_traced_no_more_often_for_more_steps(key):
     for num_steps in (3, 50):
         chex.clear_trace_counter()
         attacks.pgd(key, loss_fn, X, threats.linf(EPSILON), num_steps=num_steps, step_size=0.1)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        attacks.fgsm,
+        functools.partial(attacks.pgd, num_steps=5, step_size=0.2),
+        functools.partial(attacks.apgd, num_steps=5),
+    ],
+    ids=["fgsm", "pgd", "apgd"],
+)
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_members_stacked_by_hand_are_attacked_where_one_of_them_answers_nan(attack, weight, key):
+    """The one that answers is right from a mean of one half on."""
+
+    def logits_fn(x):
+        lead = jnp.mean(x) - 0.5
+        return jnp.stack([jnp.stack([lead, -lead]), jnp.full(2, jnp.nan) + 0 * lead])
+
+    weights, x = jnp.array([1 - weight, weight]), jnp.full((2, 2, 1), 0.8)
+    x_adv, _ = attacks.on_mixture(attack, key, logits_fn, weights, x, 0, threats.linf(0.4))
+    assert logits_fn(x_adv)[0, 0] < 0

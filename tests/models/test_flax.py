@@ -243,6 +243,16 @@ def test_a_switch_that_the_call_does_not_take_is_refused():
         models.from_linen(Frozen(), (4,), train_argument="training")
 
 
+@pytest.mark.parametrize("argument", ["learn", "not learn"])
+def test_a_switch_among_any_others_that_switches_nothing_is_refused(argument):
+    message = f"train_argument must name what switches .*: with {argument} its call does in"
+    for module in (Keywords(), DropoutAlone()):
+        with pytest.raises(ValueError, match=message):
+            models.from_linen(module, (4,), train_argument=argument)
+    with pytest.raises(ValueError, match=message):
+        models.from_nnx(HiddenSwitch, (4,), train_argument=argument)
+
+
 class OwnSwitch(nnx.Module):
     """Tells its layers in the call what to do: `train()` and `eval()` do not reach them."""
 

@@ -130,14 +130,14 @@ def of_seed(minimax, sens):
 
 
 def test_seeds_at_one_cost_share_a_table_of_means_and_of_differences_seed_by_seed():
-    """Mean and Student's interval in closed form: two values .1 apart, 12.7 sd wide."""
+    """Mean and Student's interval in closed form: two values .1 apart, 12.7 sd, cut at 0 and 1."""
     text = tables.equal_compute([of_seed(0.5, 0.7), of_seed(0.6, 0.9)])
     assert "(results/hamm_digits_equal_compute.json): digits" in text and "seeds: 2." in text
     sens = next(line for line in text.splitlines() if line.startswith("| Sens FGSM |"))
     cells = [cell.strip() for cell in sens.strip("|").split("|")]
     assert cells[1] == "0.250 (0.250 to 0.250)"
-    assert cells[-2:] == ["0.800 (-0.471 to 2.071)", "0.250 (-0.385 to 0.885)"]
+    assert cells[-2:] == ["0.800 (0.000 to 1.000)", "0.250 (-0.385 to 0.885)"]
     minimax = next(line for line in text.splitlines() if line.startswith("| Minimax |"))
-    assert minimax.endswith("| 0.550 (-0.085 to 1.185) |  |")
+    assert minimax.endswith("| 0.550 (0.000 to 1.000) |  |")
     assert "on the same 100 examples: -0.250 (-0.885 to 0.385)." in text
     assert "| Minimax | 10.00 | 400 | 4000 |" in text
