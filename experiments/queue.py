@@ -69,7 +69,7 @@ def entries() -> tuple[Entry, ...]:
     digits = _seeds("members_table_digits", f"{table} --preset digits", 1.0)
     longer = [
         entry
-        for epochs in (180, 360, 720)  # each shows whether the one before has converged
+        for epochs in (180, 360, 720, 1440)  # each shows whether the one before has converged
         for entry in _seeds(
             f"members_table_digits_algorithm_2_{epochs}_epochs",
             f"{table} --preset digits --epochs {epochs} --rows algorithm_2",
