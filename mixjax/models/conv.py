@@ -13,8 +13,8 @@ looped over, one plain convolution per element. Which loop is the caller's choic
 arguments of `lax.conv_general_dilated`, so that Flax takes them as
 `nn.Conv(conv_general_dilated=unrolled)`. Forward and reverse mode work to any order. The lowering
 decides how the maps are computed on a CPU: 3 x 3 kernels of many channels by `winograd`, or by
-`winograd_strided` where they move by two, other kernels that move, and narrow ones, by `im2col`,
-short rows, if asked for, by `bands`.
+`winograd_strided` where they move by two; others that move by more than a pixel, narrow ones, and
+kernel gradients of many channels by `im2col`; short rows, if asked for, by `bands`.
 `benchmarks.convolutions` times each beside PyTorch's.
 """
 
