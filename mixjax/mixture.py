@@ -48,7 +48,10 @@ def expected_loss(losses_of_members: Array, weights: Array) -> Array:
     counts = answered & ((weights != 0) | jnp.isfinite(losses_of_members))
     # NaN is replaced before the product: 0 * NaN is NaN, in the value and in the gradient. A sum
     # and not `jnp.dot`, which accelerators would round to a few digits.
-    total = jnp.sum(weights * jnp.where(counts, losses_of_members, 0.0))
+    counted = jnp.where(counts, losses_of_members, 0.0)
+    # A member surely right and another surely wrong are weighed, for infinity less infinity is NaN.
+    are_opposed = jnp.any(jnp.isposinf(counted)) & jnp.any(jnp.isneginf(counted))
+    total = jnp.sum(weights * jnp.where(are_opposed, jnp.nan_to_num(counted), counted))
     return jnp.where(jnp.any(answered & (weights != 0)), total, jnp.nan)
 
 

@@ -41,6 +41,18 @@ def test_expected_loss_weighs_each_member_with_its_own_weight():
     np.testing.assert_allclose(EXPECTED_LOSS(losses, weights), 23.5, rtol=1e-6)
 
 
+def test_a_member_surely_wrong_outweighs_one_surely_right_by_its_weight():
+    """Losses of +inf and -inf; alone, or beside finite ones, each stays what it is."""
+    for weight in (0.25, 0.5, 0.75):
+        weights = jnp.array([weight, 1 - weight])
+        found = EXPECTED_LOSS(jnp.array([jnp.inf, -jnp.inf]), weights)
+        assert np.sign(found) == np.sign(2 * weight - 1) and np.isfinite(found)
+        assert EXPECTED_LOSS(jnp.array([jnp.inf, 1.0]), weights) == jnp.inf
+        assert EXPECTED_LOSS(jnp.array([1.0, -jnp.inf]), weights) == -jnp.inf
+    assert EXPECTED_LOSS(jnp.array([jnp.inf, -jnp.inf]), jnp.array([1.0, 0.0])) == jnp.inf
+    assert EXPECTED_LOSS(jnp.array([0, 1]), jnp.array([0.75, 0.25])) == 0.25
+
+
 def test_the_gradient_of_the_expected_loss_in_the_weights_is_the_losses():
     losses, weights = np.float32([1.0, 10.0, 100.0]), np.float32([0.5, 0.3, 0.2])
     found = jax.jit(jax.grad(mixture.expected_loss, (0, 1)))(losses, weights)
