@@ -16,7 +16,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
-from mixjax import checks
+from mixjax import checks, mixture
 from mixjax.batch import mean_over
 from mixjax.typing import Array, Key, PyTree
 
@@ -265,10 +265,8 @@ def _one_by_one(fn):
         return fn(member, jax.tree.map(_known_gradient, x))
 
     def sum_of_answers(values, weights):
-        # 0 * NaN is NaN: what does not answer is left out of the sum before it is weighted.
-        answers = ~jnp.isnan(values)
-        total = jnp.sum(weights.astype(values.dtype) * jnp.where(answers, values, 0.0))
-        return total, jnp.sum(answers & (weights != 0)).astype(values.dtype)
+        total = mixture.total_loss(values, weights.astype(values.dtype))
+        return total, jnp.sum(~jnp.isnan(values) & (weights != 0)).astype(values.dtype)
 
     @jax.custom_vjp
     def total(members, weights, x):

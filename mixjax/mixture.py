@@ -43,16 +43,20 @@ def expected_loss(losses_of_members: Array, weights: Array) -> Array:
     checks.native_order(losses_of_members=losses_of_members)
     checks.shape(np.shape(losses_of_members), weights=weights)
     losses_of_members, weights = jnp.asarray(losses_of_members), jnp.asarray(weights)
-    answered = ~jnp.isnan(losses_of_members)
+    answers = jnp.any(~jnp.isnan(losses_of_members) & (weights != 0))
+    return jnp.where(answers, total_loss(losses_of_members, weights), jnp.nan)
+
+
+def total_loss(losses_of_members: Array, weights: Array) -> Array:
+    """As `expected_loss`, over some of the members: `[L], [L] -> []`; 0 where none answers."""
     # A weight of 0 keeps its derivative, the loss, where that is finite.
-    counts = answered & ((weights != 0) | jnp.isfinite(losses_of_members))
+    counts = ~jnp.isnan(losses_of_members) & ((weights != 0) | jnp.isfinite(losses_of_members))
     # NaN is replaced before the product: 0 * NaN is NaN, in the value and in the gradient. A sum
     # and not `jnp.dot`, which accelerators would round to a few digits.
     counted = jnp.where(counts, losses_of_members, 0.0)
     # A member surely right and another surely wrong are weighed, for infinity less infinity is NaN.
     are_opposed = jnp.any(jnp.isposinf(counted)) & jnp.any(jnp.isneginf(counted))
-    total = jnp.sum(weights * jnp.where(are_opposed, jnp.nan_to_num(counted), counted))
-    return jnp.where(jnp.any(answered & (weights != 0)), total, jnp.nan)
+    return jnp.sum(weights * jnp.where(are_opposed, jnp.nan_to_num(counted), counted))
 
 
 def accuracy(logits: Array, label: Array, weights: Array) -> Array:

@@ -510,3 +510,15 @@ def test_the_checker_of_shard_map_refuses_gradients_that_it_would_get_wrong():
     spread = jax.shard_map(gradient, mesh=mesh, in_specs=(P("member"), P()), out_specs=P())
     with pytest.raises(ValueError, match="manual axis types"):
         jax.jit(spread)(variables, x)
+
+
+def test_an_infinite_loss_counts_by_its_weight_and_of_weight_zero_not_at_all():
+    def expectation(losses, weights):
+        return ensemble.expectation(lambda loss, x: loss + 0 * x, losses, weights, jnp.float32(1))
+
+    found = jax.jit(jax.value_and_grad(expectation, argnums=1))
+    value, _ = found(jnp.array([jnp.inf, 2.0]), jnp.array([0.0, 1.0]))
+    assert value == 2.0
+    assert found(jnp.array([jnp.inf, 2.0]), jnp.array([0.5, 0.5]))[0] == jnp.inf
+    opposed, _ = found(jnp.array([jnp.inf, -jnp.inf]), jnp.array([0.75, 0.25]))
+    assert np.isfinite(opposed) and opposed > 0
