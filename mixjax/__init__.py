@@ -2,7 +2,7 @@
 
 `attack`, `evaluate` and `predict` take any classifier, or a mixture, and whole data sets; `train`
 makes a mixture and `load` reads it back. Behind them, bottom to top, the way data flows: `data`,
-`models` -> `ensemble` (members' logits `[L, C]`) -> `threats`, `mixture`, `losses` -> `attacks`,
+`models` -> `threats`, `mixture` -> `ensemble` (members' logits `[L, C]`) -> `losses` -> `attacks`,
 `games` (the mixture's weights `[L]`) -> `defenses`, `evaluation` -> `checkpoint`, `parallel` ->
 `front`. `program` recognises a function by what it computes; `batch` has the keys, means and pixels
 of a batch.
