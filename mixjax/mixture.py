@@ -48,7 +48,14 @@ def expected_loss(losses_of_members: Array, weights: Array) -> Array:
 
 
 def total_loss(losses_of_members: Array, weights: Array) -> Array:
-    """As `expected_loss`, over some of the members: `[L], [L] -> []`; 0 where none answers."""
+    """As `expected_loss`, over some of the members: `[L], [L] -> []`; 0 where none answers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mixjax import mixture
+      >>> mixture.total_loss(jnp.array([jnp.nan, 4.0]), jnp.array([0.5, 0.25]))
+      Array(1., dtype=float32)
+    """
     # A weight of 0 keeps its derivative, the loss, where that is finite.
     counts = ~jnp.isnan(losses_of_members) & ((weights != 0) | jnp.isfinite(losses_of_members))
     # NaN is replaced before the product: 0 * NaN is NaN, in the value and in the gradient. A sum
