@@ -14,6 +14,7 @@ from experiments.run.command_line import flag
 from mixjax import checks, data, defenses, models, threats
 from mixjax.front.sequence import Plan
 from mixjax.models import Model
+from mixjax.models import conv as convolutions
 from mixjax.threats import Threat
 
 _DROPS = (0.3, 0.6, 0.8)  # epochs 60, 120 and 160 of 200
@@ -37,6 +38,11 @@ class Setting:
     dropout: float = flag(0.0, "of WideResNet in training; the paper: .3")
     negative_slope: float = flag(0.0, "of WideResNet's LeakyReLU; the paper: .1")
     dtype: str = flag("float32", "of the convolutions", options=("bfloat16", "float32"))
+    conv: str = flag(
+        "unrolled",
+        "how convolutions of residual networks are computed: banded is faster on 8 x 8 images",
+        options=("unrolled", "banded"),
+    )
     epsilon: float = flag(0.2, "radius of the l-inf ball, also as a fraction: 8/255")
     ramp: float = flag(0.3, "part of adversarial training over which the radius grows from 0")
     attack_steps: int = flag(10, "PGD steps of each training attack")
@@ -111,12 +117,13 @@ def network(setting: Setting, dataset: data.Dataset) -> Model:
         setting.dropout,
         setting.negative_slope,
         setting.dtype,
+        setting.conv,
     )
 
 
 # Remembered: what is compiled for one member serves all others of its architecture.
 @functools.cache
-def _network(name, num_classes, input_shape, width, dropout, negative_slope, dtype):
+def _network(name, num_classes, input_shape, width, dropout, negative_slope, dtype, conv):
     if name == "linear":
         return models.linear(num_classes, input_shape=input_shape)
     dtype = jnp.dtype(dtype)
@@ -129,7 +136,8 @@ def _network(name, num_classes, input_shape, width, dropout, negative_slope, dty
             dtype=dtype,
         )
     make = {"small_resnet": models.small_resnet, "resnet18": models.resnet18}[name]
-    return make(num_classes, width, input_shape=input_shape, dtype=dtype)
+    convolve = {"unrolled": convolutions.unrolled, "banded": convolutions.banded}[conv]
+    return make(num_classes, width, input_shape=input_shape, dtype=dtype, conv=convolve)
 
 
 def plan(setting: Setting, dataset: data.Dataset) -> Plan:

@@ -3,6 +3,7 @@
 import json
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,6 +144,15 @@ def test_validations_are_as_many_as_asked_for_at_least():
     found = plan(Setting(epochs=7, validations=3), dataset)
     assert found.num_steps == 7 * found.steps_per_validation
     assert network(Setting(model="linear"), dataset) is not None
+
+
+def test_the_way_of_convolving_changes_the_program_and_not_the_answers():
+    dataset = data.load("digits")
+    one, other = (network(Setting(conv=conv), dataset) for conv in ("unrolled", "banded"))
+    variables, x = one.init(jax.random.key(0)), jnp.asarray(dataset.test.images[:4] / 255.0)
+    chex.assert_trees_all_close(one.apply(variables, x), other.apply(variables, x), atol=1e-5)
+    programs = [jax.jit(each.apply).lower(variables, x).as_text() for each in (one, other)]
+    assert "stablehlo.convolution" in programs[0] and programs[0] != programs[1]
 
 
 def test_an_attack_beyond_the_norm_is_discarded_and_the_natural_example_kept():
