@@ -434,7 +434,8 @@ def _switch(index, branches, logits):
         return jax.lax.switch(index, [jax.value_and_grad(each) for each in branches], logits)
 
     def backward(gradient, cotangent):
-        return None, cotangent * gradient
+        # Of half-precision logits the losses, weighed by float32 numbers, may be float32.
+        return None, (cotangent * gradient).astype(gradient.dtype)
 
     chosen.defvjp(forward, backward)
     return chosen(index, logits)

@@ -482,6 +482,22 @@ def test_inputs_of_half_precision_are_attacked_and_come_back_so(attack, key):
         assert x_adv.dtype == np.float16 and not is_right
 
 
+@pytest.mark.parametrize("attack", [*ATTACKS, carlini_wagner])
+def test_logits_of_half_precision_are_attacked(attack, key):
+    x = np.full((2, 2, 1), 0.25, np.float32)
+
+    @jax.jit
+    def attacked():
+        def logits_fn(x):
+            return masked(x).astype(jnp.bfloat16)
+
+        x_adv, *_ = attack(key, logits_fn, WHOLE, x, 0, threats.l2(0.75))
+        return x_adv, mixture.correct(masked(x_adv)[0], 0)
+
+    x_adv, is_right = attacked()
+    assert x_adv.dtype == np.float32 and not is_right
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_inputs_of_single_precision_come_back_so_where_double_is_the_default(attack, key):
     with jax.enable_x64(True):

@@ -36,24 +36,24 @@ def examples():
     return images, (margins[clear][:6].sum(axis=1) < 0).astype(np.int32)
 
 
-def of_mixture(images, labels):
+def of_mixture(images, labels, logits_fn=logits_fn):
     found = evaluation.evaluate(
         jax.random.key(0), logits_fn, WEIGHTS, images, labels, (AUTO_PGD,), alone=False
     )
     return found.worst
 
 
-def of_suite(images, labels):
+def of_suite(images, labels, logits_fn=logits_fn):
     found = evaluation.evaluate(jax.random.key(0), logits_fn, WEIGHTS, images, labels, (FGSM,))
     return [found.worst, found.lower, *found.averaged.correct.T]
 
 
-def of_findings(images, labels):
+def of_findings(images, labels, logits_fn=logits_fn):
     found = evaluation.diagnose(logits_fn, WEIGHTS, images, labels, THREAT, num_steps=8)
     return [finding.value for finding in found]
 
 
-def of_curves(images, labels):
+def of_curves(images, labels, logits_fn=logits_fn):
     found = evaluation.security_curves(
         jax.random.key(0),
         logits_fn,
@@ -67,7 +67,7 @@ def of_curves(images, labels):
     return [*found.accuracies.values()]
 
 
-def of_validation(images, labels):
+def of_validation(images, labels, logits_fn=logits_fn):
     validate = functools.partial(evaluation.validate, threat=THREAT, num_steps=8, step_size=0.05)
     return evaluation.over_batches(
         functools.partial(jax.jit(validate), jax.random.key(0), logits_fn, jnp.float32(WEIGHTS)),
@@ -101,3 +101,22 @@ def test_the_answers_are_those_of_every_other_mode(evaluate, mode):
     with context.get(mode, contextlib.nullcontext)():
         found = evaluate(images, labels)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_the_answers_are_those_of_logits_of_half_precision(evaluate, dtype):
+    half = jax.tree_util.Partial(lambda x: logits_fn(x).astype(dtype))
+    found = evaluate(*examples(), half)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=0.02), found, usual(evaluate))
+
+
+def test_every_run_of_the_suite_takes_logits_of_half_precision():
+    images, labels = examples()
+    half = jax.tree_util.Partial(lambda x: logits_fn(x).astype(jnp.bfloat16))
+    suite = evaluation.attack_suite(THREAT, evaluation.Budget(1, 1, 2, 8, 1, 4, 1, 20, 1))
+    both = [
+        evaluation.evaluate(jax.random.key(0), each, WEIGHTS, images, labels, suite)
+        for each in (half, logits_fn)
+    ]
+    np.testing.assert_array_equal(both[0].worst, both[1].worst)
