@@ -157,7 +157,10 @@ def shapes_visited(x: Array, accuracy_fn: AccuracyFn | None, **loss_fn: LossFn) 
     if accuracy_fn is not None:
         given["accuracy_fn"] = accuracy_fn
     # Of the check, without another trace of the network: that takes as long as all the rest.
-    loss, *accuracy = checks.one_number(x, **given).values()
+    found = checks.one_number(x, **given)
+    # By name: what JAX returns is in the order of the letters.
+    accuracy = [found.pop("accuracy_fn")] if "accuracy_fn" in found else []
+    (loss,) = found.values()
 
     def visited(point, loss, *accuracy):
         return Visited(point, loss, _errors_count(*accuracy) if accuracy else None)

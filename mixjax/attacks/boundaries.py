@@ -215,7 +215,7 @@ def arc(
 def widened(
     logits_fn: LogitsFn, weights: Array, x: Array, label: Array, threat: Threat, bounds: Bounds
 ) -> tuple[LogitsFn, Array, Array, Bounds, Any]:
-    """The checked arguments in float32 at least, where distances do not underflow.
+    """The checked arguments and the logits in one dtype: float32 at least, and the widest of all.
 
     The members still see inputs of the dtype of `x`, so that what is scored is what is returned.
     """
@@ -228,11 +228,10 @@ def widened(
     checks.shape(logits.shape[:1], weights=weights)
     # Distances divide margins by norms of gradients: in sixteen bits both underflow, and the
     # nearest boundary would be any.
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = jnp.promote_types(jnp.promote_types(dtype, logits.dtype), jnp.float32)
 
     def wide_logits_fn(point):
-        logits = logits_fn(point.astype(dtype))
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return logits_fn(point.astype(dtype)).astype(wide)
 
     return wide_logits_fn, jnp.asarray(weights, wide), x.astype(wide), bounds, dtype
 

@@ -482,19 +482,21 @@ def test_inputs_of_half_precision_are_attacked_and_come_back_so(attack, key):
         assert x_adv.dtype == np.float16 and not is_right
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float64])
 @pytest.mark.parametrize("attack", [*ATTACKS, carlini_wagner])
-def test_logits_of_half_precision_are_attacked(attack, key):
+def test_logits_of_another_precision_are_attacked(attack, dtype, key):
     x = np.full((2, 2, 1), 0.25, np.float32)
 
     @jax.jit
     def attacked():
         def logits_fn(x):
-            return masked(x).astype(jnp.bfloat16)
+            return masked(x).astype(dtype)
 
         x_adv, *_ = attack(key, logits_fn, WHOLE, x, 0, threats.l2(0.75))
         return x_adv, mixture.correct(masked(x_adv)[0], 0)
 
-    x_adv, is_right = attacked()
+    with jax.enable_x64(dtype is np.float64):
+        x_adv, is_right = attacked()
     assert x_adv.dtype == np.float32 and not is_right
 
 

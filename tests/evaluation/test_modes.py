@@ -103,20 +103,25 @@ def test_the_answers_are_those_of_every_other_mode(evaluate, mode):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), found, expected)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def of_dtype(dtype):
+    return jax.tree_util.Partial(lambda x: logits_fn(x).astype(dtype))
+
+
 @pytest.mark.parametrize("evaluate", EVALUATIONS)
-def test_the_answers_are_those_of_logits_of_half_precision(evaluate, dtype):
-    half = jax.tree_util.Partial(lambda x: logits_fn(x).astype(dtype))
-    found = evaluate(*examples(), half)
+def test_the_answers_are_those_of_logits_of_half_precision(evaluate):
+    found = evaluate(*examples(), of_dtype(jnp.bfloat16))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=0.02), found, usual(evaluate))
 
 
-def test_every_run_of_the_suite_takes_logits_of_half_precision():
+def everything(classifier):
+    budget = evaluation.Budget(1, 1, 2, 8, 1, 4, 1, 20, 1)
+    suite = evaluation.attack_suite(THREAT, budget)
     images, labels = examples()
-    half = jax.tree_util.Partial(lambda x: logits_fn(x).astype(jnp.bfloat16))
-    suite = evaluation.attack_suite(THREAT, evaluation.Budget(1, 1, 2, 8, 1, 4, 1, 20, 1))
-    both = [
-        evaluation.evaluate(jax.random.key(0), each, WEIGHTS, images, labels, suite)
-        for each in (half, logits_fn)
-    ]
-    np.testing.assert_array_equal(both[0].worst, both[1].worst)
+    return evaluation.evaluate(jax.random.key(0), classifier, WEIGHTS, images, labels, suite).worst
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_every_run_of_the_suite_takes_logits_of_every_precision(dtype):
+    with jax.enable_x64(dtype is np.float64):
+        found = everything(of_dtype(dtype))
+    np.testing.assert_array_equal(found, everything(logits_fn))
