@@ -24,7 +24,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 PAGE = ROOT / "RESULTS.md"
 SEED = re.compile(r"_seed_\d+$")
-DAGGER = " †"
 
 _INTRODUCTION = """\
 # Results
@@ -40,9 +39,8 @@ _ROBUSTNESS = """\
   each member met the whole suite.
 - *Single* is one classifier trained at the cost of the mixture of the same name.
 - *Jpeg copy*: trained and tested on a JPEG copy of CIFAR-10. Compare these rows with each other
-  only: they are runs of at most an hour of a narrow network on two CPU cores.
+  only: they are runs of about an hour of a narrow network on one or two CPU cores.
 - *Resumed*: the minutes leave out what came before the run was stopped and resumed.
-- Dagger: made when attacks still returned the point of highest loss. They may leave less today.
 """
 _GAMES_WITH_NETWORKS = """\
 - Errors of classifiers trained by the defences of Hamm 2018, radii for pixels in [-1, 1].
@@ -101,7 +99,7 @@ def mixtures() -> str:
         found = json.loads(path.read_text())
         if "robust_accuracy" in found and "table_1" not in found:  # of boosting: a table of its own
             result = reporting.read_result(path)
-            name = SEED.sub("", path.stem).replace("_", " ") + DAGGER * by_loss(result)
+            name = SEED.sub("", path.stem).replace("_", " ")
             of_all_seeds.setdefault(name, []).append(result)
             if not SEED.search(path.stem):
                 results[name] = result
@@ -120,14 +118,6 @@ def mixtures() -> str:
     lines.append(over_seeds(of_all_seeds))
     lines.append(reporting.training_table(results))
     return "\n".join(filter(None, lines))
-
-
-def by_loss(result: dict) -> bool:
-    """Whether the attacks still returned the point of highest loss: such results hold no interval.
-
-    Their command gives other numbers today.
-    """
-    return "interval" not in result
 
 
 def over_seeds(results: dict[str, list[dict]]) -> str:
