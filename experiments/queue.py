@@ -73,7 +73,7 @@ def entries() -> tuple[Entry, ...]:
         for entry in _seeds(
             f"members_table_digits_algorithm_2_{epochs}_epochs",
             f"{table} --preset digits --epochs {epochs} --rows algorithm_2"
-            # Two thirds of the time; the shorter ones were begun before there was the choice.
+            # The faster way; the shorter ones were begun before there was the choice.
             + " --conv banded" * (epochs > 720),
             epochs / 360,
         )
