@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import cost, setting, timing
-from mixjax import ensemble, files, reporting
+from mixjax import ensemble, files, memory, reporting
 
 THREADS = "XLA takes the cores of the affinity mask; torch.set_num_threads is given their number"
 # Largest difference of logits allowed, as a part of the largest logit.
@@ -42,6 +42,7 @@ def run(name: str, description: str, argv, ours: Ours, theirs: Theirs, operation
     # that the system has put aside: on a busy machine it is up to 100 times as slow by default.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = setting.parse(program, description, argv)
+    memory.keep()  # for both sides
     jax.config.update("jax_enable_compilation_cache", False)  # compile time is measured
     start, load = time.perf_counter(), [os.getloadavg()[0]]
     try:

@@ -25,7 +25,18 @@ import numpy as np
 import optax
 
 from benchmarks import comparison, cost, setting, timing
-from mixjax import attacks, checks, defenses, files, games, losses, models, reporting, threats
+from mixjax import (
+    attacks,
+    checks,
+    defenses,
+    files,
+    games,
+    losses,
+    memory,
+    models,
+    reporting,
+    threats,
+)
 
 PROGRAM = "benchmarks.minimax_step"
 NUM_CLASSES, SHAPE = 10, (28, 28, 1)
@@ -38,6 +49,7 @@ def main(argv=None):
     """Compares, times, prints, writes."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = parse(argv)
+    memory.keep()
     start, load = time.perf_counter(), [os.getloadavg()[0]]
     try:
         from benchmarks import peer_players

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mixjax import interrupt as interrupt
     from mixjax import intervals as intervals
     from mixjax import losses as losses
+    from mixjax import memory as memory
     from mixjax import mixture as mixture
     from mixjax import models as models
     from mixjax import parallel as parallel
@@ -72,6 +73,7 @@ __all__ = [
     "intervals",
     "load",
     "losses",
+    "memory",
     "mixture",
     "models",
     "parallel",

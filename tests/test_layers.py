@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    ("checks", "_extras", "files", "_fingerprint", "interrupt", "typing"),
+    ("checks", "_extras", "files", "_fingerprint", "interrupt", "memory", "typing"),
     ("batch", "program", "_softmax", "intervals"),
     ("models", "data", "reporting"),
     ("mixture", "threats"),

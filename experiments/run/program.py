@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.run import command_line
-from mixjax import checkpoint, checks, data, files, reporting
+from mixjax import checkpoint, checks, data, files, memory, reporting
 from mixjax.front.progress import bar
 from mixjax.interrupt import Stopped
 
@@ -108,6 +108,7 @@ def main(
         resumed=resumed if folder else None,
     )
     cache_compilation()
+    memory.keep()
     place = of_run(config.run_dir, choice)
     words = shlex.join(sys.argv[1:] if argv is None else argv)
     go_on = "the same command begins anew"
