@@ -141,12 +141,38 @@ def expectation_of_a_loop():
     return jax.device_get(want(variables, FOUR_WEIGHTS, x))
 
 
-def test_an_expectation_taken_member_by_member_is_the_weighted_sum():
+@pytest.mark.parametrize("are_large", [False, True])
+def test_an_expectation_taken_member_by_member_is_the_weighted_sum(are_large, monkeypatch):
     """In value, in the gradient of every argument and in the gradient of a gradient."""
     _, variables, x = members_and_input(small_net)
-    expectation_fn = functools.partial(ensemble.expectation, member_score)
+    monkeypatch.setattr(ensemble, "_LARGE_MEMBER", 48 if are_large else 49)
+
+    def expectation_fn(variables, weights, x):
+        return ensemble.expectation(member_score, variables, weights, x)
+
     got = jax.jit(functools.partial(expectation_and_derivatives, expectation_fn))
     assert_close(got(variables, FOUR_WEIGHTS, x), expectation_of_a_loop())
+
+
+@pytest.mark.parametrize(("num_members", "loops"), [(4, 1), (5, 2)])
+def test_what_depends_on_large_members_alone_is_computed_before_an_attacks_loop(
+    num_members, loops, monkeypatch
+):
+    """Few large members have no loop of their own on a CPU, and another device keeps it."""
+    monkeypatch.setattr(ensemble, "_LARGE_MEMBER", 48)
+    model = small_net()[0]
+    variables = jax.vmap(model.init)(jax.random.split(jax.random.key(0), num_members))
+
+    def attack(x):
+        risk = functools.partial(
+            ensemble.expectation, member_score, variables, jnp.ones(5)[:num_members]
+        )
+        return jax.lax.fori_loop(0, 3, lambda _, x: x + jax.grad(risk)(x), x)
+
+    lowered = jax.jit(attack).trace(jnp.ones(5))
+    for platform, number in (("cpu", loops), ("cuda", 2)):
+        text = lowered.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.while") == number
 
 
 def test_an_expectation_reads_leaves_of_any_size_and_type_of_the_member_in_turn():
@@ -170,7 +196,11 @@ def test_an_expectation_reads_leaves_of_any_size_and_type_of_the_member_in_turn(
     np.testing.assert_allclose(got, (2 * 0.375, 0.375), rtol=1e-6)
 
 
-def test_an_attack_on_an_expectation_keeps_the_activations_of_one_member():
+@pytest.mark.parametrize("are_large", [False, True])
+def test_an_attack_on_an_expectation_keeps_the_activations_of_one_member(are_large, monkeypatch):
+    monkeypatch.setattr(ensemble, "_LARGE_MEMBER", 64 if are_large else 65)
+    monkeypatch.setattr(ensemble, "_MOST_UNROLLED", 8)
+
     def memory(num_members):
         variables = {"w": jnp.ones((num_members, 8, 8))}
 
