@@ -10,7 +10,6 @@ made of one product takes less.
 """
 
 import argparse
-import ctypes
 import functools
 import os
 import pathlib
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import comparison, setting, timing
-from mixjax import checks, files, reporting
+from mixjax import checks, files, memory, reporting
 from mixjax.models import conv
 
 PROGRAM = "benchmarks.convolutions"
@@ -86,7 +85,7 @@ def main(argv=None):
     except ModuleNotFoundError as error:
         setting.fail(PROGRAM, f"{error}: pip install -e '.[bench]'")
     torch.set_num_threads(setting.num_threads())
-    keep_memory()
+    memory.keep()
     cases = []
     try:
         for layer in LAYERS:
@@ -97,7 +96,7 @@ def main(argv=None):
                 difference = compare(layer, name, mine(), theirs())
                 comparison.tell(f"{layer.name}, {name}: both sides differ by {difference:.1e}")
                 for side, call in (("torch", theirs), ("mixjax", mine), ("product", bare[name])):
-                    cases.append(timing.Case(f"{side}, {name}, {layer.name}", 0, _case(call)))
+                    cases.append(timing.Case(f"{side}, {name}, {layer.name}", 0, case(call)))
         timings = timing.interleave(cases, num_repeats=flags.repeats, min_seconds=flags.seconds)
     except ValueError as error:
         setting.fail(PROGRAM, error)
@@ -118,14 +117,16 @@ def main(argv=None):
     print(table(result))
 
 
-def parse(argv) -> argparse.Namespace:
+def parse(
+    argv, program=PROGRAM, description=__doc__, output="convolutions-cpu.json"
+) -> argparse.Namespace:
     """The command line. Bad input: one line, exit code 2."""
-    parser = setting.Parser(PROGRAM, __doc__)
+    parser = setting.Parser(program, description)
     add: Callable[..., Any] = parser.add_argument
     add("--repeats", type=int, default=9, help="turns of each program")
     add("--seconds", type=float, default=0.1, help="least duration of a turn")
     add("--seed", type=int, default=0)
-    add("--output", type=pathlib.Path, default=setting.RESULTS / "convolutions-cpu.json")
+    add("--output", type=pathlib.Path, default=setting.RESULTS / output)
     flags = parser.parse_args(argv)
     with parser.checking():
         checks.at_least(1, repeats=flags.repeats)
@@ -133,17 +134,6 @@ def parse(argv) -> argparse.Namespace:
         checks.non_negative(seconds=flags.seconds)
         setting.check_output(flags.output)
     return flags
-
-
-def keep_memory():
-    """Keeps freed memory, as both sides do in the middle of a longer program.
-
-    By itself glibc gives an array of more than 32 MB back to the system when a call ends, and to
-    get it again, page by page, takes longer than some of the convolutions.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-8, 1)):  # M_MMAP_MAX, TRIM, ARENA_MAX
-            mallopt(option, value)
 
 
 def arrays_of(layer: Layer, seed: int) -> tuple[np.ndarray, ...]:
@@ -248,7 +238,9 @@ def compare(layer: Layer, name: str, mine, theirs) -> float:
     return difference
 
 
-def _case(call):
+def case(call) -> Callable[[], Callable[[], float]]:
+    """`prepare` of what is compiled."""
+
     def prepare():
         def timed():
             found = call()
@@ -270,16 +262,17 @@ def rows(timings) -> list[dict[str, Any]]:
             {
                 "layer": layer,
                 "map": name,
-                "milliseconds": _milliseconds(mine),
-                "torch_milliseconds": _milliseconds(theirs),
-                "product_milliseconds": _milliseconds(bare),
+                "milliseconds": milliseconds(mine),
+                "torch_milliseconds": milliseconds(theirs),
+                "product_milliseconds": milliseconds(bare),
                 "times_as_fast": timing.ratio(theirs, mine)._asdict(),
             }
         )
     return found
 
 
-def _milliseconds(timed):
+def milliseconds(timed: timing.Timing) -> dict[str, float]:
+    """Their median, lowest and highest value."""
     return timing.spread([1e3 * each for each in timed.seconds])._asdict()
 
 

@@ -84,7 +84,9 @@ _LAYERS = """\
 - Milliseconds of one convolution, of its input gradient and of its kernel gradient, ours / those of
   PyTorch's oneDNN in the layout that it is fastest with / those of XLA's matrix product of as many
   multiplications alone, without the copies around it; medians of turns in one run.
+- The last table: one layer by every way that XLA has to compute it, and large products of both.
 """
+_MAPS = ["forward", "input gradient", "kernel gradient"]
 _SOLVERS = """\
 - The game of the synthetic problem on one thread: each example's attacker picks one candidate.
 - Iterative solvers take the fewest steps, a power of two, that end within .001 of the value.
@@ -230,8 +232,17 @@ def layers() -> str:
             cell = " / ".join(f"{case[kind]['median']:.1f}" for kind in kinds)
             rows.setdefault(case["layer"], []).append(cell)
         corner = f"[{found['threads']['number']} cores](results/{path.name})"
-        head = ["forward", "input gradient", "kernel gradient"]
-        parts.append(reporting.rate_table(corner, head, rows))
+        parts.append(reporting.rate_table(corner, _MAPS, rows))
+    for path in sorted(RESULTS.glob("ways*.json")):
+        found = json.loads(path.read_text())
+        rows = {
+            way: [f"{each['median']:.1f}" for each in maps.values()]
+            for way, maps in found["milliseconds"].items()
+        }
+        for side, rate in found["gigaflops_of_large_products"].items():
+            rows[f"large products, {side}"] = [f"{rate['median']:.0f} GFLOP/s", "", ""]
+        corner = f"[{found['layer']}](results/{path.name})"
+        parts.append(reporting.rate_table(corner, _MAPS, rows))
     return "\n".join(parts)
 
 
