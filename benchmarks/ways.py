@@ -31,6 +31,7 @@ from mixjax.typing import Array
 PROGRAM = "benchmarks.ways"
 LAYER = convolutions.Layer(128, 14, 32, 64, 5)
 MAPS, RATE = convolutions.MAPS, "large products"
+_sum = functools.partial(functools.reduce, jnp.add)
 _LARGE = 2048  # rows and columns of the products that show the rates
 
 
@@ -53,13 +54,13 @@ def one_product(x: Array, w: Array) -> Array:
 def product_for_each_row(x: Array, w: Array) -> Array:
     """The pixels beside each pixel, copied, with each row of the kernel."""
     rows = [jnp.concatenate(row, 3) for row in _moved(x, *w.shape[:2])]
-    return sum(part @ w[i].reshape(-1, w.shape[3]) for i, part in enumerate(rows))
+    return _sum(part @ w[i].reshape(-1, w.shape[3]) for i, part in enumerate(rows))
 
 
 def product_for_each_number(x: Array, w: Array) -> Array:
     """Moved images with each number of the kernel: nothing is copied but the images."""
     moved = _moved(x, *w.shape[:2])
-    return sum(part @ w[i, j] for i, row in enumerate(moved) for j, part in enumerate(row))
+    return _sum(part @ w[i, j] for i, row in enumerate(moved) for j, part in enumerate(row))
 
 
 def winograd(x: Array, w: Array) -> Array:
@@ -69,7 +70,8 @@ def winograd(x: Array, w: Array) -> Array:
     x = x.reshape(batch, height // 2 + 2, 2, width // 2 + 2, 2, channels)
     rows = _combined(_OF_IMAGE, _six(x, 1))
     tiles = [tile for row in rows for tile in _combined(_OF_IMAGE, _six(row, 2))]
-    kernels = jnp.einsum("ai,bj,ijck->abck", _OF_KERNEL, _OF_KERNEL, w).reshape(36, *w.shape[2:])
+    of_kernel = jnp.asarray(_OF_KERNEL, w.dtype)
+    kernels = jnp.einsum("ai,bj,ijck->abck", of_kernel, of_kernel, w).reshape(36, *w.shape[2:])
     products = [tile @ kernel for tile, kernel in zip(tiles, kernels, strict=True)]
     columns = [_combined(_OF_RESULT, products[j::6]) for j in range(6)]
     pixels = [jnp.stack(_combined(_OF_RESULT, row), 3) for row in zip(*columns, strict=True)]
@@ -114,7 +116,7 @@ _OF_IMAGE = (
 _OF_RESULT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 1))
 _POINTS = np.array([0.0, 1.0, -1.0, 2.0, -2.0])
 _SCALES = np.array([4.0, -6.0, -6.0, 24.0, 24.0])
-_OF_KERNEL = np.float32([*(_POINTS[:, None] ** np.arange(5) / _SCALES[:, None]), np.eye(5)[4]])
+_OF_KERNEL = np.vstack([_POINTS[:, None] ** np.arange(5) / _SCALES[:, None], np.eye(5)[4:]])
 
 
 def _moved(x, rows, columns):
@@ -133,7 +135,7 @@ def _six(x, axis):
 
 def _combined(rows, parts):
     return [
-        sum(part if c == 1 else c * part for c, part in zip(row, parts, strict=True) if c)
+        _sum(part if c == 1 else c * part for c, part in zip(row, parts, strict=True) if c)
         for row in rows
     ]
 

@@ -13,9 +13,9 @@ def keep() -> bool:
 
     By itself glibc gives a block of more than 32 MB back to the system when it is freed. What a
     compiled program needs is one block: a training step on a CPU gets it anew, page by page, each
-    of them filled with zeros. A minimax step of the paper's size takes a fifth less time without.
-    The programs of `experiments` and `benchmarks` keep it; in a process of anybody's own it is a
-    choice, for the process stays as large as it once was.
+    of them filled with zeros. Hamm's steps of the paper's size take less time without. The programs
+    of `experiments` and `benchmarks` keep it; in a process of anybody's own it is a choice, for the
+    process stays as large as it once was.
 
     Returns:
       Whether it was done: only glibc, of Linux, is known to take it.
