@@ -55,7 +55,7 @@ def at_least(minimum: int, **values: Any) -> None:
                 )
                 hint = f": pass {int(number)}" if is_whole and number >= minimum else ""
                 raise ValueError(
-                    f"{name} must be a whole number of at least {minimum}, got {value}{hint}"
+                    f"{name} must be a whole number of at least {minimum}, got {_told(value)}{hint}"
                 )
 
 
@@ -314,7 +314,12 @@ def _require(values, description, holds):
     for name, value in values.items():
         # NumPy, because inside `jit` even an operation of JAX on a known value is traced.
         if not _is_traced(value) and not (_is_number(value) and holds(np.asarray(value))):
-            raise ValueError(f"{name} must be {description}, got {value}")
+            raise ValueError(f"{name} must be {description}, got {_told(value)}")
+
+
+def _told(value):
+    """A text in quotation marks: without them it may look like the number that is asked for."""
+    return repr(value) if isinstance(value, str) else value
 
 
 def _is_number(value):

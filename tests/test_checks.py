@@ -78,6 +78,11 @@ def test_a_number_of_things_is_whole_and_large_enough(value):
     assert text == f"num_steps must be a whole number of at least 1, got {value}"
 
 
+def test_a_text_is_not_told_as_if_it_were_a_number():
+    assert message(checks.at_least, 1, num_steps="3").endswith("got '3'")
+    assert message(checks.non_negative, epsilon="0.1").endswith("got '0.1'")
+
+
 def test_a_number_of_things_may_come_from_numpy():
     checks.at_least(1, num_steps=np.int64(1))
     checks.at_least(1, num_steps=jnp.int32(3))

@@ -282,7 +282,11 @@ def log_error(logits: Array, label: Array) -> Array:
     is_label = jnp.arange(logits.shape[-1]) == label
     # Summed over the other classes and not as `log(1 - p)`, which is log of 0 for a sure
     # classifier.
-    return _softmax.logsumexp(jnp.where(is_label, -jnp.inf, _softmax.log_softmax(logits)))
+    others = jnp.where(is_label, -jnp.inf, _softmax.log_softmax(logits))
+    # Where every other class is masked, nothing moves the error, and log of 0 has no gradient.
+    none_left = jnp.all(others == -jnp.inf)
+    error = _softmax.logsumexp(jnp.where(none_left, 0.0, others))
+    return jnp.where(none_left, -jnp.inf, error)
 
 
 class AttackTraining(NamedTuple):

@@ -114,6 +114,7 @@ def evaluate(
       >>> found.clean_accuracy, found.robust_accuracy
       (1.0, 0.5)
     """
+    checks.key(key=key)
     if num_complete is not None:
         checks.at_least(0, num_complete=num_complete)
     checks.at_least(0, num_diagnosed=num_diagnosed)

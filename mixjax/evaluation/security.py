@@ -84,6 +84,7 @@ def security_curves(
     Raises:
       ValueError: if an argument is not what it should be, or the list has none of `names`.
     """
+    checks.key(key=key)
     checks.non_empty(1, radii=radii)
     radii = np.append(0.0, radii)
     if not np.all(np.diff(radii) > 0):

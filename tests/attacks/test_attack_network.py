@@ -217,6 +217,14 @@ def test_the_log_of_the_error_is_steep_where_the_classifier_is_sure():
     np.testing.assert_allclose(value_and_slope(sure, 0)[1], [0.0, 0.0, 0.0], atol=1e-6)
 
 
+def test_where_all_other_classes_are_masked_nothing_moves_the_error():
+    value_and_slope = jax.jit(jax.value_and_grad(attacks.log_error))
+    value, slope = value_and_slope(np.float32([1.0, -np.inf, -np.inf]), 0)
+    assert value == -np.inf and not np.any(slope)
+    value, slope = value_and_slope(np.float32([1.0, -np.inf, 0.0]), 0)
+    assert np.isfinite(value) and np.all(np.isfinite(slope))
+
+
 def fixed_task():
     """A linear classifier that knows its data, and 60 examples of it."""
     random = np.random.default_rng(0)

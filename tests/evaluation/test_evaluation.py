@@ -406,10 +406,12 @@ def test_validation_takes_the_steps_that_it_is_asked_for(key):
         ({"weights": np.array([0.2, 0.3, 0.5])}, r"weights must have shape \[2\], got \[3\]"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"logits_fn": lambda x: x.ravel()}, r"logits_fn must return .* got shape \[16\]"),
+        ({"key": 3}, r"key must be a random key, such as jax.random.key\(3\), got 3$"),
     ],
 )
 def test_bad_input_is_named_with_its_value(key, change, message):
     settings = {
+        "key": key,
         "logits_fn": network(2),
         "weights": np.array([0.5, 0.5]),
         "images": np.full((4, 4, 4, 1), 0.5),
@@ -418,7 +420,7 @@ def test_bad_input_is_named_with_its_value(key, change, message):
         **change,
     }
     with pytest.raises(ValueError, match=message):
-        evaluation.evaluate(key, transform=_never, **settings)
+        evaluation.evaluate(transform=_never, **settings)
 
 
 def _never(batch_fn):

@@ -123,9 +123,10 @@ def test_by_default_it_is_one_run_of_pgd_auto_pgd_arc_and_the_climber(key):
         ({"names": ("other",)}, "names must be among those of the attacks, got other"),
         ({"weights": [0.5, 0.6]}, "weights must be"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"key": 3}, r"key must be a random key, such as jax.random.key\(3\), got 3$"),
     ],
 )
 def test_bad_input_is_refused(key, change, message):
-    settings = dict(attacks=ATTACKS, radii=RADII, names=("down",))
+    settings = dict(key=key, attacks=ATTACKS, radii=RADII, names=("down",))
     with pytest.raises(ValueError, match=message):
-        curves_of(key, **(settings | change))
+        curves_of(**(settings | change))

@@ -474,7 +474,7 @@ def test_a_classifier_that_cannot_be_attacked_is_told_in_one_line(wrong, message
     [
         ({"threat": 0.1}, r"threat must be a Threat, such as threats.linf\(0.1\), got 0.1"),
         ({"weights": [0.5, 0.5]}, r"got \[2\]: pass one for each member$"),
-        ({"weights": "uniform"}, "weights must be on the simplex .* got uniform"),
+        ({"weights": "uniform"}, "weights must be on the simplex .* got 'uniform'"),
         ({"weights": [None]}, r"weights must be on the simplex .* got \[None\]"),
         (
             {"labels": np.full(12, 3)},
