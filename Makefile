@@ -50,6 +50,8 @@ bench: $(installed)
 
 # Our attacks beside other libraries'. These ask for an old `requests`: an environment of its own.
 peers bench-peers: export JAX_PLATFORMS ?= cpu
+# Where other programs run as well, PyTorch's threads would wait for each other in a busy loop.
+peers bench-peers: export OMP_WAIT_POLICY ?= PASSIVE
 peers: .venv-peers/peers
 	.venv-peers/bin/python -m pytest -W default tests/peers
 
