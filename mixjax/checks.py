@@ -319,7 +319,8 @@ def _require(values, description, holds):
 
 def _told(value):
     """A text in quotation marks: without them it may look like the number that is asked for."""
-    return repr(value) if isinstance(value, str) else value
+    array = np.asarray(value)
+    return repr(array.tolist()) if array.dtype.kind == "U" else value
 
 
 def _is_number(value):
