@@ -329,9 +329,8 @@ def _are_few_and_large(members):
     """Whether a CPU should have each member's turn written out, where nothing but `x` varies.
 
     What depends on a member's weights alone, as the sums of its kernels for Winograd's method, is
-    then computed once before an attack's loop; in a loop over members it is in every turn. PGD on
-    four ResNet18s of width 64 takes less time by it (`benchmarks.attack_throughput`), compiles for
-    longer, and holds four members' sums.
+    then computed once before an attack's loop; in a loop over members it is in every turn. The
+    program compiles for longer and holds the sums of all members.
     """
     leaves = jax.tree.leaves(members)
     numbers = sum(leaf.size for leaf in leaves) / len(leaves[0])
