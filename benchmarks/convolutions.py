@@ -79,13 +79,8 @@ def main(argv=None):
     """Compares, times, prints, writes."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = parse(argv)
-    start, load = time.perf_counter(), [os.getloadavg()[0]]
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        setting.fail(PROGRAM, f"{error}: pip install -e '.[bench]'")
-    torch.set_num_threads(setting.num_threads())
-    memory.keep()
+    start, load = time.perf_counter(), os.getloadavg()[0]
+    torch = import_torch(PROGRAM)
     cases = []
     try:
         for layer in LAYERS:
@@ -100,21 +95,35 @@ def main(argv=None):
         timings = timing.interleave(cases, num_repeats=flags.repeats, min_seconds=flags.seconds)
     except ValueError as error:
         setting.fail(PROGRAM, error)
-    load.append(os.getloadavg()[0])
-    origin = reporting.provenance(
-        comparison.argv_of(PROGRAM, argv), flags.seed, time.perf_counter() - start
-    )
-    origin["versions"]["torch"] = torch.__version__
-    result = {
-        "benchmark": "convolutions",
-        "settings": {key: value for key, value in vars(flags).items() if key != "output"},
-        "threads": {"number": setting.num_threads(), "how": comparison.THREADS},
-        "load_before_and_after": load,
-        "cases": rows(timings),
-        "provenance": origin,
-    }
+    origin = provenance(PROGRAM, argv, flags, start, load, torch)
+    result = {"benchmark": "convolutions", "cases": rows(timings), **origin}
     files.write_json(flags.output, result)
     print(table(result))
+
+
+def import_torch(program: str) -> Any:
+    """PyTorch with as many threads as XLA, where the process keeps freed memory."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        setting.fail(program, f"{error}: pip install -e '.[bench]'")
+    torch.set_num_threads(setting.num_threads())
+    memory.keep()
+    return torch
+
+
+def provenance(program: str, argv, flags, start: float, load: float, torch) -> dict[str, Any]:
+    """How a result was found: settings, threads, load and versions."""
+    origin = reporting.provenance(
+        comparison.argv_of(program, argv), flags.seed, time.perf_counter() - start
+    )
+    origin["versions"]["torch"] = torch.__version__
+    return {
+        "settings": {key: value for key, value in vars(flags).items() if key != "output"},
+        "threads": {"number": setting.num_threads(), "how": comparison.THREADS},
+        "load_before_and_after": [load, os.getloadavg()[0]],
+        "provenance": origin,
+    }
 
 
 def parse(

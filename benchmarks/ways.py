@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks import comparison, convolutions, setting, timing
-from mixjax import files, memory, reporting
+from benchmarks import convolutions, setting, timing
+from mixjax import files
 from mixjax.models import conv
 from mixjax.typing import Array
 
@@ -171,13 +171,8 @@ def main(argv=None):
     """Compares, times, prints, writes."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = parse(argv)
-    start, load = time.perf_counter(), [os.getloadavg()[0]]
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        setting.fail(PROGRAM, f"{error}: pip install -e '.[bench]'")
-    torch.set_num_threads(setting.num_threads())
-    memory.keep()
+    start, load = time.perf_counter(), os.getloadavg()[0]
+    torch = convolutions.import_torch(PROGRAM)
     arrays = convolutions.arrays_of(LAYER, flags.seed)
     theirs = convolutions.their_maps(torch, LAYER, arrays)
     calls = {("torch", name): call for name, call in theirs.items()}
@@ -203,20 +198,9 @@ def main(argv=None):
         timings = timing.interleave(cases, num_repeats=flags.repeats, min_seconds=flags.seconds)
     except ValueError as error:
         setting.fail(PROGRAM, error)
-    load.append(os.getloadavg()[0])
-    origin = reporting.provenance(
-        comparison.argv_of(PROGRAM, argv), flags.seed, time.perf_counter() - start
-    )
-    origin["versions"]["torch"] = torch.__version__
-    result = {
-        "benchmark": "ways",
-        "layer": LAYER.name,
-        "settings": {key: value for key, value in vars(flags).items() if key != "output"},
-        "threads": {"number": setting.num_threads(), "how": comparison.THREADS},
-        "load_before_and_after": load,
-        **summary(dict(zip(calls, timings, strict=True))),
-        "provenance": origin,
-    }
+    found = summary(dict(zip(calls, timings, strict=True)))
+    origin = convolutions.provenance(PROGRAM, argv, flags, start, load, torch)
+    result = {"benchmark": "ways", "layer": LAYER.name, **found, **origin}
     files.write_json(flags.output, result)
     print(table(result))
 

@@ -97,8 +97,8 @@ def evaluate(
       An `Evaluation`. With one member, `alone` and `averaged` are the same evaluation.
 
     Raises:
-      ValueError: if images, labels or weights are not what they should be, there are too few runs
-        for the members, or `folder` holds another evaluation (the message names the differing
+      ValueError: if key, images, labels or weights are not what they should be, there are too few
+        runs for the members, or `folder` holds another evaluation (the message names the differing
         settings) or is in use by another process.
 
     Example:
