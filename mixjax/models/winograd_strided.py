@@ -145,7 +145,8 @@ def _numbers(terms, axis, pads):
 def _sums_of_kernel(w):
     """What the terms of each two results are multiplied by: nine arrays `[terms, C, K]`."""
     kernel = lax.dot(jnp.asarray(_ALL_SUMS), w.reshape(9, -1)).reshape(25, *w.shape[2:])
-    return jnp.split(kernel, np.cumsum([len(each) for each in _SUMS_OF_BOTH])[:-1])
+    ends = np.cumsum([len(each) for each in _SUMS_OF_BOTH])
+    return winograd.apart(jnp.split(kernel, ends[:-1]))
 
 
 def _of_terms(y, axis):

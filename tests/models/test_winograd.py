@@ -1,5 +1,7 @@
 """Winograd's convolution against JAX's own, and where it takes over on a CPU."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -114,6 +116,25 @@ def test_a_convolution_and_its_gradient_share_the_sums_of_the_kernel(key):
 
     compiled = jax.jit(value_and_gradient).lower(x, w).compile().as_text()
     assert compiled.count(" dot(") == 3
+
+
+def test_a_loop_over_images_reads_each_sum_of_the_kernel_and_copies_none(key):
+    """The loop carries sixteen arrays in place of one, whose parts it would copy each turn."""
+    x, w = arrays(key, (8, 32, 32, 32), 32)
+
+    def loop(x, w):
+        return lax.fori_loop(0, 3, lambda _, x: same(conv.unrolled, x, w), x)
+
+    compiled = jax.jit(loop).lower(x, w).compile().as_text()
+    (carried,) = re.findall(r"= \((.*)\) while\(", compiled)
+    assert carried.count("f32[32,32]") == 16
+    assert "f32[16,32,32]" not in carried
+
+
+def test_sums_that_are_not_finite_stay_what_they_are():
+    sums = jnp.array([jnp.inf, -jnp.inf, jnp.nan, -0.0])
+    chex.assert_trees_all_equal(jnp.stack(winograd.apart(sums)), sums)
+    assert jnp.signbit(winograd.apart(sums)[3])
 
 
 def test_derivatives_of_both_modes_and_of_second_order_are_those_of_lax(key):

@@ -1,5 +1,7 @@
 """Winograd's products for kernels that move by two, against JAX's own convolution."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -87,6 +89,23 @@ def test_rounding_is_a_millionth_of_the_largest_value(key):
     found = jax.jit(lambda *args: [maps(f, *args, padding) for f in (conv.unrolled, conv.grouped)])
     for actual, want in zip(*found(x, w, y), strict=True):
         assert 0 < float(abs(actual - want).max() / abs(want).max()) < 3e-6
+
+
+def test_a_loop_over_images_carries_the_sums_of_the_kernel_apart():
+    """Or it would copy the parts of one array in each turn."""
+    x, w, padding = jnp.ones((4, 16, 16, 32)), jnp.ones((3, 3, 32, 32)), ((1, 1), (1, 1))
+
+    def loop(x, w):
+        def turn(_, x):
+            y, pull_back = jax.vjp(lambda x: strided(conv.unrolled, x, w, padding), x)
+            return pull_back(y)[0]
+
+        return jax.lax.fori_loop(0, 3, turn, x)
+
+    compiled = jax.jit(loop).lower(x, w).compile().as_text()
+    (carried,) = re.findall(r"= \((.*)\) while\(", compiled)
+    assert "f32[4,32,32]" in carried
+    assert "f32[25," not in carried
 
 
 def test_derivatives_of_both_modes_and_of_second_order_are_those_of_lax(key):
