@@ -155,12 +155,17 @@ def over_seeds(results: dict[str, list[dict]]) -> str:
 
 def speed() -> str:
     """All committed ratios of speed as Markdown: median, lowest and highest over the repeats."""
-    rows = {}
+    rows, costs = {}, {}
     for path in sorted(RESULTS.glob("*.json")):
-        for name, *ratios in comparisons(json.loads(path.read_text())):
-            link = f"[{path.stem.replace('_', ' ')}](results/{path.name})"
+        found, link = json.loads(path.read_text()), f"[{path.stem.replace('_', ' ')}]"
+        link += f"(results/{path.name})"
+        for name, *ratios in comparisons(found):
             rows[f"{link}: {name}"] = [_spread(ratio) for ratio in ratios]
-    return reporting.rate_table("", ["times as fast", "in processor time"], rows)
+        for cost in found.get("cost_of_members", []):
+            name = f"{cost['case']}, L = {cost['members']} over L = {cost['over']}"
+            costs[f"{link}: {name}"] = [_spread(cost)]
+    fast = reporting.rate_table("", ["times as fast", "in processor time"], rows)
+    return f"{fast}\n{reporting.rate_table('', ['cost of members'], costs)}"
 
 
 def comparisons(found: dict) -> Iterator[tuple[str, dict, dict]]:
