@@ -66,6 +66,7 @@ _SPEED = """\
 - *Attack throughput*, *training step*: ResNet18 of width 64, batch 32, PGD-10.
 - *Attack peers*: a small network on 128 digits, or ResNet18 of width 16 on 16 images.
 - *Minimax step*: the MNIST classifier and attack network of Hamm 2018 at full width.
+- *Cost of members*: times as long for L members, turn by turn; *attack members* without PyTorch.
 """
 
 _SUITE_RUNS = """\
