@@ -219,6 +219,47 @@ def test_an_attack_on_an_expectation_keeps_the_activations_of_one_member(are_lar
     assert memory(8) < 1.5 * memory(2)
 
 
+@pytest.mark.parametrize("are_large", [False, True])
+def test_what_each_member_gives_is_that_of_vmap(are_large, monkeypatch):
+    """Also where members have whole numbers and random keys, and give arrays without a number."""
+    monkeypatch.setattr(ensemble, "_LARGE_MEMBER", 1 if are_large else 100)
+    members = {
+        "scale": jnp.array([2.0, jnp.inf, -0.5]),
+        "whole": jnp.array([1, 2, 3]),
+        "key": jax.random.split(jax.random.key(0), 3),
+    }
+
+    def fn(member, x):
+        drawn = jax.random.normal(member["key"], x.shape)
+        return member["scale"] * x, drawn, member["whole"], jnp.zeros((2, 0)), member["key"]
+
+    x = jnp.arange(1.0, 5.0)
+    got = jax.jit(functools.partial(ensemble.each, fn))(members, x)
+    want = jax.vmap(fn, in_axes=(0, None))(members, x)
+    for found, expected in zip(got[:4], want[:4], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(*(jax.random.key_data(keys[4]) for keys in (got, want)))
+
+
+def test_the_gradients_of_large_members_keep_the_activations_of_one(monkeypatch):
+    monkeypatch.setattr(ensemble, "_LARGE_MEMBER", 64)
+
+    def memory(num_members):
+        def loss(w, x):
+            for _ in range(8):
+                x = jnp.tanh(x @ w)
+            return jnp.sum(x)
+
+        def gradients(members, x):
+            return ensemble.each(jax.value_and_grad(loss), members, x)
+
+        members = jnp.ones((num_members, 8, 8))
+        compiled = jax.jit(gradients).lower(members, jnp.ones((1024, 8))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(4) < 1.5 * memory(1)
+
+
 def test_the_members_take_any_leading_axes():
     model, variables, _ = members_and_input(small_net)
     x = np.random.default_rng(4).uniform(size=(2, 7, 5)).astype(np.float32)

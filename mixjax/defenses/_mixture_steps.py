@@ -95,37 +95,47 @@ def learn(
     """The state after one gradient step of the member drawn, or of all of them, and their loss."""
     device = 0 if game.data_axis is None else jax.lax.axis_index(game.data_axis)
     dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), device)
-    members = (state.variables, state.opt_state, state.average)
+    members, axis_name = (state.variables, state.opt_state, state.average), game.member_axis
 
-    def update(member, index):
+    def gradient(variables_and_index, attacked):
+        variables, index = variables_and_index
         key = jax.random.fold_in(dropout_key, index)
-        return _learned(game, learner, member, key, state.step, images, attacked, labels)
+        return _gradient(game, variables, key, images, attacked, labels)
 
-    axis_name = game.member_axis
+    moved = functools.partial(_moved, learner, state.step)
     if drawn is None:
-        members, loss = jax.vmap(update)(members, ensemble.indices(members, axis_name=axis_name))
+        indices = ensemble.indices(members, axis_name=axis_name)
+        loss, *found = ensemble.each(gradient, (state.variables, indices), attacked)
+        members = jax.vmap(moved)(members, *found)
         loss = ensemble.mean(loss, axis_name=axis_name)
     else:
-        members, loss = ensemble.update(
-            lambda member: update(member, drawn), members, drawn, axis_name=axis_name
-        )
+
+        def update(member):
+            loss, *found = gradient((member[0], drawn), attacked)
+            return moved(member, *found), loss
+
+        members, loss = ensemble.update(update, members, drawn, axis_name=axis_name)
     variables, opt_state, average = members
     return state._replace(variables=variables, opt_state=opt_state, average=average), loss
 
 
-def _learned(game, learner, member, key, step, images, attacked, labels):
-    """One member's variables, optimiser state and average after a gradient step, and its loss."""
-    variables, opt_state, average = member
+def _gradient(game, variables, key, images, attacked, labels):
+    """One member's loss, its statistics after the batch, and its gradient."""
     loss_and_grad = jax.value_and_grad(functools.partial(_train_loss, game), has_aux=True)
     (loss, new), grads = loss_and_grad(
         variables["params"], variables, key, images, attacked, labels
     )
     statistics = {name: value for name, value in new.items() if name != "params"}
-    loss, statistics, grads = mean_over(game.data_axis, (loss, statistics, grads))
+    return mean_over(game.data_axis, (loss, statistics, grads))
+
+
+def _moved(learner, step, member, statistics, grads):
+    """One member's variables, optimiser state and average after a gradient step."""
+    variables, opt_state, average = member
     updates, opt_state = learner.optimizer.update(grads, opt_state, variables["params"], step=step)
     variables = {**statistics, "params": optax.apply_updates(variables["params"], updates)}
     decay = jnp.minimum(learner.average_decay, (1.0 + step) / (10.0 + step))
-    return (variables, opt_state, moved_average(average, variables, decay)), loss
+    return variables, opt_state, moved_average(average, variables, decay)
 
 
 def _train_loss(game, params, variables, key, images, attacked, labels):

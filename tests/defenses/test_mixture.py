@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from mixjax import defenses, losses, models, parallel, threats
+from mixjax import defenses, ensemble, losses, models, parallel, threats
 
 D, C, B, L = 6, 3, 8, 3  # inputs, classes, batch, members
 SHAPE = (2, 3, 1)
@@ -408,9 +408,11 @@ def test_dropout_reaches_every_trainer(trainer, key):
     assert np.all(np.abs(np.array(seen) - np.log(3)) > 1e-4)
 
 
+@pytest.mark.parametrize("are_large", [False, True])
 @pytest.mark.parametrize("axis", [None, parallel.DATA_AXIS])
-def test_random_keys_and_counters_are_the_newest_on_every_side(axis, key):
+def test_random_keys_and_counters_are_the_newest_on_every_side(axis, are_large, key, monkeypatch):
     """What NNX modules with dropout keep among their statistics: no mean of them makes sense."""
+    monkeypatch.setattr(ensemble, "_LARGE_MEMBER", 1 if are_large else 100)
 
     def init(key):
         state = {"stream": jax.random.key(7), "count": jnp.zeros((), jnp.uint32)}
@@ -468,6 +470,28 @@ def test_random_keys_and_counters_are_the_newest_on_every_side(axis, key):
     mean = batches(1)[0].mean()
     np.testing.assert_allclose(new.variables["batch_stats"]["mean"], mean, rtol=1e-5)
     np.testing.assert_allclose(new.average["batch_stats"]["mean"], 0.9 * mean, rtol=1e-5)
+
+
+def test_large_members_take_the_step_of_small_ones(key, monkeypatch):
+    """One after the other on a CPU, where small ones work side by side."""
+
+    def stepped(least):
+        monkeypatch.setattr(ensemble, "_LARGE_MEMBER", least)
+        defense = defenses.mixture(
+            MODEL,
+            optax.sgd(0.1, momentum=MOMENTUM),
+            threats.linf(0.1),
+            ascend,
+            num_members=L,
+            update="all",
+            average_decay=0.5,
+        )
+        batch = tuple(part[0] for part in batches(1))
+        return jax.jit(defense.step)(defense.init(key), *batch)
+
+    (large, info), (small, expected) = stepped(1), stepped(10**6)
+    chex.assert_trees_all_close(large._replace(key=()), small._replace(key=()), rtol=1e-5)
+    np.testing.assert_allclose(info.loss, expected.loss, rtol=1e-5)
 
 
 def test_networks_of_nnx_with_dropout_can_be_trained(key):
