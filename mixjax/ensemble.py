@@ -374,9 +374,9 @@ def _after(done, x):
 def _are_few_and_large(members):
     """Whether a CPU should have each member's turn written out.
 
-    In an attack nothing but `x` varies: what depends on a member's weights alone, as the sums of its kernels for Winograd's method, is
-    then computed once before an attack's loop; in a loop over members it is in every turn. The
-    program compiles for longer and holds the sums of all members.
+    In an attack nothing but `x` varies: what depends on a member's weights alone, as the sums of
+    its kernels for Winograd's method, is then computed once before the attack's loop; in a loop
+    over members it is in every turn. The program compiles for longer and holds all these sums.
     """
     leaves = jax.tree.leaves(members)
     numbers = sum(leaf.size for leaf in leaves) / len(leaves[0])
