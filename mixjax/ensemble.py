@@ -217,8 +217,7 @@ def each(fn: Callable, members: PyTree, x: Array) -> PyTree:
     """`fn(member, x)` of every member: a stack, leaves `[L, ...]`.
 
     As `jax.vmap`, but a CPU takes a few large members one after the other: the activations of one
-    are in memory. The gradients of four ResNet18s of width 64 take 0.84 GB in place of 2.04, and
-    about a twentieth less time.
+    are in memory.
 
     Args:
       fn: `(member, x) -> pytree`, the member's leaves without the member axis.
